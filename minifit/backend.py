@@ -1,0 +1,53 @@
+"""Which library owns these arrays: NumPy on the host or CuPy on a GPU. The only file that names cupy."""
+
+import sys
+
+import numpy as np
+
+from minifit import UserError
+
+
+def array_module(*arrays):
+    """The library that owns all of these arrays: the package that defines their type.
+
+    Host and device arrays do not mix: TypeError. (CuPy would refuse too, but late and without saying where.)
+    """
+    packages = {type(array).__module__.partition(".")[0] for array in arrays}
+    if len(packages) != 1:
+        raise TypeError(f"arrays of one library are needed, not of {' and '.join(sorted(packages)) or 'none'}")
+    package = packages.pop()
+    library = sys.modules.get(package)
+    if not hasattr(library, "ndarray"):
+        raise TypeError(f"arrays are needed, not {type(arrays[0]).__name__} of {package}")
+    return library
+
+
+def use(name):
+    """The library called `name`, "numpy" or "cupy"; UserError where CuPy or its GPU is missing."""
+    if name == "numpy":
+        return np
+    if name != "cupy":
+        raise UserError(f"--backend is numpy or cupy, not {name!r}")
+    try:
+        import cupy
+    except ImportError:
+        raise UserError("--backend cupy: CuPy is not installed; pip install -e '.[cuda12]' or '.[cuda13]'") from None
+    try:
+        if cupy.cuda.runtime.getDeviceCount() < 1:
+            raise UserError("--backend cupy: CuPy is installed but there is no GPU")
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise UserError(f"--backend cupy: CuPy is installed but finds no usable GPU ({error})") from None
+    return cupy
+
+
+def to_host(array):
+    """A NumPy array with the same elements; the array itself where it already is one."""
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
+def describe(xp):
+    """Name, version and device of a library, for the record of a run."""
+    if xp is np:
+        return {"backend": "numpy", "numpy": np.__version__}
+    device = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)["name"].decode()
+    return {"backend": "cupy", "numpy": np.__version__, "cupy": xp.__version__, "device": device}

@@ -1,0 +1,63 @@
+"""HDF5 files of weights and state, written whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from minifit import UserError
+from minifit.backend import array_module
+
+
+def write_atomically(path, write):
+    """write(temporary path), then fsync and rename: a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the rename itself
+        os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path, attributes, **groups):
+    """attributes {name: JSON value} and groups of {name: array} in one file."""
+
+    def write(temporary):
+        with h5py.File(temporary, "w") as file:
+            file.attrs["record"] = json.dumps(attributes)
+            for group, arrays in groups.items():
+                for name, array in arrays.items():
+                    file.create_dataset(f"{group}/{name}", data=array)
+                file.require_group(group)
+
+    write_atomically(path, write)
+
+
+def load(path):
+    """(attributes, {group: {name: array}}) of a file that `save` wrote; UserError where it is not one."""
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = json.loads(file.attrs["record"])
+            groups = {group: {name: np.array(d) for name, d in items.items()} for group, items in file.items()}
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not a whole minifit file ({error}); remove it to train again".replace("\n", " ")
+        ) from None
+    return attributes, groups
+
+
+def restore(params, saved, source):
+    """Copies saved arrays into parameters, in place; UserError where a name or a shape does not fit."""
+    for name, p in params.items():
+        if name not in saved or saved[name].shape != p.shape:
+            found = saved[name].shape if name in saved else "nothing"
+            raise UserError(f"{source}: parameter {name} needs an array {p.shape}, and the file has {found}")
+        p[...] = array_module(p).asarray(saved[name])

@@ -1,0 +1,181 @@
+"""MNIST: find, download and read the four files in LeCun's idx format.
+
+An idx file is two zero bytes, the type of its elements (8: unsigned bytes), its number of dimensions, each
+dimension as four bytes, most significant first, and then the elements.
+"""
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pooch
+from tqdm import tqdm
+
+from minifit import UserError
+
+# Each file, with the MD5 of the .gz as published and the SHA-256 of what is inside.
+FILES = {
+    "train-images-idx3-ubyte": (
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    "train-labels-idx1-ubyte": (
+        "d53e105ee54ea40749a09fcbcd1e9432",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    "t10k-images-idx3-ubyte": (
+        "9fb629c4189551a2d022fa330f9573f3",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    "t10k-labels-idx1-ubyte": (
+        "ec29112dd5afa0611ce80d1b7f02629c",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+}
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+
+
+def load(data_dir=None, progress=True, mirrors=MIRRORS):
+    """The set's name, images uint8 (N, 28, 28, 1) and labels uint8 (N,), then the same two for testing.
+
+    Only the official bytes are called MNIST: its look-alikes come in files of the same names.
+    """
+    paths = find(data_dir, progress, mirrors)
+    (images, labels, test_images, test_labels), digests = zip(*map(_read, paths, (3, 1, 3, 1)), strict=True)
+    _check(images, labels, *paths[:2])
+    _check(test_images, test_labels, *paths[2:])
+
+    name = "MNIST"
+    if digests != tuple(sha256 for _, sha256 in FILES.values()):
+        fingerprint = hashlib.sha256("".join(digests).encode()).hexdigest()[:8]
+        name = f"a set in MNIST's format ({fingerprint})"
+    return name, images[..., None], labels, test_images[..., None], test_labels
+
+
+def find(data_dir=None, progress=True, mirrors=MIRRORS):
+    """Paths of the four files, in the order of FILES.
+
+    Searched: `data_dir` and nowhere else, if it is given, because a folder named by hand must not be silently replaced
+    by another; otherwise $MINIFIT_DATA, then the cache, to which they are downloaded as the last resort.
+    """
+    if data_dir is not None:
+        folder = Path(data_dir).expanduser()
+        found = _search(folder)
+        if len(found) < len(FILES):
+            missing = ", ".join(name for name in FILES if name not in found)
+            wanted = f"has no {missing} (raw or .gz, there or in its folder mnist)"
+            raise UserError(f"{folder} {wanted if os.path.isdir(folder) else 'is not a folder, so MNIST is not in it'}")
+        return list(found.values())
+
+    cache = pooch.os_cache("minifit") / "mnist"
+    places = [cache]
+    if os.environ.get("MINIFIT_DATA"):
+        places.insert(0, Path(os.environ["MINIFIT_DATA"]).expanduser())
+    for place in places:
+        found = _search(place)
+        if len(found) == len(FILES):
+            return list(found.values())
+    try:
+        return download(cache, progress, mirrors)
+    except UserError as error:
+        raise UserError(
+            f"MNIST is not in {' or '.join(map(str, places))}, and its download failed ({error}): put "
+            f"{', '.join(FILES)}, raw or .gz, into {cache}, or name their folder with --data-dir; "
+            "python run.py digits needs no files"
+        ) from None
+
+
+def _search(folder):
+    """{name: path} of those of FILES that `folder` has, or its subfolder mnist if that has more."""
+    found = []
+    for place in (folder, folder / "mnist"):
+        paths = {}
+        for name in FILES:
+            spellings = [place / (stem + end) for stem in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+            there = [path for path in spellings if os.path.exists(path)]
+            if there:  # an unpacked archive may have a folder of a file's name beside the file
+                paths[name] = min(there, key=os.path.isdir)
+        found.append(paths)
+    return max(found, key=len)
+
+
+def download(folder, progress=True, mirrors=MIRRORS):
+    """Paths of the four .gz files in `folder`, from the first mirror that serves all that it lacks, intact.
+
+    pooch writes under another name and renames a file only once its checksum is right.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from None
+    pooch.get_logger().setLevel("ERROR")  # the progress bar says enough
+    reasons = []
+    for mirror in mirrors:
+        try:
+            return [_fetch(mirror, f"{name}.gz", md5, folder, progress) for name, (md5, _) in FILES.items()]
+        except (OSError, ValueError) as error:
+            reasons.append(f"{urlsplit(mirror).netloc}: {_reason(error)}")
+    raise UserError("; ".join(reasons))
+
+
+def _fetch(mirror, file, md5, folder, progress):
+    # pooch takes the bar's truth value, which tqdm refuses to give without a total; disable=None: terminals only
+    with tqdm(desc=file, total=1, unit="B", unit_scale=True, leave=False, disable=None if progress else True) as bar:
+        # left to itself, a server may offer to unwrap the gzip on the way, and the checksum is of the wrapped file
+        identity = {"Accept-Encoding": "identity"}
+        http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, headers=identity, timeout=(10, 30))
+        return Path(pooch.retrieve(mirror + file, f"md5:{md5}", file, folder, downloader=http))
+
+
+def _reason(error):
+    """Why a mirror failed, in a few words; the exceptions' own messages fill a paragraph."""
+    if getattr(error, "response", None) is not None:
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, ValueError):
+        return "wrong checksum"
+    kind = type(error).__name__
+    return error.strerror or {"ConnectionError": "no connection", "ChunkedEncodingError": "broke off"}.get(kind, kind)
+
+
+def _read(path, dimensions):
+    """The array of an idx file, raw or gzipped whatever its name says, and the SHA-256 of its unzipped bytes."""
+    try:
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged gzip: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+    if len(content) < 4 or not content.startswith(b"\0\0\x08"):
+        raise UserError(f"{path}: not an idx file of bytes: it begins with {content[:16]!r}")
+    if content[3] != dimensions:
+        raise UserError(f"{path}: {content[3]} dimensions instead of {dimensions}")
+    start = 4 + 4 * dimensions
+    shape = tuple(int(size) for size in np.frombuffer(content[4:start].ljust(4 * dimensions, b"\0"), ">u4"))
+    size = start + math.prod(shape)
+    if len(content) != size:
+        fault = "cut off" if len(content) < size else "bytes left over"
+        raise UserError(f"{path}: {fault}: {len(content)} bytes, but shape {shape} takes {size}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape), hashlib.sha256(content).hexdigest()
+
+
+def _check(images, labels, images_path, labels_path):
+    """Ten classes of 28x28 images, as many labels as images, and at least one."""
+    if len(images) == 0:
+        raise UserError(f"{images_path}: no images in it")
+    if images.shape[1:] != (28, 28):
+        raise UserError(f"{images_path}: images of {images.shape[1]}x{images.shape[2]} instead of 28x28")
+    if len(labels) != len(images):
+        raise UserError(f"{labels_path}: {len(labels)} labels for the {len(images)} images in {images_path.name}")
+    if labels.max() > 9:
+        raise UserError(f"{labels_path}: label {labels.max()}, where 0 to 9 are the classes")

@@ -1,0 +1,141 @@
+"""Is backward the derivative of forward? Three oracles that only ever call forward, and one comparison.
+
+What is checked is a map: f(arrays) -> (y, pull), with arrays = {name: array} and pull(dy) = {name: gradient}. A loss is a
+map whose y is one number. For each array a and a direction v, backward claims that <dy, y> changes at the rate
+<da, v>; an oracle measures dy/dt along a + t v instead:
+
+    differences    (f(-2h) - 8 f(-h) + 8 f(h) - f(2h)) / 12h with h = 1e-4, right to 1e-8: for every map
+    complex step   Im f(a + i h v) / h with h = 1e-30: nothing is subtracted, so right to 1e-13
+    adjoint        f(a + v) - f(a), right to 1e-13: for maps affine in each array, where it says <dy, A v> = <A'dy, v>
+
+The complex step needs a map that is analytic around a, piece by piece: maxout, max-pooling and ReLU are, because NumPy
+orders complex numbers by their real parts first. It is no witness where real parts tie (tests/test_kinks.py is), nor on
+a device, whose library promises no such order. Differences are: but where a maximum changes hands within 2h they
+measure no derivative, and then their answers at h and h/2 differ.
+"""
+
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import numpy as np
+
+from minifit.backend import array_module
+
+STEP = 1e-4
+IMAGINARY_STEP = 1e-30
+FLOOR = 1e-2  # errors are relative to magnitudes plus this, so that an absolute 1e-2 of a tolerance is always allowed
+
+
+class GradientError(AssertionError):
+    """Backward is not the derivative of forward."""
+
+
+class KinkCrossed(Exception):
+    """The oracle disagrees with itself: some maximum changes hands within the step, and the draw decides nothing."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What backward claims and what an oracle measures of d<dy, y>/dt along one direction in one array."""
+
+    name: str
+    oracle: str
+    claimed: float
+    measured: float
+    scale: float
+    tolerance: float
+
+    @property
+    def error(self):
+        """Relative to the magnitudes that were summed, so that cancellation cannot help; infinite for a NaN."""
+        error = abs(self.claimed - self.measured) / (self.scale + FLOOR)
+        return error if isfinite(error) else inf
+
+    @property
+    def ratio(self):
+        return self.error / self.tolerance
+
+    def __str__(self):
+        return (
+            f"d{self.name}: backward says {self.claimed!r}, {self.oracle} {self.measured!r}; "
+            f"relative error {self.error:.1e}, tolerance {self.tolerance:.0e}"
+        )
+
+
+def check(f, arrays, rng, affine=False, coordinates=0):
+    """All comparisons, or GradientError for the first that fails."""
+    made = []
+    for comparison in comparisons(f, arrays, rng, affine, coordinates):
+        if not comparison.ratio <= 1:
+            raise GradientError(str(comparison))
+        made.append(comparison)
+    return made
+
+
+def comparisons(f, arrays, rng, affine=False, coordinates=0):
+    """Yields a Comparison by every oracle that applies, for every array.
+
+    rng draws dy and one direction an array. An array of at most `coordinates` elements is also compared along each of
+    its coordinates. KinkCrossed where differences decide nothing; GradientError where gradients are missing or misshapen.
+    """
+    xp = array_module(*arrays.values())
+    y, pull = f(arrays)
+    dy = xp.asarray(direction(y.shape, rng))
+    grads = pull(dy)
+    shapes, wanted = ({name: a.shape for name, a in group.items()} for group in (grads, arrays))
+    if shapes != wanted:
+        raise GradientError(f"backward returns gradients of shapes {shapes}; wanted {wanted}")
+    oracles = [differences, *([complex_step] if xp is np else []), *([adjoint] if affine else [])]
+    for name, a in arrays.items():
+        directions = [direction(a.shape, rng)]
+        if a.size <= coordinates:
+            directions += list(np.eye(a.size).reshape(-1, *a.shape))
+        for v in map(xp.asarray, directions):
+            claimed, magnitude = float((grads[name] * v).sum()), float(abs(grads[name] * v).sum())
+            for oracle in oracles:
+                yield oracle(Along(f, arrays, name, v), dy, claimed, magnitude)
+
+
+@dataclass(frozen=True)
+class Along:
+    """t -> y at arrays[name] + t v."""
+
+    f: object
+    arrays: dict
+    name: str
+    v: object
+
+    def __call__(self, t):
+        return self.f(self.arrays | {self.name: self.arrays[self.name] + t * self.v})[0]
+
+
+def differences(y, dy, claimed, magnitude):
+    """Five points. The answers at h and h/2 must agree, or the draw crossed a kink; a NaN fails before that is asked."""
+    half, one, two = (y(t) - y(-t) for t in (STEP / 2, STEP, 2 * STEP))
+    rate, again = (8 * one - two) / (12 * STEP), (8 * half - one) / (6 * STEP)
+    made = _comparison("differences", 1e-8, y, dy, rate, claimed, magnitude)
+    apart = float(abs(dy * (rate - again)).sum())
+    if made.error < inf and apart > made.tolerance * (made.scale + FLOOR):
+        raise KinkCrossed(
+            f"d{y.name}: differences are {made.measured!r} at h, off by {apart:.1e} at h/2: a kink lies between"
+        )
+    return made
+
+
+def complex_step(y, dy, claimed, magnitude):
+    return _comparison("complex step", 1e-13, y, dy, y(IMAGINARY_STEP * 1j).imag / IMAGINARY_STEP, claimed, magnitude)
+
+
+def adjoint(y, dy, claimed, magnitude):
+    return _comparison("adjoint", 1e-13, y, dy, y(1) - y(0), claimed, magnitude)
+
+
+def direction(shape, rng):
+    """Random signs and magnitudes in [0.5, 1.5]: no element of a gradient is looked at with a weight near zero."""
+    return rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape)
+
+
+def _comparison(oracle, tolerance, y, dy, rate, claimed, magnitude):
+    # The scale is that of the larger sum of magnitudes: a gradient that forgets a part cannot shrink it.
+    measured, summed = float((dy * rate).sum()), float(abs(dy * rate).sum())
+    return Comparison(y.name, oracle, claimed, measured, max(magnitude, summed), tolerance)

@@ -1,0 +1,312 @@
+"""The layers, each with its forward and backward written by hand.
+
+A layer is parameters and two pure methods; nothing else is stored:
+
+    y, cache = layer.forward(x, rng)         rng: the source of noise; without it dropout is the identity
+    dx, grads = layer.backward(dy, cache)    grads has exactly the keys of layer.params
+
+Layers follow their inputs: float32 in, float32 out; float64 in the tests; NumPy or CuPy.
+"""
+
+from math import prod
+from types import MappingProxyType
+
+import numpy as np
+
+from minifit.backend import array_module
+from minifit.patches import fold, unfold
+
+
+class Layer:
+    """The contract. A layer without parameters has none to write down."""
+
+    params = MappingProxyType({})
+
+    def forward(self, x, rng=None):
+        raise NotImplementedError
+
+    def backward(self, dy, cache):
+        raise NotImplementedError
+
+    def weight_gradients(self, dy, cache):
+        """The grads of backward alone: what the first layer of a network is asked, whose input nobody trains."""
+        return self.backward(dy, cache)[1]
+
+    def __call__(self, x, rng=None):
+        return self.forward(x, rng)[0]
+
+    def __add__(self, other):
+        return Sequential([self]) + other
+
+
+class Sequential(Layer):
+    """Layers one after another: y = f_n(... f_2(f_1(x))).
+
+    Its parameters are keyed "3.w": those of layer 3. Slices and sums are new Sequentials of the *same* layers, so
+    `student[:4] + regressor` is W_Guided and W_r of eq. 3, and training it trains the student.
+    """
+
+    def __init__(self, layers):
+        self.layers = list(layers)
+
+    @property
+    def params(self):
+        return {f"{i}.{name}": p for i, layer in enumerate(self.layers) for name, p in layer.params.items()}
+
+    def forward(self, x, rng=None):
+        caches = []
+        for layer in self.layers:
+            x, cache = layer.forward(x, rng)
+            caches.append(cache)
+        return x, caches
+
+    def backward(self, dy, cache):
+        dy, grads = self._backward(dy, cache, first=0)
+        return dy, grads
+
+    def weight_gradients(self, dy, cache):
+        if not self.layers:
+            return {}
+        dy, grads = self._backward(dy, cache, first=1)
+        first = self.layers[0].weight_gradients(dy, cache[0])
+        return {f"0.{name}": g for name, g in first.items()} | grads
+
+    def _backward(self, dy, cache, first):
+        grads = {}
+        for i in reversed(range(first, len(self.layers))):
+            dy, layer_grads = self.layers[i].backward(dy, cache[i])
+            grads |= {f"{i}.{name}": g for name, g in layer_grads.items()}
+        return dy, grads
+
+    def __len__(self):
+        return len(self.layers)
+
+    def __iter__(self):
+        return iter(self.layers)
+
+    def __getitem__(self, index):
+        return Sequential(self.layers[index]) if isinstance(index, slice) else self.layers[index]
+
+    def __add__(self, other):
+        return Sequential(self.layers + (other.layers if isinstance(other, Sequential) else [other]))
+
+
+class Linear(Layer):
+    """Affine map y = x w + b.
+
+    x (N, D)    w (D, E)    b (E,)    y (N, E)
+    """
+
+    def __init__(self, w, b):
+        if w.ndim != 2 or b.shape != w.shape[1:]:
+            raise ValueError(f"Linear: w {w.shape} and b {b.shape}; wanted (D, E) and (E,)")
+        self.params = {"w": w, "b": b}
+
+    def forward(self, x, rng=None):
+        w, b = self.params["w"], self.params["b"]
+        if x.ndim != 2 or x.shape[1] != len(w):
+            raise ValueError(f"Linear: input {x.shape}; wanted (N, {len(w)})")
+        return x @ w + b, x
+
+    def backward(self, dy, cache):
+        return dy @ self.params["w"].T, self.weight_gradients(dy, cache)
+
+    def weight_gradients(self, dy, cache):
+        return {"w": cache.T @ dy, "b": dy.sum(axis=0)}
+
+
+class Conv2d(Layer):
+    """Convolution as the field says it (a cross-correlation), stride 1, zeros around the border.
+
+    y[n, p, q, k] = b[k] + sum_{r, s, c} x[n, p + r - pad, q + s - pad, c] w[r, s, c, k]
+
+    x (N, H, W, C)    w (R, S, C, K)    b (K,)    y (N, P, Q, K)    P = H + 2 pad - R + 1
+    """
+
+    def __init__(self, w, b, pad=0):
+        if w.ndim != 4 or b.shape != w.shape[3:]:
+            raise ValueError(f"Conv2d: w {w.shape} and b {b.shape}; wanted (R, S, C, K) and (K,)")
+        if pad < 0:
+            raise ValueError(f"Conv2d: pad {pad} is negative")
+        self.params, self.pad = {"w": w, "b": b}, pad
+
+    def forward(self, x, rng=None):
+        w, b = self.params["w"], self.params["b"]
+        r, s, c, k = w.shape
+        if x.ndim != 4 or x.shape[3] != c or x.shape[1] + 2 * self.pad < r or x.shape[2] + 2 * self.pad < s:
+            raise ValueError(f"Conv2d: input {x.shape}; wanted (N, H, W, {c}) under a {r}x{s} kernel, pad {self.pad}")
+        patches = unfold(x, r, s, self.pad)  # (N, P, Q, R, S, C)
+        return patches.reshape(*patches.shape[:3], r * s * c) @ w.reshape(-1, k) + b, x
+
+    def backward(self, dy, cache):
+        w = self.params["w"]
+        r, s, c, k = w.shape
+        dpatches = dy.reshape(-1, k) @ w.reshape(-1, k).T  # (N P Q, K) (K, R S C)
+        dx = fold(dpatches.reshape(*dy.shape[:3], r, s, c), cache.shape, self.pad)
+        return dx, self.weight_gradients(dy, cache)
+
+    def weight_gradients(self, dy, cache):
+        # The patches are made again rather than kept: they are R*S times the input, and copying is cheap.
+        w = self.params["w"]
+        r, s, c, k = w.shape
+        dy = dy.reshape(-1, k)
+        patches = unfold(cache, r, s, self.pad).reshape(len(dy), r * s * c)
+        return {"w": (patches.T @ dy).reshape(w.shape), "b": dy.sum(axis=0)}
+
+
+class Maxout(Layer):
+    """The largest of M pieces: y[..., k] = max_m z[..., m K + k]. A tie sends its gradient to the first piece.
+
+    z (..., M*K)    y (..., K)    Goodfellow et al. 2013.
+    """
+
+    def __init__(self, pieces):
+        if pieces < 1:
+            raise ValueError(f"Maxout: {pieces} pieces")
+        self.pieces = pieces
+
+    def forward(self, x, rng=None):
+        m, k = self.pieces, x.shape[-1] // self.pieces
+        if m * k != x.shape[-1]:
+            raise ValueError(f"Maxout: input {x.shape} does not divide into {m} pieces")
+        xp = array_module(x)
+        y = x[..., :k]
+        winner = xp.zeros(y.shape, np.uint8 if m < 256 else np.int32)
+        for piece in range(1, m):
+            z = x[..., piece * k : (piece + 1) * k]
+            winner[z > y] = piece
+            y = xp.maximum(y, z)
+        return y, winner
+
+    def backward(self, dy, cache):
+        xp = array_module(dy)
+        return xp.concatenate([dy * (cache == piece) for piece in range(self.pieces)], axis=-1), {}
+
+
+class MaxPool2d(Layer):
+    """The largest of each size x size window, ceil-mode: windows that begin inside the map, cut off at its border.
+
+    x (N, H, W, C)    y (N, P, Q, C)    P = 1 + ceil((H - size) / stride)
+
+    A tie sends the whole gradient to the first of the tied inputs, in reading order.
+    """
+
+    def __init__(self, size, stride):
+        if size < 1 or stride < 1:
+            raise ValueError(f"MaxPool2d: size {size}, stride {stride}")
+        self.size, self.stride = size, stride
+
+    def forward(self, x, rng=None):
+        if x.ndim != 4:
+            raise ValueError(f"MaxPool2d: input {x.shape}; wanted (N, H, W, C)")
+        # Along rows, then along columns: 2 size steps instead of size^2, and the same first winner in reading order.
+        columns = self._pool(x, axis=2)
+        return self._pool(columns, axis=1), (x, columns)
+
+    def backward(self, dy, cache):
+        x, columns = cache
+        return self._unpool(self._unpool(dy, columns, axis=1), x, axis=2), {}
+
+    def _windows(self, extent):
+        """For each offset in a window: the inputs it meets, and how many windows reach that far."""
+        starts = 1 + max(0, -(-(extent - self.size) // self.stride))
+        starts = min(starts, -(-extent // self.stride))
+        for offset in range(min(self.size, extent)):
+            count = min(starts, -(-(extent - offset) // self.stride))
+            yield slice(offset, offset + (count - 1) * self.stride + 1, self.stride), slice(count)
+
+    def _pool(self, x, axis):
+        xp, before = array_module(x), (slice(None),) * axis
+        windows = list(self._windows(x.shape[axis]))
+        y = x[(*before, windows[0][0])].copy()
+        for inputs, reached in windows[1:]:
+            into = y[(*before, reached)]
+            xp.maximum(into, x[(*before, inputs)], out=into)
+        return y
+
+    def _unpool(self, dy, x, axis):
+        xp, before = array_module(dy, x), (slice(None),) * axis
+        y = self._pool(x, axis)
+        dx, waiting = xp.zeros_like(x), xp.ones(y.shape, bool)
+        for inputs, reached in self._windows(x.shape[axis]):
+            inputs, reached = (*before, inputs), (*before, reached)
+            won = (x[inputs] == y[reached]) & waiting[reached]
+            waiting[reached] ^= won
+            dx[inputs] += dy[reached] * won
+        return dx
+
+
+class ReLU(Layer):
+    """y = max(x, 0), with slope 0 at 0."""
+
+    def forward(self, x, rng=None):
+        positive = x > 0
+        return x * positive, positive
+
+    def backward(self, dy, cache):
+        return dy * cache, {}
+
+
+class Softmax(Layer):
+    """y = softmax(x / tau) over the last axis.   FitNets, eq. 1."""
+
+    def __init__(self, tau=1.0):
+        if not tau > 0:
+            raise ValueError(f"Softmax: tau {tau} is not positive")
+        self.tau = tau
+
+    def forward(self, x, rng=None):
+        xp = array_module(x)
+        y = xp.exp((x - x.max(axis=-1, keepdims=True)) / self.tau)
+        y /= y.sum(axis=-1, keepdims=True)
+        return y, y
+
+    def backward(self, dy, cache):
+        y = cache
+        return y * (dy - (dy * y).sum(axis=-1, keepdims=True)) / self.tau, {}
+
+
+class Dropout(Layer):
+    """Keeps each input with probability `keep`, given an rng; the identity without one.
+
+    Kept inputs are divided by `keep` so that the mean stays, unless rescale is False (the maxout networks' input).
+    Masks come from a NumPy generator on the host, whatever the backend: a run can then be repeated exactly.
+    """
+
+    def __init__(self, keep, rescale=True):
+        if not 0 < keep <= 1:
+            raise ValueError(f"Dropout: keep {keep} is not in (0, 1]")
+        self.keep, self.rescale = keep, rescale
+
+    def forward(self, x, rng=None):
+        if rng is None or self.keep == 1:
+            return x, None
+        mask = array_module(x).asarray(rng.random(x.shape, np.float32) < self.keep)
+        mask = mask * x.dtype.type(1 / self.keep if self.rescale else 1)
+        return x * mask, mask
+
+    def backward(self, dy, cache):
+        return dy if cache is None else dy * cache, {}
+
+
+class Flatten(Layer):
+    """Each example as one row: x (N, ...) -> y (N, D)."""
+
+    def forward(self, x, rng=None):
+        return x.reshape(len(x), prod(x.shape[1:])), x.shape
+
+    def backward(self, dy, cache):
+        return dy.reshape(cache), {}
+
+
+class Reshape(Layer):
+    """Each example in another shape: x (N, ...) -> y (N, *shape). The fully connected regressor ends in one."""
+
+    def __init__(self, shape):
+        self.shape = tuple(shape)
+
+    def forward(self, x, rng=None):
+        return x.reshape(len(x), *self.shape), x.shape
+
+    def backward(self, dy, cache):
+        return dy.reshape(cache), {}

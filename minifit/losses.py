@@ -1,0 +1,68 @@
+"""The losses: each returns (loss, gradient with respect to its first argument), mean over the batch.
+
+The normalisation is part of the specification: mean over examples, sum over features, no tau^2.
+"""
+
+from minifit.backend import array_module
+
+
+def log_softmax(logits):
+    """log softmax over the last axis, exact for logits of any size: each row is shifted by its own maximum."""
+    xp = array_module(logits)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def cross_entropy(logits, labels):
+    """H(y, softmax(a)) = -log softmax(a)[y], mean over the batch.
+
+    logits (N, K)    labels (N,) integers in [0, K)
+    """
+    n, _ = _check("cross_entropy", logits, labels)
+    xp = array_module(logits, labels)
+    log_p = log_softmax(logits)
+    hit = (labels[:, None] == xp.arange(logits.shape[1])).astype(logits.dtype)  # (N, K), one-hot
+    return -(hit * log_p).sum() / n, (xp.exp(log_p) - hit) / n
+
+
+def distillation_loss(logits, teacher_logits, labels, tau, lam):
+    """H(y, P_S) + lam H(P_T^tau, P_S^tau), with P^tau = softmax(a / tau).   FitNets, eqs. 1 and 2.
+
+    logits, teacher_logits (N, K)    labels (N,)    tau > 0, lam >= 0 Python floats
+    """
+    n, _ = _check("distillation_loss", logits, labels)
+    if teacher_logits.shape != logits.shape:
+        raise ValueError(f"distillation_loss: logits {logits.shape} and teacher's {teacher_logits.shape} differ")
+    if not tau > 0:
+        raise ValueError(f"distillation_loss: tau {tau} is not positive")
+    xp = array_module(logits, teacher_logits, labels)
+    hard, dhard = cross_entropy(logits, labels)
+    p_teacher = xp.exp(log_softmax(teacher_logits / tau))
+    log_p = log_softmax(logits / tau)
+    soft = -(p_teacher * log_p).sum() / n
+    return hard + lam * soft, dhard + (lam / (tau * n)) * (xp.exp(log_p) - p_teacher)
+
+
+def hint_loss(guided, hint):
+    """1/2 ||hint - guided||^2, summed over features, mean over the batch.   FitNets, eq. 3.
+
+    guided, hint (N, ...)
+    """
+    if guided.shape != hint.shape:
+        raise ValueError(f"hint_loss: guided {guided.shape} and hint {hint.shape} differ")
+    if not len(guided):
+        raise ValueError("hint_loss: an empty batch has no mean")
+    error = guided - hint
+    return 0.5 * (error * error).sum() / len(error), error / len(error)
+
+
+def _check(name, logits, labels):
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"{name}: logits {logits.shape} and labels {labels.shape}; wanted (N, K) and (N,)")
+    if not len(logits):
+        raise ValueError(f"{name}: an empty batch has no mean")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{name}: labels are {labels.dtype}, wanted integers")
+    if not ((labels >= 0) & (labels < logits.shape[1])).all():
+        raise ValueError(f"{name}: a label is outside 0..{logits.shape[1] - 1}")
+    return logits.shape

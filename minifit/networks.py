@@ -1,0 +1,163 @@
+"""Every network of the paper, as literal lists of blocks, and what they hold and cost.
+
+One element of a network is one layer of the paper: Conv(48, 8, pool=(4, 2)) is 48 maxout channels of 8x8 kernels and
+the pooling behind them, and becomes Sequential([Conv2d, Maxout, MaxPool2d]).
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Sequential
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution, its non-linearity, and the pooling (size, stride) behind it. pieces=None is a ReLU."""
+
+    channels: int
+    kernel: int
+    pad: int = 0
+    pool: tuple[int, int] | None = None
+    pieces: int | None = 2
+    norm: float | None = None  # the largest norm of a filter, each piece counted as one
+
+
+@dataclass(frozen=True)
+class FullyConnected:
+    """A fully connected layer and its non-linearity."""
+
+    units: int
+    pieces: int | None = 2
+    norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """The logits; softmax belongs to the losses."""
+
+    classes: int
+    norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A name, the shape (H, W, C) of one input, and the blocks."""
+
+    name: str
+    input: tuple[int, int, int]
+    blocks: tuple
+
+
+# Appendix A.2; kernel sizes of the student, and all norms, from the released code.
+MNIST_TEACHER = Network(
+    "MNIST teacher",
+    (28, 28, 1),
+    (
+        Conv(48, 8, pool=(4, 2), norm=0.9),
+        Conv(48, 8, pad=3, pool=(4, 2), norm=1.9365),
+        Conv(24, 5, pad=3, pool=(2, 2), norm=1.9365),
+        Output(10, norm=1.9365),
+    ),
+)
+MNIST_FITNET = Network(
+    "MNIST FitNet",
+    (28, 28, 1),
+    (
+        Conv(16, 5, norm=0.9),
+        Conv(16, 3, pool=(4, 2), norm=0.9),
+        Conv(16, 5, pad=3, norm=1.9365),
+        Conv(16, 3, pool=(4, 2), norm=1.9365),
+        Conv(12, 3, pad=3, norm=1.9365),
+        Conv(12, 3, pool=(2, 2), norm=1.9365),
+        Output(10, norm=1.9365),
+    ),
+)
+
+NETWORKS = (MNIST_TEACHER, MNIST_FITNET)
+
+
+def build(network, rng, width=None, keep_input=1.0, keep=1.0, xp=np, dtype=np.float32):
+    """The network as a Sequential of one layer a block, with random weights and zero biases.
+
+    width: weights from U(-width, width), as in the paper; None draws them normal, for `unit_variance` to scale.
+    keep_input, keep: what dropout keeps of the input (not rescaled) and of every later layer's input (rescaled), as
+    pylearn2's maxout networks do.
+    """
+    layers, shape = [], network.input
+    for i, block in enumerate(network.blocks):
+        noise = Dropout(keep_input, rescale=False) if i == 0 else Dropout(keep)
+        layer = Sequential(([noise] if noise.keep < 1 else []) + _layers(block, shape, rng, width, xp, dtype))
+        shape = layer(xp.zeros((1, *shape), dtype)).shape[1:]
+        layers.append(layer)
+    return Sequential(layers)
+
+
+def _layers(block, shape, rng, width, xp, dtype):
+    if isinstance(block, Conv):
+        pieces = block.pieces or 1
+        w, b = draw((block.kernel, block.kernel, shape[2], pieces * block.channels), rng, width, xp, dtype)
+        pool = [MaxPool2d(*block.pool)] if block.pool else []
+        return [Conv2d(w, b, block.pad), activation(block.pieces), *pool]
+    flatten = [Flatten()] if len(shape) > 1 else []
+    if isinstance(block, FullyConnected):
+        pieces = block.pieces or 1
+        w, b = draw((prod(shape), pieces * block.units), rng, width, xp, dtype)
+        return [*flatten, Linear(w, b), activation(block.pieces)]
+    return [*flatten, Linear(*draw((prod(shape), block.classes), rng, width, xp, dtype))]
+
+
+def activation(pieces):
+    return Maxout(pieces) if pieces else ReLU()
+
+
+def draw(shape, rng, width=None, xp=np, dtype=np.float32):
+    """Weights and zero biases for a layer whose filters are the last axis of `shape`; always drawn on the host.
+
+    From U(-width, width) or, without a width, normal with variance 1 / fan-in. That keeps the mean square of
+    activations through a maxout of two pieces: the larger of two centred normals has the mean square of one.
+    """
+    w = rng.normal(0, prod(shape[:-1]) ** -0.5, shape) if width is None else rng.uniform(-width, width, shape)
+    return xp.asarray(w.astype(dtype)), xp.zeros(shape[-1], dtype)
+
+
+def unit_variance(layers, x):
+    """Scales the weights of each layer in turn, in place, so that its outputs for the images x have variance 1.
+
+    The second half of LSUV (Mishkin and Matas 2016), exact in one pass because the biases are 0 and the layers linear
+    in their weights. Without it max-pooling, whose outputs have a mean, makes activations grow from layer to layer.
+    """
+    for layer in layers:
+        if isinstance(layer, Sequential):
+            unit_variance(layer, x)
+        elif "w" in layer.params:
+            layer.params["w"] /= layer(x).std()
+        x = layer(x)
+
+
+def norms(network, layers):
+    """{parameter name: largest norm} for the built layers of a network, or of its first blocks."""
+    limits = {}
+    for i, (block, layer) in enumerate(zip(network.blocks, layers, strict=False)):
+        limits |= {f"{i}.{name}": block.norm for name in layer.params if name.endswith("w") and block.norm}
+    return limits
+
+
+def count(layers, x):
+    """(weights, multiplications) of each layer for the one image x (1, H, W, C), counted from the layers themselves.
+
+    The paper's convention: no biases; a weight of a convolution multiplies once for every output before pooling.
+    """
+    counts = []
+    for layer in layers:
+        y = layer(x)
+        if isinstance(layer, Sequential):
+            counts.append(tuple(map(sum, zip(*count(layer, x), strict=True))))
+        elif "w" in layer.params:
+            weights = layer.params["w"].size
+            counts.append((weights, weights * prod(y.shape[1:-1])))
+        else:
+            counts.append((0, 0))
+        x = y
+    return counts

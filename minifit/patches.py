@@ -1,0 +1,40 @@
+"""Unfold and fold: an adjoint pair, <unfold(x), p> = <x, fold(p)>, under every convolution."""
+
+from minifit.backend import array_module
+
+
+def pad_borders(x, pad):
+    """x (N, H, W, C) -> (N, H + 2 pad, W + 2 pad, C), zeros around."""
+    if not pad:
+        return x
+    xp = array_module(x)
+    n, h, w, c = x.shape
+    padded = xp.zeros((n, h + 2 * pad, w + 2 * pad, c), x.dtype)
+    padded[:, pad : pad + h, pad : pad + w] = x
+    return padded
+
+
+def unfold(x, r, s, pad=0):
+    """The patch of x under every position of an R x S kernel, as rows.
+
+    x (N, H, W, C) -> (N, P, Q, R, S, C)   P = H + 2 pad - R + 1, Q = W + 2 pad - S + 1
+    """
+    xp = array_module(x)
+    windows = xp.lib.stride_tricks.sliding_window_view(pad_borders(x, pad), (r, s), axis=(1, 2))
+    # (N, P, Q, C, R, S) is a view; the copy that makes rows of it runs over S*C contiguous numbers at a time.
+    return xp.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3))
+
+
+def fold(patches, shape, pad=0):
+    """The adjoint of unfold: every patch added back where it came from.
+
+    patches (N, P, Q, R, S, C) -> (N, H, W, C) = shape
+    """
+    xp = array_module(patches)
+    n, h, w, c = shape
+    _, p, q, r, s, _ = patches.shape
+    padded = xp.zeros((n, h + 2 * pad, w + 2 * pad, c), patches.dtype)
+    for i in range(r):
+        for j in range(s):
+            padded[:, i : i + p, j : j + q] += patches[:, :, :, i, j]
+    return padded[:, pad : pad + h, pad : pad + w]

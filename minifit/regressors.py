@@ -1,0 +1,50 @@
+"""The regressor r(v; W_r) of eq. 3: gives the guided layer's output the shape of the hint, and is then discarded."""
+
+from math import prod
+
+import numpy as np
+
+from minifit import UserError
+from minifit.layers import Conv2d, Flatten, Linear, Maxout, ReLU, Reshape, Sequential
+from minifit.networks import activation, draw
+
+
+def regressor(kind, guided, hint, pieces, rng, width=0.05, xp=np, dtype=np.float32):
+    """A Sequential from maps of shape `guided` (N_g1, N_g2, O_g) to maps of shape `hint` (N_h1, N_h2, O_h).
+
+    conv  a valid convolution, k_i = N_g,i - N_h,i + 1: k1 k2 O_h O_g weights a piece
+    fc    fully connected: N_h1 N_h2 O_h N_g1 N_g2 O_g weights a piece
+    none  where the shapes already agree
+
+    pieces: the non-linearity of the hint layer itself, Maxout(pieces) or, for None, ReLU. Section 2.2 of the paper.
+    """
+    m = pieces or 1
+    if kind == "none":
+        if guided != hint:
+            raise UserError(f"regressor none: guided {guided} and hint {hint} differ; conv or fc would fit")
+        return Sequential([])
+    if kind == "fc":
+        w, b = draw((prod(guided), m * prod(hint)), rng, width, xp, dtype)
+        return Sequential([Flatten(), Linear(w, b), activation(pieces), Reshape(hint)])
+    if kind != "conv":
+        raise UserError(f"regressor {kind!r}: wanted conv, fc or none")
+    if len(guided) != 3 or len(hint) != 3:
+        raise UserError(f"regressor conv: guided {guided} and hint {hint} are not both maps (H, W, C); fc would fit")
+    k1, k2 = guided[0] - hint[0] + 1, guided[1] - hint[1] + 1
+    if k1 < 1 or k2 < 1:
+        raise UserError(
+            f"regressor conv: hint {hint} is larger than guided {guided}, and a valid convolution only shrinks; "
+            f"a guided map of at least {hint[0]}x{hint[1]}, a hint of at most {guided[0]}x{guided[1]}, or fc would fit"
+        )
+    w, b = draw((k1, k2, guided[2], m * hint[2]), rng, width, xp, dtype)
+    return Sequential([Conv2d(w, b), activation(pieces)])
+
+
+def pieces_of(layer):
+    """The maxout pieces of a block's non-linearity (None for ReLU): what a regressor to its output must share."""
+    for inner in reversed(layer.layers):
+        if isinstance(inner, Maxout):
+            return inner.pieces
+        if isinstance(inner, ReLU):
+            return None
+    raise UserError(f"a hint layer needs a maxout or ReLU; this block is {[type(i).__name__ for i in layer.layers]}")

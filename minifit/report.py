@@ -1,0 +1,176 @@
+"""Tables and lines: what a run reports, as strings for the caller to print."""
+
+import re
+import textwrap
+from pathlib import Path
+
+# In the order of training.
+NAMES = {
+    "teacher": "teacher",
+    "backprop": "standard back-propagation",
+    "kd": "knowledge distillation",
+    "hint": "hint",
+    "fitnet": "FitNet",
+}
+
+NUMBER = re.compile(r"[~<>+-]?\d[\d.,]*( ?(K|M|G|%|s|min|h))?( \d\d (s|min))?( of \d[\d,]*)?")
+
+
+def duration(seconds):
+    """A time to read: "0.4 s", "38 s", "2 min 05 s", "1 h 03 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(n, trim=False):
+    """A large number to read, "28.67M"; `trim` drops closing zeros, "9M", for figures published that way."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if round(n / size, 5) >= 1:
+            text = f"{n / size:.2f}"
+            return (text.rstrip("0").rstrip(".") if trim else text) + unit
+    return f"{n:,}"
+
+
+def table(rows, header, markdown=False):
+    """Aligned columns under a header: columns of numbers to the right, None as "-", "\\n" starts a line in a cell."""
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    columns = [[row[i] for row in cells] for i in range(len(header))]
+    right = [any(c) and all(t in ("-", "") or NUMBER.fullmatch(t.strip()) for t in c) for c in columns]
+    if markdown:
+        rule = ["---:" if r else "---" for r in right]
+        lines = [[cell.replace("\n", " ").replace("|", "\\|").strip() for cell in row] for row in [header, *cells]]
+        return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+
+    # A header sits on its rule and a cell hangs from its row: pad above the one, below the other.
+    tall = [[cell.split("\n") for cell in row] for row in [header, *cells]]
+    heights = [max(map(len, row)) for row in tall]
+    tall[0] = [[""] * (heights[0] - len(cell)) + cell for cell in tall[0]]
+    tall[1:] = [[c + [""] * (h - len(c)) for c in row] for row, h in zip(tall[1:], heights[1:], strict=True)]
+    widths = [max(len(line) for row in tall for line in row[i]) for i in range(len(header))]
+    lines = [line for row in tall for line in zip(*row, strict=True)]
+    lines.insert(heights[0], ["-" * width for width in widths])
+    aligned = [[t.rjust(w) if r else t.ljust(w) for t, w, r in zip(line, widths, right, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+
+def plan_table(rows):
+    """What a run would train, one stage a row, and the time that is left.
+
+    rows: dicts of stage, trains, loss, weights, multiplications, epochs, estimate (seconds or None) and state
+    ("to train", "finished", "at epoch 3"); a finished stage costs nothing, whatever its estimate says.
+    """
+    left = [row for row in rows if row["state"] != "finished"]
+    lines = []
+    for row in rows:
+        known = row in left and row["estimate"] is not None
+        sizes = f"{row['weights']:,}", count(row["multiplications"]), f"{row['epochs']:,}"
+        trains, loss = textwrap.fill(row["trains"], 24), textwrap.fill(row["loss"], 14)
+        lines.append([row["stage"], trains, loss, *sizes, duration(row["estimate"]) if known else None, row["state"]])
+    header = ["stage", "trains", "loss", "weights", "mult.", "epochs", "estimate", "state"]
+
+    known = [row["estimate"] for row in left if row["estimate"] is not None]
+    unknown = [row["stage"] for row in left if row["estimate"] is None]
+    if not left:
+        total = "Nothing is left to train."
+    elif not known:
+        total = "Left to train: no estimate yet."
+    elif unknown:
+        total = f"Left to train: at least {duration(sum(known))}; no estimate yet for {', '.join(unknown)}."
+    else:
+        total = f"Left to train: about {duration(sum(known))}."
+    return table(lines, header) + "\n\n" + total
+
+
+def results_table(summary, published=None, markdown=False):
+    """Table 4 of the paper beside this run: a method a row, "-" where a stage has not run.   FitNets, Table 4.
+
+    published: stage -> test error in percent or None; without any, the paper's column is left out.
+    """
+    stages = summary["stages"]
+    paper = {stage: f"{error:g}" for stage, error in (published or {}).items() if error is not None}
+    places = max((len(text.partition(".")[2]) for text in paper.values()), default=0)
+    # FitNet's time is that of both stages of Algorithm 1, or its row would look cheaper than it is.
+    seconds = {stage: record["seconds"] for stage, record in stages.items()}
+    hint_seconds = seconds.pop("hint", 0.0)
+    if "fitnet" in seconds:
+        seconds["fitnet"] += hint_seconds
+    unit, size = ("minutes", 60) if max(seconds.values(), default=0) >= 60 else ("seconds", 1)
+
+    lines = []
+    for stage in ("teacher", "backprop", "kd", "fitnet"):
+        record = stages.get(stage)
+        theirs = paper.get(stage)
+        if theirs is not None:  # 1.9 stays 1.9: pad with blanks, not with a digit that was never published
+            theirs += " " * (places - len(theirs.partition(".")[2]) + ("." not in theirs and places > 0))
+        ours = [None] * 5
+        if record:
+            errors = [record.get(f"{part}_error") for part in ("test", "validation")]
+            test, validation = (None if error is None else f"{error:.2f}" for error in errors)
+            chosen = f"{record['best_epoch']} of {record['epochs']}"
+            ours = [f"{record['weights']:,}", test, validation, chosen, f"{seconds[stage] / size:.1f}"]
+        lines.append([NAMES[stage], *ours[:2], *([theirs] if paper else []), *ours[2:]])
+    header = ["method", "weights", "test\nerror %", *(["paper\n%"] if paper else [])]
+    header += ["validation\nerror %", "epoch\nchosen", unit]
+
+    images = summary["test_images"]
+    captions = [f"{summary['data']}, {images:,} test images, seed {summary['seed']}, preset {summary['preset']}."]
+    errors = [stages[stage]["test_error"] for stage in ("fitnet", "kd", "backprop", "teacher")
+              if stages.get(stage, {}).get("test_error")]  # fmt: skip
+    if errors and images:
+        deviation = (errors[0] * (100 - errors[0]) / images) ** 0.5
+        captions.append(f"Standard error of a test error of {errors[0]:.2f} %: {deviation:.2f}.")
+    if "fitnet" in seconds and hint_seconds:
+        captions.append(f"FitNet's {unit} include {hint_seconds / size:.1f} of stage 1, the hints.")
+    return table(lines, header, markdown) + "\n\n" + (" " if markdown else "\n").join(captions)
+
+
+def epoch_line(record):
+    """One line after an epoch, for where there is no terminal to draw a progress bar on."""
+    error = f", validation error {record['validation_error']:.2f} %" if "validation_error" in record else ""
+    losses = f"loss {record['train_loss']:.4g}, validation loss {record['validation_loss']:.4g}"
+    return f"{record['stage']} epoch {record['epoch']}: {losses}{error}, {duration(record['seconds'])}"
+
+
+def stage_line(stage, record, test_images=None, folder=None):
+    """One line after a stage: how well it does, at which epoch, how long it took and where it lies."""
+    if record.get("validation_error") is None:
+        measure, validation = f"loss {record['test_loss']:.4g}", f"{record['validation_loss']:.4g}"
+    else:
+        measure, validation = "error -", f"{record['validation_error']:.2f} %"
+        if record.get("test_error") is not None:
+            measure = f"error {record['test_error']:.2f} %"
+            if test_images:
+                measure += f" ({round(record['test_error'] * test_images / 100):,} of {test_images:,})"
+    where = Path(folder or "", record["file"]).as_posix()
+    epoch = f"epoch {record['best_epoch']} of {record['epochs']}"
+    return f"{stage}: test {measure}, validation {validation} at {epoch}, {duration(record['seconds'])} -> {where}"
+
+
+def networks_table(rows):
+    """Our counts beside the paper's; notes are numbered under the table, equal ones once.
+
+    rows: dicts of network, layers, weights, multiplications and, where there are any, published_weights,
+    published_multiplications (numbers, or text as printed) and note.
+    """
+
+    def theirs(n):
+        return count(n, trim=True) if isinstance(n, int | float) else n
+
+    notes = list(dict.fromkeys(row["note"] for row in rows if row.get("note")))
+    lines = []
+    for row in rows:
+        ours = [row["network"], row["layers"], f"{row['weights']:,}", theirs(row.get("published_weights"))]
+        ours += [count(row["multiplications"]), theirs(row.get("published_multiplications"))]
+        lines.append(ours + ([notes.index(row["note"]) + 1 if row.get("note") else ""] if notes else []))
+    header = ["network", "layers", "weights", "paper", "multiplications", "paper"] + (["note"] if notes else [])
+    numbered = [
+        textwrap.fill(note, 90, initial_indent=f"{i:>2}  ", subsequent_indent="    ") for i, note in enumerate(notes, 1)
+    ]
+    return table(lines, header) + ("\n\n" + "\n".join(numbered) if notes else "")

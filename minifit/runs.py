@@ -1,0 +1,365 @@
+"""A run directory: which stages are done, what the next one needs, and what is kept of each.
+
+config.json      the resolved settings, seed, versions and commit
+metrics.jsonl    one line an epoch
+<stage>.h5       weights, best weights, optimiser, generator and epoch, after every epoch
+summary.json     what came out of each finished stage, on validation and test images
+"""
+
+import fcntl
+import hashlib
+import json
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minifit import UserError, __version__, checkpoints, fitnets, networks, plots
+from minifit.backend import describe, to_host
+from minifit.regressors import pieces_of, regressor
+from minifit.training import LANES, Examples, Pass, fit, outputs
+
+NEEDS = {"teacher": [], "backprop": [], "kd": ["teacher"], "hint": ["teacher"], "fitnet": ["teacher", "hint"]}
+# Every random stream of a run has a number; stages shuffle from streams of their own, so that any may run alone.
+WEIGHTS = ("teacher weights", "student weights", "regressor weights")
+STREAMS = {name: i for i, name in enumerate([*WEIGHTS, *fitnets.NAMES])}
+LOSSES = {"teacher": "labels", "backprop": "labels", "kd": "eq. 2", "hint": "eq. 3", "fitnet": "eq. 2"}
+
+
+@dataclass
+class Run:
+    """One experiment with one seed in one directory."""
+
+    folder: Path
+    name: str  # of the experiment
+    preset: str
+    experiment: object  # experiments.Experiment
+    config: object  # experiments.Config
+    seed: int
+    data: object  # data.Dataset
+    xp: object  # the library, numpy or cupy
+    workers: int
+    progress: bool = True
+
+    def __post_init__(self):
+        c, data = self.config, self.data
+        if len(data.images) < c.train + c.validation or len(data.test_images) < c.test:
+            raise UserError(
+                f"{data.name} has {len(data.images)} training and {len(data.test_images)} test images; --train "
+                f"{c.train}, --validation {c.validation} and --test {c.test} want more"
+            )
+        last = len(data.images) - c.validation
+        self.sets = {
+            "train": Examples(data.images[: c.train], data.labels[: c.train]),
+            "validation": Examples(data.images[last:], data.labels[last:]),
+            "test": Examples(data.test_images[: c.test], data.test_labels[: c.test]),
+        }
+        self.kept = {}  # outputs of the teacher, by set
+
+    def __enter__(self):
+        """Creates or enters the directory, alone; UserError where another run holds it or its settings differ."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.folder / ".lock", "w")
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from None
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{self.folder}: another process is at work in it") from None
+        path, settings = self.folder / "config.json", self.settings()
+        if path.exists():
+            refuse_other_settings(self.folder, read_json(path)["settings"], settings)
+        else:
+            versions = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
+            write_json(path, {"settings": settings} | versions | describe(self.xp))
+        return self
+
+    def __exit__(self, *exception):
+        self.lock.close()
+
+    def settings(self):
+        """What a run directory is of: everything that its results depend on."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.data.images[:1000]))
+        return json.loads(
+            json.dumps(
+                {
+                    "experiment": self.name,
+                    "preset": self.preset,
+                    "seed": self.seed,
+                    "data": self.data.name,
+                    "images": digest.hexdigest()[:16],
+                    **asdict(self.config),
+                }
+            )
+        )
+
+    def plan(self, goal):
+        """The stages that `goal` takes, in order."""
+        wanted = list(fitnets.NAMES) if goal == "all" else [*NEEDS[goal], goal]
+        return [name for name in fitnets.NAMES if name in wanted]
+
+    def outline(self, stages):
+        """What `plan_table` shows of each stage, with a time estimated from one minibatch through its network."""
+        image = self.xp.asarray(self.sets["train"].x[:1])
+        rows, seconds = [], {}
+        for name in stages:
+            c = self.config
+            teacher, student = self.experiment.teacher, self.experiment.student
+            trains = {
+                "teacher": teacher.name,
+                "hint": f"{student.name}, layers 1-{c.guided}, and regressor",
+            }.get(name, student.name)
+            network = self.teacher(trained=False) if name == "teacher" else self.student()
+            if name == "hint":
+                network = self.hint_stage(network, self.teacher(trained=False)).network
+            counts = networks.count(network, image)
+            state, schedule = self.state(name), self.schedule(name)
+            done = int(state.split()[-1]) if state.startswith("at") else 0
+            if trains not in seconds:
+                seconds[trains] = self.seconds(network) if state != "finished" else 0
+            rows.append(
+                {
+                    "stage": name,
+                    "trains": trains,
+                    "loss": LOSSES[name],
+                    "weights": sum(w for w, _ in counts),
+                    "multiplications": sum(m for _, m in counts),
+                    "epochs": schedule.epochs,
+                    "estimate": seconds[trains] * (schedule.epochs - done),
+                    "state": state,
+                }
+            )
+        return rows
+
+    def seconds(self, network):
+        """About how long an epoch takes: one slice forward and back, for all slices, on all workers."""
+        x = self.xp.asarray(self.sets["train"].x[: self.config.slice])
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            y, cache = network.forward(x)
+            network.weight_gradients(y, cache)
+            times.append(time.perf_counter() - began)
+        return min(times) * len(self.sets["train"]) / len(x) / min(self.workers, LANES)
+
+    def schedule(self, name):
+        return {"teacher": self.config.teacher, "hint": self.config.stage1}.get(name, self.config.student)
+
+    def state(self, name):
+        """ "finished", "at epoch 3" or "to train"."""
+        path = self.folder / f"{name}.h5"
+        if not path.exists():
+            return "to train"
+        attributes, _ = checkpoints.load(path)
+        return "finished" if attributes["finished"] else f"at epoch {attributes['epoch']}"
+
+    def rng(self, stream):
+        return np.random.default_rng([self.seed, STREAMS[stream]])
+
+    def teacher(self, trained=True):
+        """The teacher's network; trained, as its stage left it, and without dropout for lack of an rng."""
+        width = self.config.width if self.config.init == "uniform" else None
+        keep = {"keep_input": self.config.keep_input, "keep": self.config.keep}
+        network = networks.build(self.experiment.teacher, self.rng("teacher weights"), width, xp=self.xp, **keep)
+        self.scale(network)
+        if trained:
+            self.restore(network.params, "teacher")
+        return network
+
+    def student(self):
+        """The student's network; every stage of a seed starts from the same weights."""
+        width = self.config.width if self.config.init == "uniform" else None
+        network = networks.build(self.experiment.student, self.rng("student weights"), width, xp=self.xp)
+        self.scale(network)
+        return network
+
+    def scale(self, network):
+        if self.config.init == "scaled":
+            networks.unit_variance(network, self.xp.asarray(self.sets["train"].x[:128]))
+
+    def restore(self, params, stage):
+        path = self.folder / f"{stage}.h5"
+        checkpoints.restore(params, checkpoints.load(path)[1]["best"], path)
+
+    def stage(self, name):
+        """The fitnets.Stage of that name, ready to train."""
+        c = self.config
+        if name == "teacher":
+            network = self.teacher(trained=False)
+            return fitnets.teacher(network, networks.norms(self.experiment.teacher, network))
+        student = self.student()
+        norms = networks.norms(self.experiment.student, student)
+        lam = fitnets.linear(c.lam, c.lam_final, c.lam_start, c.lam_end)
+        if name == "backprop":
+            return fitnets.backprop(student, norms)
+        if name == "kd":
+            return fitnets.kd(student, self.teacher(), c.tau, lam, norms)
+        if name == "hint":
+            return self.hint_stage(student, self.teacher())
+        self.restore(student[: c.guided].params, "hint")  # line 5; the regressor stays behind
+        return fitnets.fitnet(student, self.teacher(), c.tau, lam, norms)
+
+    def hint_stage(self, student, teacher):
+        c = self.config
+        x = self.xp.asarray(self.sets["train"].x[:1])
+        guided, hint = student[: c.guided](x).shape[1:], teacher[: c.hint](x).shape[1:]
+        width = c.regressor_width if c.regressor_init == "uniform" else None
+        rng = self.rng("regressor weights")
+        w_r = regressor(c.regressor, guided, hint, pieces_of(teacher[c.hint - 1]), rng, width, self.xp)
+        norms = networks.norms(self.experiment.student, student[: c.guided])
+        norms |= {f"{c.guided + int(key[0])}.w": c.regressor_norm for key in w_r.params if key.endswith("w")}
+        return fitnets.hint(student, teacher, w_r, c.guided, c.hint, norms)
+
+    def make(self, name, tell=None):
+        """Trains one stage whose needs are met, or takes it up where it was left, and records what came out."""
+        summary = self.summary()
+        if name in summary["stages"] and self.state(name) == "finished":
+            return summary["stages"][name], False
+        stage = self.stage(name)
+        sets = {part: self.with_target(stage, part) for part in ("train", "validation")}
+        self.forget_after(name)
+        path = self.folder / f"{name}.h5"
+        identity = {"settings": self.settings(), "teacher": digest(stage.target), "start": digest(stage.network)}
+        with open(self.folder / "metrics.jsonl", "a") as log:
+
+            def keep(record):
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                if tell:
+                    tell(record)
+
+            slice_size, rng = self.config.slice, self.rng(name)
+            state = fit(
+                stage, self.schedule(name), sets, rng, path, identity, slice_size, self.workers, keep, self.progress
+            )
+        record = self.figures(stage, state)
+        summary["stages"][name] = record
+        write_json(self.folder / "summary.json", summary)
+        return record, True
+
+    def plot(self):
+        """curves.png and filters.png, of what there is."""
+        summary, title = self.summary(), f"{self.data.name}, seed {self.seed}"
+        chosen = {name: record["best_epoch"] for name, record in summary["stages"].items()}
+        plots.plot_curves(self.metrics(), self.folder / "curves.png", title, chosen)
+        first = {}
+        for name in summary["stages"]:
+            best = checkpoints.load(self.folder / f"{name}.h5")[1]["best"]
+            first[name] = next(w for key, w in best.items() if key.startswith("0.") and key.endswith("w"))
+        plots.plot_filters(first, self.folder / "filters.png", f"First layer, {title}")
+
+    def with_target(self, stage, part):
+        """A set with what the stage's teacher says of it, computed once: nothing here changes between epochs.
+
+        The hint's maps are kept, and the logits are computed from them.
+        """
+        examples = self.sets[part]
+        if stage.target is None:
+            return examples
+        h = self.config.hint
+        if part not in self.kept:
+            self.kept[part] = outputs(stage.target[:h], examples.x, self.workers)
+        target = self.kept[part]
+        if len(stage.target) > h:
+            target = outputs(stage.target[h:], target, self.workers)
+        return Examples(examples.x, examples.labels, target)
+
+    def figures(self, stage, state):
+        """What came out of a finished stage. Here, once, the test set is looked at."""
+        validation, test = len(self.sets["validation"]), self.with_target(stage, "test")
+        with Pass(stage, {"test": test}, self.config.slice, self.workers) as examples:
+            loss, errors = examples.measure("test", state["epoch"])
+        image = self.xp.asarray(self.sets["train"].x[:1])
+        counts = networks.count(stage.network, image)
+        record = {
+            "epochs": state["epoch"],
+            "best_epoch": state["best_epoch"],
+            "validation_loss": state["best_loss"],
+            "test_loss": loss,
+            "weights": sum(w for w, _ in counts),
+            "multiplications": sum(m for _, m in counts),
+            "seconds": round(sum(m["seconds"] for m in self.metrics() if m["stage"] == stage.name), 1),
+            "file": f"{stage.name}.h5",
+        }
+        if stage.classifies:
+            record["validation_error"] = 100 * state["best_errors"] / validation
+            record["test_error"] = 100 * errors / len(test)
+        return record
+
+    def summary(self):
+        path = self.folder / "summary.json"
+        if path.exists():
+            return read_json(path)
+        return {
+            "experiment": self.name,
+            "preset": self.preset,
+            "data": self.data.name,
+            "seed": self.seed,
+            "test_images": len(self.sets["test"]),
+            "stages": {},
+        }
+
+    def metrics(self):
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def forget_after(self, name):
+        """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        stage = self.folder / f"{name}.h5"
+        done = checkpoints.load(stage)[0]["epoch"] if stage.exists() else 0
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in lines if json.loads(line)["stage"] != name or json.loads(line)["epoch"] <= done]
+        write_text(path, "".join(kept))
+
+
+def digest(network):
+    """A fingerprint of a network's weights; None for no network."""
+    if network is None:
+        return None
+    sha = hashlib.sha256()
+    for p in network.params.values():
+        sha.update(np.ascontiguousarray(to_host(p)))
+    return sha.hexdigest()[:16]
+
+
+def refuse_other_settings(folder, old, new):
+    differing = [
+        f"{name} {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+    if differing:
+        raise UserError(f"{folder} holds a run with other settings: {'; '.join(differing)}. Name another --runs folder")
+
+
+def commit():
+    """The commit of the working copy, "+" where it has changes; None outside one."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.strip() + ("+" if changed.stdout else "")
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path, text):
+    checkpoints.write_atomically(path, lambda temporary: temporary.write_text(text))

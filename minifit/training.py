@@ -1,0 +1,288 @@
+"""Epochs, slices, early stopping, checkpoints and progress: a loop that knows no loss.
+
+A minibatch is cut into slices of a few images whose arrays fit the cache, and the slices are dealt to lanes. Each
+lane adds up its own slices in order, then the lanes are added in order: the sum is the same, bit for bit, whatever the
+number of workers that compute the lanes.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from math import ceil, isfinite
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from minifit import UserError, checkpoints
+from minifit.backend import array_module, to_host
+from minifit.fitnets import gradient, linear, measure
+from minifit.layers import Sequential
+from minifit.optimizers import SGD, RMSProp, max_norm
+from minifit.workers import Team, shared
+
+LANES = 8  # the most partial sums of a minibatch, and so the most workers of use
+CHUNK = 250  # images evaluated at once
+
+
+class TrainingError(Exception):
+    """A run that cannot go on, and why."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a network is trained."""
+
+    optimizer: Literal["sgd", "rmsprop"]
+    lr: float
+    epochs: int  # at most
+    patience: int  # epochs without improvement on the validation images after which training stops
+    batch: int = 128
+    lr_final: float = 1.0  # times lr at epoch lr_end, reached linearly
+    lr_end: int = 1
+    lr_decay: float = 1.0  # divides lr after every update
+    momentum: float = 0.0
+    momentum_final: float | None = None  # at epoch momentum_end, reached linearly; None: momentum stays
+    momentum_end: int = 1
+
+    def make(self):
+        return RMSProp(self.lr) if self.optimizer == "rmsprop" else SGD(self.lr, self.momentum)
+
+    def adjust(self, optimizer, epoch, updates):
+        """Sets the learning rate and momentum of an epoch, counted from 1, after so many updates."""
+        scale = linear(1.0, self.lr_final, 1, self.lr_end)(epoch)
+        optimizer.lr = self.lr * scale / self.lr_decay**updates
+        if self.optimizer == "sgd":
+            last = self.momentum if self.momentum_final is None else self.momentum_final
+            optimizer.momentum = linear(self.momentum, last, 1, self.momentum_end)(epoch)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images, labels, and what the teacher makes of the images (None for a stage without it)."""
+
+    x: np.ndarray
+    labels: np.ndarray
+    target: np.ndarray | None = None
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return Examples(self.x[index], self.labels[index], None if self.target is None else self.target[index])
+
+
+class Pass:
+    """The two things that are done with examples, on one device or shared out among a team of processes.
+
+    gradient: the mean loss and gradient over a minibatch;   measure: the mean loss and errors over a whole set.
+    """
+
+    def __init__(self, stage, sets, slice_size, workers):
+        self.stage, self.sets = stage, sets
+        self.params = stage.network.params
+        self.xp = array_module(*self.params.values())
+        self.on_host = self.xp is np
+        self.slice_size = slice_size if self.on_host else sys.maxsize
+        sizes = {name: p.size for name, p in self.params.items()}
+        self.spans = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
+        total, dtype = sum(sizes.values()), next(iter(self.params.values())).dtype
+        self.weights = shared((total,), dtype) if self.on_host else None
+        self.sums = shared((LANES, total), dtype) if self.on_host else self.xp.zeros((1, total), dtype)
+        self.team = Team(workers if self.on_host else 1, {"gradient": self._gradient, "measure": self._measure})
+
+    def gradient(self, indices, epoch, noise):
+        """(loss, grads) over the minibatch `indices` of the training set; noise seeds its masks."""
+        n = len(indices)
+        slices = [indices[i : i + self.slice_size] for i in range(0, n, self.slice_size)]
+        lanes = min(LANES, len(slices))
+        self._publish()
+        losses = self.team.run("gradient", [(k, slices[k::lanes], n, epoch, noise) for k in range(lanes)])
+        total = self.sums[0]
+        for lane in range(1, lanes):
+            total += self.sums[lane]
+        grads = {name: self._view(total, name) for name in self.params}
+        return float(sum(losses)), grads
+
+    def measure(self, name, epoch):
+        """(mean loss, errors) over the set of that name, without noise."""
+        n = len(self.sets[name])
+        self._publish()
+        parts = self.team.run("measure", [(name, i, min(i + CHUNK, n), epoch) for i in range(0, n, CHUNK)])
+        return sum(loss for loss, _ in parts) / n, sum(errors for _, errors in parts)
+
+    def _gradient(self, job):
+        lane, slices, n, epoch, noise = job
+        self._read()
+        total, loss = self.sums[lane], 0.0
+        total[...] = 0
+        for i, indices in enumerate(slices):
+            part = self._load("train", indices)
+            rng = np.random.default_rng([noise, lane, i])
+            part_loss, grads = gradient(self.stage, part.x, part.target, part.labels, epoch, rng, len(indices) / n)
+            loss += float(part_loss)
+            for name, g in grads.items():
+                self._view(total, name)[...] += g
+        return loss
+
+    def _measure(self, job):
+        name, start, stop, epoch = job
+        self._read()
+        part = self._load(name, slice(start, stop))
+        loss, errors = measure(self.stage, part.x, part.target, part.labels, epoch)
+        return float(loss) * (stop - start), int(errors)
+
+    def _load(self, name, index):
+        part = self.sets[name][index]
+        if self.on_host:
+            return part
+        target = None if part.target is None else self.xp.asarray(part.target)
+        return Examples(self.xp.asarray(part.x), self.xp.asarray(part.labels), target)
+
+    def _view(self, vector, name):
+        p, start = self.params[name], self.spans[name]
+        return vector[start : start + p.size].reshape(p.shape)
+
+    def _publish(self):
+        if self.on_host:
+            for name, p in self.params.items():
+                self._view(self.weights, name)[...] = p
+
+    def _read(self):
+        if self.on_host:
+            for name, p in self.params.items():
+                p[...] = self._view(self.weights, name)
+
+    def __enter__(self):
+        self.team.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self.team.__exit__(*exception)
+
+
+def outputs(network, x, workers):
+    """network(x) for all images, on the host, without noise: what a teacher says of a set that does not change."""
+    params = next(iter(network.params.values()))
+    xp = array_module(params)
+    shape = network(xp.asarray(x[:1])).shape[1:]
+    result = shared((len(x), *shape), params.dtype)
+
+    def part(start):
+        result[start : start + CHUNK] = to_host(network(xp.asarray(x[start : start + CHUNK])))
+
+    with Team(workers if xp is np else 1, {"outputs": part}) as team:
+        team.run("outputs", range(0, len(x), CHUNK))
+    return result
+
+
+def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, progress=True):
+    """Trains stage.network, keeps its state in `path` after every epoch, and leaves it at its best epoch.
+
+    sets: {"train", "validation"}: Examples    rng: shuffles and seeds the noise    identity: what the file must be of
+    log(record): told of every epoch; told so before the epoch is saved, so that none is missing after a kill.
+    Returns what was chosen: epochs run, best epoch, its validation loss and errors.
+    """
+    params, optimizer = stage.network.params, schedule.make()
+    n = len(sets["train"])
+    steps = ceil(n / schedule.batch)
+    state = {"epoch": 0, "best_epoch": 0, "best_loss": None, "best_errors": None, "finished": False}
+    best = {}
+    if path.exists():
+        state, saved = checkpoints.load(path)
+        if state.pop("identity") != identity:
+            raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
+        checkpoints.restore(params, saved["weights"], path)
+        best = saved["best"]
+        xp = array_module(*params.values())
+        optimizer.state = {name: xp.asarray(a) for name, a in saved["optimizer"].items()}
+        rng.bit_generator.state = state["rng"]
+
+    with Pass(stage, sets, slice_size, workers) as examples, np.errstate(all="ignore"):
+        while not stopped(state, schedule):
+            epoch, began, total = state["epoch"] + 1, time.perf_counter(), 0.0
+            order = rng.permutation(n)
+            bar = tqdm(
+                total=n,
+                unit="img",
+                unit_scale=True,
+                leave=False,
+                disable=not progress,
+                desc=_label(stage, state, schedule),
+            )
+            with bar:
+                for step in range(steps):
+                    indices = order[step * schedule.batch : (step + 1) * schedule.batch]
+                    schedule.adjust(optimizer, epoch, (epoch - 1) * steps + step)
+                    loss, grads = examples.gradient(indices, epoch, int(rng.integers(2**63)))
+                    if not isfinite(loss):
+                        raise TrainingError(_diagnosis(stage, sets["train"][indices], loss, epoch, step + 1))
+                    optimizer.step(params, grads)
+                    for name, limit in (stage.norms or {}).items():
+                        max_norm(params[name], limit)
+                    total += loss * len(indices)
+                    bar.update(len(indices))
+                    if step % 10 == 0:
+                        bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+            loss, errors = examples.measure("validation", epoch)
+            if not isfinite(loss):
+                raise TrainingError(_diagnosis(stage, sets["validation"], loss, epoch, steps))
+            state["epoch"] = epoch
+            if improves(stage, loss, errors, state):
+                state |= {"best_epoch": epoch, "best_loss": loss, "best_errors": errors}
+                best = {name: to_host(p).copy() for name, p in params.items()}
+            log(
+                {
+                    "stage": stage.name,
+                    "epoch": epoch,
+                    "train_loss": total / n,
+                    "validation_loss": loss,
+                    **({"validation_error": 100 * errors / len(sets["validation"])} if stage.classifies else {}),
+                    "lr": optimizer.lr,
+                    "seconds": round(time.perf_counter() - began, 3),
+                }
+            )
+            state |= {"finished": False, "rng": rng.bit_generator.state}
+            state["finished"] = stopped(state, schedule)
+            checkpoints.save(
+                path,
+                {"identity": identity, **state},
+                weights={name: to_host(p) for name, p in params.items()},
+                best=best,
+                optimizer={name: to_host(a) for name, a in optimizer.state.items()},
+            )
+    checkpoints.restore(params, best, path)
+    return state
+
+
+def stopped(state, schedule):
+    """Whether training is over: all epochs run, or `patience` of them without improvement."""
+    return state["epoch"] >= schedule.epochs or state["epoch"] - state["best_epoch"] >= schedule.patience
+
+
+def improves(stage, loss, errors, state):
+    """Whether an epoch is the best so far: fewer errors, or equally many at a lower loss; for a hint, a lower loss."""
+    if state["best_loss"] is None:
+        return True
+    if not stage.classifies:
+        return loss < state["best_loss"]
+    return (errors, loss) < (state["best_errors"], state["best_loss"])
+
+
+def _label(stage, state, schedule):
+    found = ""
+    if state["best_epoch"]:
+        found = f", best {state['best_errors'] if stage.classifies else round(state['best_loss'], 4)}"
+    return f"{stage.name} epoch {state['epoch'] + 1}/{schedule.epochs}{found}"
+
+
+def _diagnosis(stage, examples, loss, epoch, step):
+    """Names the first layer that gives a number that is not finite."""
+    x, where = array_module(*stage.network.params.values()).asarray(examples.x), "in the loss alone"
+    for i, block in enumerate(stage.network):
+        for layer in block if isinstance(block, Sequential) else [block]:
+            x = layer(x)
+            if not np.isfinite(to_host(x)).all():
+                where = f"first in layer {i + 1}, {type(layer).__name__}"
+                return f"{stage.name}, epoch {epoch}, step {step}: the loss is {loss}; not finite {where}"
+    return f"{stage.name}, epoch {epoch}, step {step}: the loss is {loss}; not finite {where}"

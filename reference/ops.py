@@ -1,0 +1,181 @@
+"""The operations of the networks, one output element at a time.
+
+Sizes: N batch; H, W and P, Q input and output height, width; C and K input and output channels; R, S kernel height,
+width; M maxout pieces; D, E features. Images are x (N, H, W, C), filters w (R, S, C, K).
+"""
+
+import math
+
+import numpy as np
+
+
+def _float64(*arrays):
+    # float32 inputs are widened first, so that products are not rounded before they are summed
+    return [np.asarray(array, dtype=np.float64) for array in arrays]
+
+
+def conv2d(x, w, b, pad=0):
+    """y[n, p, q, k] = b[k] + sum_{r, s, c} x[n, p + r - pad, q + s - pad, c] w[r, s, c, k], x being 0 outside.
+
+    x (N, H, W, C)    w (R, S, C, K)    b (K,)    y (N, P, Q, K), P = H + 2 pad - R + 1, Q = W + 2 pad - S + 1
+
+    A correlation, as in every deep learning library: the filter is not flipped.
+    """
+    x, w, b = _float64(x, w, b)
+    N, H, W, C = x.shape
+    R, S, channels, K = w.shape
+    P, Q = H + 2 * pad - R + 1, W + 2 * pad - S + 1
+    if channels != C or b.shape != (K,) or min(P, Q) < 1:
+        raise ValueError(f"conv2d: x {x.shape}, w {w.shape}, b {b.shape} and pad {pad} do not fit")
+    padded = np.zeros((N, H + 2 * pad, W + 2 * pad, C))
+    padded[:, pad : pad + H, pad : pad + W] = x
+    y = np.zeros((N, P, Q, K))
+    for n, p, q in np.ndindex(N, P, Q):
+        window = padded[n, p : p + R, q : q + S]  # (R, S, C)
+        for k in range(K):
+            y[n, p, q, k] = b[k] + np.sum(window * w[:, :, :, k])
+    return y
+
+
+def maxout(z, pieces):
+    """y[..., k] = max_m z[..., m K + k], the pieces of a unit being K apart (piece-major).   Goodfellow et al., 2013.
+
+    z (..., M*K)    y (..., K)
+    """
+    (z,) = _float64(z)
+    K, rest = divmod(z.shape[-1], pieces)
+    if rest:
+        raise ValueError(f"maxout: the last axis of z {z.shape} is not a multiple of {pieces} pieces")
+    y = np.zeros((*z.shape[:-1], K))
+    for *i, k in np.ndindex(y.shape):
+        y[(*i, k)] = max(z[(*i, m * K + k)] for m in range(pieces))
+    return y
+
+
+def maxpool2d(x, size, stride):
+    """y[n, p, q, c] = max of x[n, :, :, c] over the size x size window whose first corner is (p stride, q stride).
+
+    x (N, H, W, C)    y (N, P, Q, C), P = 1 + max(0, ceil((H - size) / stride)) as long as the last window starts inside
+
+    Ceil-mode, as in pylearn2: the last window may hang over the border and sees only what is inside, as if x were
+    padded with -inf. (With the floor in its place, the published parameter counts do not come out.)
+    """
+    (x,) = _float64(x)
+    N, H, W, C = x.shape
+    y = np.zeros((N, _windows(H, size, stride), _windows(W, size, stride), C))
+    for n, p, q, c in np.ndindex(y.shape):
+        top, left = p * stride, q * stride
+        y[n, p, q, c] = np.max(x[n, top : top + size, left : left + size, c])
+    return y
+
+
+def _windows(length, size, stride):
+    count = 1 + max(0, math.ceil((length - size) / stride))
+    while (count - 1) * stride >= length:  # happens only when stride > size
+        count -= 1
+    return count
+
+
+def linear(x, w, b):
+    """y[n, e] = b[e] + sum_d x[n, d] w[d, e].
+
+    x (N, D)    w (D, E)    b (E,)    y (N, E)
+    """
+    x, w, b = _float64(x, w, b)
+    N, D = x.shape
+    if len(w) != D or b.shape != w.shape[1:]:
+        raise ValueError(f"linear: x {x.shape}, w {w.shape} and b {b.shape} do not fit")
+    y = np.zeros((N, w.shape[1]))
+    for n, e in np.ndindex(y.shape):
+        y[n, e] = b[e] + np.sum(x[n] * w[:, e])
+    return y
+
+
+def relu(x):
+    """y[i] = max(x[i], 0).
+
+    x, y (...)
+    """
+    (x,) = _float64(x)
+    y = np.zeros(x.shape)
+    for i in np.ndindex(x.shape):
+        y[i] = max(x[i], 0.0)
+    return y
+
+
+def softmax(x, tau=1.0):
+    """y[..., e] = exp(x[..., e] / tau) / sum_f exp(x[..., f] / tau).   FitNets, eq. 1.
+
+    x, y (..., E)
+
+    Each row is shifted by its own maximum, which leaves the quotient as it is and keeps exp within range.
+    """
+    (x,) = _float64(x)
+    y = np.zeros(x.shape)
+    for i in np.ndindex(x.shape[:-1]):
+        highest = max(x[i])
+        powers = [math.exp((value - highest) / tau) for value in x[i]]
+        for e, power in enumerate(powers):
+            y[(*i, e)] = power / sum(powers)
+    return y
+
+
+def dropout(x, mask, keep, rescale=True):
+    """y[i] = x[i] / keep where mask[i], 0 elsewhere; without rescale, x[i] where mask[i].   Srivastava et al., 2014.
+
+    x, y (...)    mask (...), boolean, true with probability keep; without noise, y = x
+    """
+    (x,) = _float64(x)
+    if np.shape(mask) != x.shape:
+        raise ValueError(f"dropout: x {x.shape} and mask {np.shape(mask)} differ")
+    y = np.zeros(x.shape)
+    for i in np.ndindex(x.shape):
+        if mask[i]:
+            y[i] = x[i] / keep if rescale else x[i]
+    return y
+
+
+def flatten(x):
+    """y[n, (h W + w) C + c] = x[n, h, w, c]: the axes after the first in row-major order.
+
+    x (N, ...)    y (N, D)
+    """
+    (x,) = _float64(x)
+    y = np.zeros((len(x), math.prod(x.shape[1:])))
+    for n in range(len(x)):
+        for d, i in enumerate(np.ndindex(x.shape[1:])):
+            y[n, d] = x[(n, *i)]
+    return y
+
+
+def reshape(x, shape):
+    """Each example in another shape, its elements in the same row-major order.
+
+    x (N, ...)    y (N, *shape)
+    """
+    (x,) = _float64(x)
+    y = np.zeros((len(x), *shape))
+    for n in range(len(x)):
+        for i, j in zip(np.ndindex(x.shape[1:]), np.ndindex(*shape), strict=True):
+            y[(n, *j)] = x[(n, *i)]
+    return y
+
+
+def conv_regressor(v, w, b, pieces):
+    """r(v): a valid convolution with R = H - P + 1, then maxout, or ReLU where pieces is None.   FitNets, 2.2.
+
+    v (N, H, W, C) guided    w (R, S, C, M*K)    b (M*K,)    r (N, P, Q, K), the shape of the hint
+
+    The non-linearity is the hint layer's own, so that r and the hint have the same range.
+    """
+    z = conv2d(v, w, b)
+    return relu(z) if pieces is None else maxout(z, pieces)
+
+
+def fc_regressor(v, w, b, pieces, shape):
+    """r(v): flatten, linear, then maxout, or ReLU where pieces is None, in the shape of the hint.   FitNets, 2.2.
+
+    v (N, H, W, C) guided    w (H*W*C, M*E)    b (M*E,)    r (N, *shape), shape = (P, Q, K) with P*Q*K = E
+    """
+    z = linear(flatten(v), w, b)
+    return reshape(relu(z) if pieces is None else maxout(z, pieces), shape)

@@ -1,0 +1,164 @@
+"""The command line: parse, choose, call.
+
+python run.py digits                   all stages on digits that minifit draws itself, in minutes
+python run.py mnist --stage hint       stage 1 of Algorithm 1 on MNIST, and the teacher it needs
+python run.py mnist --preset paper     the paper's settings to the letter, in days on two cores
+python run.py networks                 every network of the paper, counted
+python run.py mnist --help             every setting
+"""
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from minifit import UserError, data, experiments, networks, report
+from minifit.backend import use
+from minifit.runs import Run
+from minifit.training import TrainingError
+from minifit.workers import available
+from reference import paper
+
+
+@dataclass(frozen=True)
+class Command(experiments.Config):
+    stage: Literal["teacher", "backprop", "kd", "hint", "fitnet", "all"] = "all"  # and what it needs
+    preset: Literal["default", "paper"] = "default"  # the settings that the options below start from
+    backend: Literal["numpy", "cupy"] = "numpy"
+    data_dir: str | None = None  # where the data set lies; else MINIFIT_DATA, the cache, or a download
+    runs: str = "runs"  # results go to RUNS/<experiment>/seed<SEED>
+    seed: int = 0
+    workers: int = available()  # processes; results do not depend on it
+
+
+def parse(name, arguments):
+    """The Command for an experiment: a preset's settings, and what the arguments change in them."""
+    import tyro
+
+    experiment = experiments.EXPERIMENTS[name]
+    preset = "default"
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if flag == "--preset" or flag.startswith("--preset="):
+            preset = flag.partition("=")[2] or value
+    config = experiment.presets.get(preset, experiment.presets["default"])
+    default = Command(**{f.name: getattr(config, f.name) for f in fields(config)})
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(Command, default=default, args=arguments, prog=f"run.py {name}", description=__doc__)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(in_one_line(complaint.getvalue(), default)) from None
+
+
+def in_one_line(complaint, default):
+    """What tyro says in a box, as one line; for an unknown setting, with the names of all settings."""
+    lines = [line.strip() for line in complaint.splitlines()]
+    lines = [line for line in lines if line and set(line) != {"-"}]
+    said = []
+    for line in lines[1:]:
+        if line.startswith(("For full helptext", "Argument helptext", "Perhaps you meant")):
+            break
+        said.append(line)
+    message = " ".join(said) or complaint.strip()
+    if "Unrecognized" in message:
+        message += f" (settings: {', '.join(names(default))})"
+    return message
+
+
+def names(settings, prefix="--"):
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if hasattr(value, "__dataclass_fields__"):
+            yield from names(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name.replace("_", "-")
+
+
+def train(name, arguments):
+    command = parse(name, arguments)
+    experiment = experiments.EXPERIMENTS[name]
+    config = experiments.Config(**{f.name: getattr(command, f.name) for f in fields(experiments.Config)})
+    experiments.check(experiment, config)
+    if command.seed < 0:
+        raise UserError(f"--seed {command.seed}: wanted 0 or more")
+    if command.workers < 1:
+        raise UserError(f"--workers {command.workers}: wanted 1 or more")
+    xp = use(command.backend)
+    progress = sys.stderr.isatty()
+    wanted = {"train": config.train + config.validation, "test": config.test} if experiment.data == "digits" else {}
+    dataset = data.load(experiment.data, data_dir=command.data_dir, progress=progress, **wanted)
+    folder = Path(command.runs) / name / f"seed{command.seed}"
+    run = Run(folder, name, command.preset, experiment, config, command.seed, dataset, xp, command.workers, progress)
+    with run:
+        stages = run.plan(command.stage)
+        sizes = f"{config.train:,} images to train on, {config.validation:,} to validate, {config.test:,} to test"
+        say(f"{dataset.name}: {sizes}; seed {command.seed}; {command.workers} workers; {folder}/\n")
+        say(report.plan_table(run.outline(stages)) + "\n")
+        try:
+            for stage in stages:
+                record, fresh = run.make(stage, None if progress else lambda epoch: say(report.epoch_line(epoch)))
+                say(report.stage_line(stage, record, len(run.sets["test"]), folder) + ("" if fresh else " (kept)"))
+                run.plot()
+        except KeyboardInterrupt:
+            say(f"\nstopped; the last finished epoch is kept. To go on: python run.py {' '.join(sys.argv[1:])}")
+            return 130
+        summary = run.summary()
+        published = paper.TABLE_4 if dataset.name == "MNIST" else None
+        if command.stage == "all":
+            say("\n" + report.results_table(summary, published))
+        say(f"\n{folder}/: summary.json, metrics.jsonl, curves.png, filters.png")
+    return 0
+
+
+def show_networks():
+    rows = []
+    for network in networks.NETWORKS:
+        layers = networks.build(network, np.random.default_rng(0))
+        counts = networks.count(layers, np.zeros((1, *network.input), np.float32))
+        published = paper.COUNTS[network.name]
+        rows.append(
+            {
+                "network": network.name,
+                "layers": len(layers),
+                "weights": sum(w for w, _ in counts),
+                "multiplications": sum(m for _, m in counts),
+                "published_weights": published.published_weights,
+                "published_multiplications": published.published_multiplications,
+            }
+        )
+    say(report.networks_table(rows))
+    return 0
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def main(arguments):
+    commands = [*experiments.EXPERIMENTS, "networks"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        say(__doc__.strip())
+        return 0
+    name, *rest = arguments
+    try:
+        if name == "networks":
+            return show_networks()
+        if name not in experiments.EXPERIMENTS:
+            raise UserError(f"{name!r} is not an experiment: choose {', '.join(commands)}")
+        return train(name, rest)
+    except UserError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,161 @@
+"""The download of MNIST against servers on this machine that misbehave in every way a mirror does."""
+
+import gzip
+import hashlib
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from minifit import UserError, data
+from minifit.data import mnist
+
+PAGE = b"<!DOCTYPE html><h1>Sorry</h1>"
+
+
+def idx(array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def published(monkeypatch, tmp_path):
+    """{file: bytes} of a set of three images that passes for the official one; an empty cache, no proxy."""
+    files, table = {}, {}
+    for name in mnist.FILES:
+        content = idx(np.arange(3 * 28 * 28).reshape(3, 28, 28) % 251 if "images" in name else np.array([3, 1, 4]))
+        files[f"{name}.gz"] = gzip.compress(content)
+        md5 = hashlib.md5(files[f"{name}.gz"]).hexdigest()
+        table[name] = (md5, hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(mnist, "FILES", table)
+    monkeypatch.setattr(mnist.pooch, "os_cache", lambda project: tmp_path / "cache")
+    monkeypatch.delenv("MINIFIT_DATA", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return files
+
+
+@pytest.fixture
+def mirror():
+    """mirror(answer) starts a server and returns its address; answer(file) is (status, body, claimed length)."""
+    servers = []
+
+    def start(answer):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.asked.append(self.path.rpartition("/")[2])
+                status, body, length = answer(server.asked[-1])
+                self.send_response(status)
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.asked = []
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        servers.append((server, thread))
+        return server, f"http://127.0.0.1:{server.server_port}/mnist/"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def intact(files):
+    return lambda file: (200, files[file], len(files[file]))
+
+
+def nobody():
+    """The address of a port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}/"
+
+
+# what a bad mirror answers, given the right file, and the words for it
+BAD = {
+    "404": (lambda right: (404, PAGE, len(PAGE)), "HTTP 404"),
+    "500": (lambda right: (500, PAGE, len(PAGE)), "HTTP 500"),
+    "an error page called a success": (lambda right: (200, PAGE, len(PAGE)), "wrong checksum"),
+    "nothing": (lambda right: (200, b"", 0), "wrong checksum"),
+    "a body that breaks off": (lambda right: (200, right[:-20], len(right)), "broke off"),
+    "a body cut short": (lambda right: (200, right[:-20], len(right) - 20), "wrong checksum"),
+    "another file": (lambda right: (200, gzip.compress(b"other"), len(gzip.compress(b"other"))), "wrong checksum"),
+}
+
+
+def in_cache(tmp_path):
+    return sorted(path.name for path in (tmp_path / "cache" / "mnist").iterdir())
+
+
+def test_a_download_is_read_kept_and_not_repeated(published, mirror, tmp_path, capfd):
+    server, address = mirror(intact(published))
+    for _ in range(2):
+        loaded = data.load("mnist", progress=True, mirrors=(address,))
+        assert loaded.name == "MNIST" and loaded.labels.tolist() == [3, 1, 4]
+        assert sorted(server.asked) == in_cache(tmp_path) == sorted(published), "each file once"
+    assert capfd.readouterr() == ("", ""), "silent where there is no terminal"
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_mirror_is_passed_over_for_the_next(published, mirror, tmp_path, capfd, bad):
+    answer, _ = BAD[bad]
+    _, address = mirror(lambda file: answer(published[file]))
+    server, good = mirror(intact(published))
+    assert data.load("mnist", mirrors=(address, good)).name == "MNIST"
+    assert sorted(server.asked) == in_cache(tmp_path) == sorted(published)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_mirror_that_fails_half_way_leaves_the_next_only_the_rest(published, mirror):
+    first, *rest = published
+    _, address = mirror(lambda file: intact(published)(file) if file == first else (404, PAGE, len(PAGE)))
+    server, good = mirror(intact(published))
+    assert data.load("mnist", mirrors=(address, good)).name == "MNIST"
+    assert server.asked == rest
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_when_all_mirrors_fail_one_line_says_why_and_nothing_is_left_behind(published, mirror, tmp_path, bad):
+    answer, words = BAD[bad]
+    _, address = mirror(lambda file: answer(published[file]))
+    nowhere = nobody()
+    with pytest.raises(UserError) as caught:
+        data.load("mnist", mirrors=(address, nowhere))
+    line = str(caught.value)
+    assert "\n" not in line
+    assert f"{address.split('/')[2]}: {words}" in line and f"{nowhere.split('/')[2]}: no connection" in line
+    for part in (tmp_path / "cache", *mnist.FILES, "--data-dir", "run.py digits"):
+        assert str(part) in line
+    assert in_cache(tmp_path) == []
+
+
+def test_a_damaged_file_in_the_folder_is_downloaded_again(published, mirror, tmp_path):
+    server, address = mirror(intact(published))
+    damaged = next(iter(published))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / damaged).write_bytes(published[damaged][:-5])
+    mnist.download(tmp_path / "here", mirrors=(address,))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()} == published
+    assert len(server.asked) == 4
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(published, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(UserError) as caught:
+        data.load("mnist", mirrors=(nobody(),))
+    assert f"{tmp_path / 'cache' / 'mnist'}: Not a directory" in str(caught.value)
+
+
+def test_an_explicit_folder_without_the_files_downloads_nothing(published, mirror, tmp_path):
+    server, address = mirror(intact(published))
+    with pytest.raises(UserError, match="has no"):
+        data.load("mnist", tmp_path, mirrors=(address,))
+    assert server.asked == []

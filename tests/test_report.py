@@ -1,0 +1,353 @@
+"""The tables to the letter, and plots that survive every shape a run can take."""
+
+import ast
+import os
+import struct
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minifit import plots, report
+
+PAPER = {"teacher": 0.55, "backprop": 1.9, "kd": 0.65, "fitnet": 0.51}
+
+
+def text(block):
+    return textwrap.dedent(block).strip("\n")
+
+
+def record(**changes):
+    sizes = {"weights": 29944, "multiplications": 5310648, "seconds": 246.0, "file": "fitnet.h5"}
+    losses = {"validation_loss": 0.04, "test_loss": 0.03, "validation_error": 0.98, "test_error": 0.93}
+    return {"epochs": 14, "best_epoch": 12} | sizes | losses | changes
+
+
+def hint_record():
+    record_ = record(epochs=10, best_epoch=9, seconds=72.0, validation_loss=12.51, test_loss=12.344, file="hint.h5")
+    return {key: value for key, value in record_.items() if not key.endswith("_error")}
+
+
+def summary(**stages):
+    return {
+        "experiment": "mnist",
+        "preset": "default",
+        "data": "MNIST",
+        "seed": 0,
+        "test_images": 10000,
+        "stages": stages,
+    }
+
+
+def epochs(stage, errors, losses=None):
+    losses = losses or [2.0 / (i + 1) for i in range(len(errors))]
+    lines = [
+        {"stage": stage, "epoch": i, "train_loss": loss, "validation_loss": 1.1 * loss, "lr": 5e-4, "seconds": 1.0}
+        for i, loss in enumerate(losses, 1)
+    ]
+    if stage != "hint":
+        lines = [line | {"validation_error": error} for line, error in zip(lines, errors, strict=True)]
+    return lines
+
+
+def size_of_png(path):
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and data[-8:-4] == b"IEND"
+    return struct.unpack(">II", data[16:24])
+
+
+def test_a_duration_reads_naturally_and_never_shows_sixty_of_anything():
+    seconds = [0, 0.44, 9.94, 9.95, 38.4, 59.6, 125, 3599.4, 3599.6, 3780, 100000]
+    wanted = ["0.0 s", "0.4 s", "9.9 s", "10 s", "38 s", "1 min 00 s", "2 min 05 s", "59 min 59 s", "1 h 00 min"]
+    assert [report.duration(s) for s in seconds] == [*wanted, "1 h 03 min", "27 h 47 min"]
+
+
+def test_a_count_has_two_decimals_and_a_unit():
+    numbers = [0, 999, 1000, 29944, 999_999, 28_673_136, 725_090_000, 1.2e9]
+    assert [report.count(n) for n in numbers] == ["0", "999", "1.00K", "29.94K", "1.00M", "28.67M", "725.09M", "1.20G"]
+
+
+def test_a_trimmed_count_claims_no_digit_that_was_not_published():
+    assert [report.count(n, trim=True) for n in (361_000, 9e6, 1_600_000, 100_000)] == ["361K", "9M", "1.6M", "100K"]
+
+
+def test_a_table_aligns_numbers_to_the_right_and_words_to_the_left():
+    rows = [["teacher", 360816, "6 min 52 s"], ["FitNet", None, "38 s"]]
+    assert report.table(rows, ["method", "weights", "time"]) == text("""
+        method   weights        time
+        -------  -------  ----------
+        teacher   360816  6 min 52 s
+        FitNet         -        38 s
+    """)
+
+
+def test_a_table_lets_a_header_sit_on_its_rule_and_a_tall_cell_hang_from_its_row():
+    assert report.table([["a\nb", 1], ["c", 22]], ["x", "test\nerror"]) == text("""
+            test
+        x  error
+        -  -----
+        a      1
+        b
+        c     22
+    """)
+
+
+def test_a_markdown_table_keeps_every_cell_on_one_line():
+    rows = [["a\nb", 1], ["c|d", None]]
+    assert report.table(rows, ["x", "test\nerror"], markdown=True) == text(r"""
+        | x | test error |
+        | --- | ---: |
+        | a b | 1 |
+        | c\|d | - |
+    """)
+
+
+def test_a_table_without_rows_is_its_header():
+    assert report.table([], ["method", "epoch"]) == "method  epoch\n------  -----"
+
+
+def test_the_results_stand_in_the_papers_order_beside_its_figures_and_a_missing_stage_is_a_dash():
+    teacher = record(weights=360816, test_error=0.58, validation_error=0.62, seconds=412.0, epochs=25, best_epoch=20)
+    got = report.results_table(summary(fitnet=record(), hint=hint_record(), teacher=teacher), PAPER)
+    assert got == text("""
+                                               test  paper  validation     epoch
+        method                     weights  error %      %     error %    chosen  minutes
+        -------------------------  -------  -------  -----  ----------  --------  -------
+        teacher                    360,816     0.58   0.55        0.62  20 of 25      6.9
+        standard back-propagation        -        -   1.9            -         -        -
+        knowledge distillation           -        -   0.65           -         -        -
+        FitNet                      29,944     0.93   0.51        0.98  12 of 14      5.3
+
+        MNIST, 10,000 test images, seed 0, preset default.
+        Standard error of a test error of 0.93 %: 0.10.
+        FitNet's minutes include 1.2 of stage 1, the hints.
+    """)
+
+
+@pytest.mark.parametrize("published", [None, {}, dict.fromkeys(PAPER)])
+def test_without_published_figures_the_papers_column_is_left_out(published):
+    header = report.results_table(summary(fitnet=record()), published).split("---")[0]
+    assert "paper" not in header and "validation" in header
+
+
+def test_short_runs_are_told_in_seconds():
+    got = report.results_table(summary(kd=record(seconds=4.06)))
+    assert "seconds" in got and "minutes" not in got and "12 of 14      4.1" in got
+
+
+def test_the_results_need_neither_a_stage_nor_a_test_error():
+    assert report.results_table(summary(), PAPER).count("-        -") >= 4
+    untested = record()
+    del untested["test_error"]
+    got = report.results_table(summary(fitnet=untested), PAPER)
+    assert "29,944        -   0.51        0.98" in got and "Standard error" not in got
+
+
+def test_the_markdown_results_are_one_table_and_one_caption():
+    lines = report.results_table(summary(fitnet=record()), PAPER, markdown=True).splitlines()
+    assert lines[0].startswith("| method | weights | test error % | paper % | validation error % | epoch chosen |")
+    assert lines[5] == "| FitNet | 29,944 | 0.93 | 0.51 | 0.98 | 12 of 14 | 4.1 |"
+    assert lines[7:] == [
+        "MNIST, 10,000 test images, seed 0, preset default. Standard error of a test error of 0.93 %: 0.10."
+    ]
+
+
+def test_a_stage_is_told_in_one_line():
+    assert report.stage_line("fitnet", record(), 10000, "runs/mnist/seed0") == (
+        "fitnet: test error 0.93 % (93 of 10,000), validation 0.98 % at epoch 12 of 14, 4 min 06 s"
+        " -> runs/mnist/seed0/fitnet.h5"
+    )
+
+
+def test_a_hint_stage_is_told_by_its_loss():
+    wanted = "hint: test loss 12.34, validation 12.51 at epoch 9 of 10, 1 min 12 s -> hint.h5"
+    assert report.stage_line("hint", hint_record(), 10000) == wanted
+
+
+def test_an_epoch_is_told_in_one_line_and_a_hint_has_no_error():
+    (kd,), (hint,) = epochs("kd", [1.25], [2.0]), epochs("hint", [None], [900.0])
+    assert report.epoch_line(kd) == "kd epoch 1: loss 2, validation loss 2.2, validation error 1.25 %, 1.0 s"
+    assert report.epoch_line(hint) == "hint epoch 1: loss 900, validation loss 990, 1.0 s"
+
+
+def test_a_plan_adds_up_only_what_is_left():
+    student = {"weights": 29944, "multiplications": 5310648, "epochs": 30}
+    rows = [
+        {"stage": "teacher", "trains": "teacher", "loss": "H", "estimate": 412.0, "state": "finished"},
+        {"stage": "hint", "trains": "MNIST FitNet, blocks 1-4 + regressor", "loss": "eq. 3", "estimate": 60.0}
+        | student,
+        {"stage": "fitnet", "trains": "MNIST FitNet", "loss": "eq. 2", "estimate": 65.0, "state": "at epoch 3"}
+        | student,
+    ]
+    rows[1]["state"] = "to train"
+    rows = [row | student for row in rows]
+    assert report.plan_table(rows) == text("""
+        stage    trains                    loss   weights  mult.  epochs    estimate  state
+        -------  ------------------------  -----  -------  -----  ------  ----------  ----------
+        teacher  teacher                   H       29,944  5.31M      30           -  finished
+        hint     MNIST FitNet, blocks 1-4  eq. 3   29,944  5.31M      30  1 min 00 s  to train
+                 + regressor
+        fitnet   MNIST FitNet              eq. 2   29,944  5.31M      30  1 min 05 s  at epoch 3
+
+        Left to train: about 2 min 05 s.
+    """)
+    rows[1]["estimate"] = None
+    assert report.plan_table(rows).endswith("Left to train: at least 1 min 05 s; no estimate yet for hint.")
+    rows[2]["estimate"] = None
+    assert report.plan_table(rows).endswith("Left to train: no estimate yet.")
+    assert report.plan_table(rows[:1]).endswith("Nothing is left to train.")
+
+
+def test_networks_stand_beside_the_published_counts_and_equal_notes_share_a_number():
+    rows = [
+        {"network": "MNIST teacher", "layers": 4, "weights": 360816, "multiplications": 28673136},
+        {"network": "FitNet 3", "layers": 13, "weights": 1503304, "multiplications": 323_950_000, "note": "as printed"},
+        {"network": "SVHN FitNet", "layers": 13, "weights": 1503304, "multiplications": 323_950_000},
+    ]
+    rows[0] |= {"published_weights": "361K", "published_multiplications": None, "note": None}
+    rows[1] |= {"published_weights": 1.6e6, "published_multiplications": 392_000_000}
+    rows[2] |= {"note": "as printed"}
+    assert report.networks_table(rows) == text("""
+        network        layers    weights  paper  multiplications  paper  note
+        -------------  ------  ---------  -----  ---------------  -----  ----
+        MNIST teacher       4    360,816   361K           28.67M      -
+        FitNet 3           13  1,503,304   1.6M          323.95M   392M     1
+        SVHN FitNet        13  1,503,304      -          323.95M      -     1
+
+         1  as printed
+    """)
+    assert "note" not in report.networks_table(rows[:1])
+
+
+RUNS = {
+    "all stages": [
+        *epochs("teacher", [4.0, 1.0, 0.8]),
+        *epochs("backprop", [88.65, 30.0]),
+        *epochs("kd", [9.0, 2.0, 1.0, 1.1]),
+        *epochs("hint", [None] * 3, [900.0, 30.0, 20.0]),
+        *epochs("fitnet", [3.0, 0.9, 0.7, 0.7]),
+    ],
+    "one epoch": epochs("teacher", [3.0]) + epochs("hint", [None]),
+    "hints alone": epochs("hint", [None] * 4),
+    "a teacher alone": epochs("teacher", [3.0, 2.0]),
+    "some zeros": epochs("teacher", [3.0, 0.0, 0.5, 0.0]),
+    "nothing but zeros": epochs("teacher", [0.0, 0.0], [0.0, 0.0]),
+    "a constant": epochs("backprop", [88.65] * 5, [2.3026] * 5),
+    "one that diverged": epochs("kd", [10.0, 88.65, 88.65], [1.0, np.inf, np.nan]),
+    "nothing but NaN": epochs("kd", [90.0], [np.nan]),
+    "tiny losses over many decades": epochs("hint", [None] * 3, [1e-3, 1e-9, 1e-15]),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.filterwarnings("error")
+def test_curves_are_drawn_for(name, tmp_path):
+    path = tmp_path / "curves.png"
+    plots.plot_curves(RUNS[name], path, name)
+    width, height = size_of_png(path)
+    panels = 2 * any(m["stage"] != "hint" for m in RUNS[name]) + any(m["stage"] == "hint" for m in RUNS[name])
+    assert height == 504 and width >= 360 * panels
+    assert [entry.name for entry in tmp_path.iterdir()] == ["curves.png"]
+
+
+def drawn(monkeypatch, *args, **kwargs):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plots.plot_curves(*args, **kwargs)
+    return figures[0].axes
+
+
+def dots(axes):
+    return {line.get_color(): line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"}
+
+
+def test_the_dot_is_the_epoch_with_fewest_errors_and_among_equals_the_smallest_loss(monkeypatch):
+    metrics = epochs("kd", [2.0, 1.0, 1.0, 1.5], [4.0, 3.0, 2.0, 1.0]) + epochs("hint", [None] * 3, [3.0, 1.0, 2.0])
+    hint, _, error = drawn(monkeypatch, metrics, "unused", "title")
+    assert dots(error) == {plots.COLOURS["kd"]: [[3, 1.0]]}
+    assert dots(hint) == {plots.COLOURS["hint"]: [[2, 1.1]]}
+    _, error = drawn(monkeypatch, metrics[:4], "unused", "title", chosen={"kd": 2})
+    assert dots(error) == {plots.COLOURS["kd"]: [[2, 1.0]]}
+
+
+def test_an_error_of_zero_is_drawn_at_a_floor_that_says_zero(monkeypatch):
+    _, error = drawn(monkeypatch, RUNS["some zeros"], "unused", "title")
+    floor = error.lines[0].get_ydata()[1]
+    low, high = error.get_ylim()
+    assert low < floor < 0.5 < high
+    assert error.get_yticks()[0] == floor and error.get_yticklabels()[0].get_text() == "0"
+
+
+def test_every_tick_of_a_log_axis_is_named_by_its_own_value(monkeypatch):
+    (hint,) = drawn(monkeypatch, epochs("hint", [None] * 2, [5e-4, 5e-3]), "unused", "title")
+    names = [label.get_text() for label in hint.get_yticklabels()]
+    assert names == [r"$5\cdot10^{-4}$", "0.001", "0.002", "0.005"]
+
+
+def test_the_labels_of_curves_that_end_together_do_not_overlap(monkeypatch):
+    metrics = [m for stage in ("teacher", "backprop", "kd", "fitnet") for m in epochs(stage, [5.0, 1.0])]
+    for axes in drawn(monkeypatch, metrics, "unused", "title"):
+        heights = sorted(t.get_position()[1] for t in axes.texts if t.get_position()[0] > 1)
+        assert len(heights) == 4 and min(np.diff(heights)) > 0.05 and heights[0] >= 0 and heights[-1] <= 1
+
+
+def test_curves_without_an_epoch_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no epoch"):
+        plots.plot_curves([], tmp_path / "curves.png", "nothing")
+
+
+@pytest.mark.parametrize("C", [1, 2, 3])
+@pytest.mark.filterwarnings("error")
+def test_filters_are_drawn_at_one_scale_and_left_unchanged(C, tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {"teacher": rng.normal(size=(8, 7, C, 37)).astype(np.float32), "student": np.zeros((3, 3, C, 5))}
+    for w in weights.values():
+        w.flags.writeable = False
+    plots.plot_filters(weights, tmp_path / "filters.png", "filters")
+    width, height = size_of_png(tmp_path / "filters.png")
+    assert width == 16 * 72 + 36 and height == 78 + 4 * 72 + 2 * 48 + 18
+
+
+def test_a_positive_weight_is_red_a_negative_one_blue_and_scale_does_not_matter(tmp_path):
+    import matplotlib.image
+
+    w = np.array([1.0, -1.0]).reshape(1, 2, 1, 1)
+    pictures = []
+    for scale in (1.0, 1e-6):
+        plots.plot_filters({"w": scale * w}, tmp_path / "new" / "w.png", "one")
+        pictures.append(matplotlib.image.imread(tmp_path / "new" / "w.png")[-18 - 36, :, :3])
+    assert np.array_equal(*pictures)
+    left, right = pictures[0][18 + 20], pictures[0][18 + 52]
+    assert left[0] > 3 * left[2] and right[2] > 3 * right[0]
+
+
+def test_the_same_metrics_give_the_same_bytes(tmp_path):
+    for name in ("a.png", "b.png"):
+        plots.plot_curves(RUNS["one epoch"], tmp_path / name, "title")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "curves.png"
+    plots.plot_curves(RUNS["one epoch"], path, "first")
+    before = path.read_bytes()
+
+    def fail(source, target):
+        assert Path(source).parent == path.parent and size_of_png(Path(source))
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        plots.plot_curves(RUNS["one epoch"], path, "second")
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_matplotlib_waits_until_something_is_drawn_and_pyplot_is_never_used():
+    code = "import sys, minifit.plots; sys.exit('matplotlib' in sys.modules)"
+    root = Path(plots.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+    names = {node.attr for node in ast.walk(ast.parse(Path(plots.__file__).read_text())) if hasattr(node, "attr")}
+    assert "pyplot" not in Path(plots.__file__).read_text() and "print" not in names
