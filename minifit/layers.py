@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 
 from minifit.backend import array_module
-from minifit.patches import fold, unfold
+from minifit.convolution import choose
 
 
 class Layer:
@@ -132,26 +132,22 @@ class Conv2d(Layer):
 
     def forward(self, x, rng=None):
         w, b = self.params["w"], self.params["b"]
-        r, s, c, k = w.shape
+        r, s, c, _ = w.shape
         if x.ndim != 4 or x.shape[3] != c or x.shape[1] + 2 * self.pad < r or x.shape[2] + 2 * self.pad < s:
             raise ValueError(f"Conv2d: input {x.shape}; wanted (N, H, W, {c}) under a {r}x{s} kernel, pad {self.pad}")
-        patches = unfold(x, r, s, self.pad)  # (N, P, Q, R, S, C)
-        return patches.reshape(*patches.shape[:3], r * s * c) @ w.reshape(-1, k) + b, x
+        method = choose(x, w, self.pad)
+        y, kept = method.forward(x, w)
+        y += b
+        return y, (method, kept)
 
     def backward(self, dy, cache):
-        w = self.params["w"]
-        r, s, c, k = w.shape
-        dpatches = dy.reshape(-1, k) @ w.reshape(-1, k).T  # (N P Q, K) (K, R S C)
-        dx = fold(dpatches.reshape(*dy.shape[:3], r, s, c), cache.shape, self.pad)
-        return dx, self.weight_gradients(dy, cache)
+        method, kept = cache
+        dx, dw = method.backward(dy, kept, self.params["w"])
+        return dx, {"w": dw, "b": _sum_rows(dy)}
 
     def weight_gradients(self, dy, cache):
-        # The patches are made again rather than kept: they are R*S times the input, and copying is cheap.
-        w = self.params["w"]
-        r, s, c, k = w.shape
-        dy = dy.reshape(-1, k)
-        patches = unfold(cache, r, s, self.pad).reshape(len(dy), r * s * c)
-        return {"w": (patches.T @ dy).reshape(w.shape), "b": dy.sum(axis=0)}
+        method, kept = cache
+        return {"w": method.weight_gradient(dy, kept, self.params["w"]), "b": _sum_rows(dy)}
 
 
 class Maxout(Layer):
@@ -169,18 +165,25 @@ class Maxout(Layer):
         m, k = self.pieces, x.shape[-1] // self.pieces
         if m * k != x.shape[-1]:
             raise ValueError(f"Maxout: input {x.shape} does not divide into {m} pieces")
-        xp = array_module(x)
+        xp, larger = array_module(x), []
         y = x[..., :k]
-        winner = xp.zeros(y.shape, np.uint8 if m < 256 else np.int32)
         for piece in range(1, m):
             z = x[..., piece * k : (piece + 1) * k]
-            winner[z > y] = piece
+            larger.append(z > y)
             y = xp.maximum(y, z)
-        return y, winner
+        return (y.copy() if m == 1 else y), larger
 
     def backward(self, dy, cache):
-        xp = array_module(dy)
-        return xp.concatenate([dy * (cache == piece) for piece in range(self.pieces)], axis=-1), {}
+        # The winner is the last piece that was larger than all before it: from the last one down, each takes its
+        # share of dy, and what nobody took is the first one's.
+        xp, m, k = array_module(dy), self.pieces, dy.shape[-1]
+        dx = xp.empty((*dy.shape[:-1], m * k), dy.dtype)
+        for piece in range(m - 1, 0, -1):
+            taken = dx[..., piece * k : (piece + 1) * k]
+            xp.multiply(dy, cache[piece - 1], out=taken)
+            dy = dy - taken
+        dx[..., :k] = dy
+        return dx, {}
 
 
 class MaxPool2d(Layer):
@@ -199,40 +202,43 @@ class MaxPool2d(Layer):
     def forward(self, x, rng=None):
         if x.ndim != 4:
             raise ValueError(f"MaxPool2d: input {x.shape}; wanted (N, H, W, C)")
-        # Along rows, then along columns: 2 size steps instead of size^2, and the same first winner in reading order.
-        columns = self._pool(x, axis=2)
-        return self._pool(columns, axis=1), (x, columns)
+        # Along each row, then down the columns: 2 size steps, not size^2, and the same first winner in reading order.
+        across, larger_across = self._pool(x, axis=2)
+        y, larger_down = self._pool(across, axis=1)
+        return y, (x.shape, across.shape, larger_across, larger_down)
 
     def backward(self, dy, cache):
-        x, columns = cache
-        return self._unpool(self._unpool(dy, columns, axis=1), x, axis=2), {}
+        shape, across, larger_across, larger_down = cache
+        return self._unpool(self._unpool(dy, across, larger_down, axis=1), shape, larger_across, axis=2), {}
 
     def _windows(self, extent):
         """For each offset in a window: the inputs it meets, and how many windows reach that far."""
-        starts = 1 + max(0, -(-(extent - self.size) // self.stride))
-        starts = min(starts, -(-extent // self.stride))
+        starts = min(1 + max(0, -(-(extent - self.size) // self.stride)), -(-extent // self.stride))
         for offset in range(min(self.size, extent)):
             count = min(starts, -(-(extent - offset) // self.stride))
             yield slice(offset, offset + (count - 1) * self.stride + 1, self.stride), slice(count)
 
     def _pool(self, x, axis):
-        xp, before = array_module(x), (slice(None),) * axis
-        windows = list(self._windows(x.shape[axis]))
-        y = x[(*before, windows[0][0])].copy()
-        for inputs, reached in windows[1:]:
-            into = y[(*before, reached)]
-            xp.maximum(into, x[(*before, inputs)], out=into)
-        return y
+        xp, before, larger = array_module(x), (slice(None),) * axis, []
+        first, *others = self._windows(x.shape[axis])
+        y = x[(*before, first[0])].copy()
+        for inputs, reached in others:
+            z, so_far = x[(*before, inputs)], y[(*before, reached)]
+            larger.append(z > so_far)
+            xp.maximum(so_far, z, out=so_far)
+        return y, larger
 
-    def _unpool(self, dy, x, axis):
-        xp, before = array_module(dy, x), (slice(None),) * axis
-        y = self._pool(x, axis)
-        dx, waiting = xp.zeros_like(x), xp.ones(y.shape, bool)
-        for inputs, reached in self._windows(x.shape[axis]):
-            inputs, reached = (*before, inputs), (*before, reached)
-            won = (x[inputs] == y[reached]) & waiting[reached]
-            waiting[reached] ^= won
-            dx[inputs] += dy[reached] * won
+    def _unpool(self, dy, shape, larger, axis):
+        # As in Maxout: the last input that was larger than all before it takes dy, the first one what is left.
+        xp, before = array_module(dy), (slice(None),) * axis
+        dx, left = xp.zeros(shape, dy.dtype), dy.copy()
+        first, *others = self._windows(shape[axis])
+        for (inputs, reached), was_larger in zip(reversed(others), reversed(larger), strict=True):
+            rest = left[(*before, reached)]
+            taken = rest * was_larger
+            rest -= taken
+            dx[(*before, inputs)] += taken
+        dx[(*before, first[0])] += left
         return dx
 
 
@@ -310,3 +316,9 @@ class Reshape(Layer):
 
     def backward(self, dy, cache):
         return dy.reshape(cache), {}
+
+
+def _sum_rows(dy):
+    """dy (..., K) -> (K,), as a product with ones: BLAS adds long columns several times faster than a reduction."""
+    rows = dy.reshape(-1, dy.shape[-1])
+    return array_module(dy).ones(len(rows), dy.dtype) @ rows

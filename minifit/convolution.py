@@ -1,0 +1,222 @@
+"""How a convolution is computed: the definition by unfolding, or minimal filtering where that multiplies less.
+
+Every method has the same three functions, and gives the same numbers up to rounding:
+
+    y, kept = method.forward(x, w)            x (N, H, W, C)   w (R, S, C, K)   y (N, P, Q, K)
+    dx, dw = method.backward(dy, kept, w)
+    dw = method.weight_gradient(dy, kept, w)
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from minifit.backend import array_module
+from minifit.patches import fold, unfold
+
+
+def choose(x, w, pad):
+    """The method for this input: the one place that decides, by counting multiplications.
+
+    The definition's count once and a half, for the R*S copies of the input that it makes. A GPU is given the
+    definition: there one large product is quick and many small ones are slow.
+    """
+    definition = Unfolded(pad)
+    if array_module(x) is not np:
+        return definition
+    return _fewest(definition, x.shape[1:3], w.shape, pad)
+
+
+@lru_cache(maxsize=1024)
+def _fewest(definition, size, kernel, pad):
+    method, fewest = definition, 1.5 * definition.multiplications(size, kernel)
+    if kernel[:2] == (3, 3):
+        other = winograd(size, kernel[:2], pad)
+        if other.multiplications(kernel) < fewest:
+            method, fewest = other, other.multiplications(kernel)
+    if fourier_multiplications(size, kernel, pad) < fewest:
+        method = fourier(size, kernel[:2], pad)
+    return method
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """The definition: a row of the unfolded input times w.reshape(R*S*C, K)."""
+
+    pad: int
+
+    def multiplications(self, size, kernel):
+        r, s, c, k = kernel
+        return (size[0] + 2 * self.pad - r + 1) * (size[1] + 2 * self.pad - s + 1) * r * s * c * k
+
+    def forward(self, x, w):
+        r, s, c, k = w.shape
+        patches = unfold(x, r, s, self.pad)  # (N, P, Q, R, S, C)
+        n, p, q = patches.shape[:3]
+        return (patches.reshape(n * p * q, r * s * c) @ w.reshape(r * s * c, k)).reshape(n, p, q, k), x
+
+    def backward(self, dy, kept, w):
+        r, s, c, k = w.shape
+        dpatches = dy.reshape(-1, k) @ w.reshape(r * s * c, k).T  # (N P Q, K) (K, R S C)
+        dx = fold(dpatches.reshape(*dy.shape[:3], r, s, c), kept.shape, self.pad)
+        return dx, self.weight_gradient(dy, kept, w)
+
+    def weight_gradient(self, dy, kept, w):
+        # The patches are made again rather than kept: they are R*S times the input, and copying is cheap.
+        r, s, c, k = w.shape
+        dy = dy.reshape(-1, k)
+        patches = unfold(kept, r, s, self.pad).reshape(len(dy), r * s * c)
+        return (patches.T @ dy).reshape(w.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Filtered:
+    """Minimal filtering: a convolution is bilinear in a tile x of its input and in w, so it can be three matrices,
+
+        y = A ((G w) . (B x))       B (F, L1 L2)   G (F, R S)   A (m1 m2, F)   . element by element
+
+    with F products a tile where the definition takes m1 m2 R S. With channels, each of the F products is a small matrix
+    product over C. Every step is linear, and the backward pass is their exact transpose.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    g: np.ndarray
+    pad: int
+    tile: tuple[int, int]  # L1, L2: inputs a tile reads
+    step: tuple[int, int]  # m1, m2: outputs a tile gives
+    grid: tuple[int, int]  # tiles of a map
+    outputs: tuple[int, int]  # P, Q
+
+    def multiplications(self, kernel):
+        _, _, c, k = kernel
+        return self.grid[0] * self.grid[1] * (self.b.size * c + len(self.b) * c * k + self.a.size * k)
+
+    def forward(self, x, w):
+        r, s, c, k = w.shape
+        a, b, g = (matrix.astype(x.dtype, copy=False) for matrix in (self.a, self.b, self.g))
+        u = (g @ w.reshape(r * s, c * k)).reshape(len(g), c, k)
+        v = (b @ self._cut(x)).reshape(len(b), -1, c)
+        z = np.matmul(v, u)  # F times (T, C) (C, K), T = N tiles
+        return self._join(a @ z.reshape(len(b), -1), len(x), k), (u, v, x.shape)
+
+    def backward(self, dy, kept, w):
+        u, _, shape = kept
+        dz = self._products(dy)
+        dv = np.matmul(dz, u.transpose(0, 2, 1))  # F times (T, K) (K, C)
+        b = self.b.astype(dy.dtype, copy=False)
+        return self._cut_adjoint(b.T @ dv.reshape(len(b), -1), shape), self._filters(dz, kept, w)
+
+    def weight_gradient(self, dy, kept, w):
+        return self._filters(self._products(dy), kept, w)
+
+    def _products(self, dy):
+        a = self.a.astype(dy.dtype, copy=False)
+        return (a.T @ self._join_adjoint(dy)).reshape(a.shape[1], -1, dy.shape[3])
+
+    def _filters(self, dz, kept, w):
+        _, v, _ = kept
+        du = np.matmul(v.transpose(0, 2, 1), dz)  # F times (C, T) (T, K)
+        return (self.g.astype(dz.dtype, copy=False).T @ du.reshape(len(du), -1)).reshape(w.shape)
+
+    def _cut(self, x):
+        """x (N, H, W, C) -> (L1 L2, T C): every tile's inputs."""
+        n, h, w, c = x.shape
+        (l1, l2), (m1, m2), (t1, t2) = self.tile, self.step, self.grid
+        if self.grid == (1, 1) and self.tile == (h, w):
+            return np.ascontiguousarray(x.transpose(1, 2, 0, 3)).reshape(h * w, n * c)
+        whole = np.zeros((n, (t1 - 1) * m1 + l1, (t2 - 1) * m2 + l2, c), x.dtype)
+        whole[:, self.pad : self.pad + h, self.pad : self.pad + w] = x
+        tiles = np.lib.stride_tricks.sliding_window_view(whole, self.tile, axis=(1, 2))[:, ::m1, ::m2]
+        return np.ascontiguousarray(tiles.transpose(4, 5, 0, 1, 2, 3)).reshape(l1 * l2, -1)
+
+    def _cut_adjoint(self, tiles, shape):
+        n, h, w, c = shape
+        (l1, l2), (m1, m2), (t1, t2) = self.tile, self.step, self.grid
+        if self.grid == (1, 1) and self.tile == (h, w):
+            return np.ascontiguousarray(tiles.reshape(h, w, n, c).transpose(2, 0, 1, 3))
+        tiles = tiles.reshape(l1, l2, n, t1, t2, c)
+        whole = np.zeros((n, (t1 - 1) * m1 + l1, (t2 - 1) * m2 + l2, c), tiles.dtype)
+        for i in range(l1):
+            for j in range(l2):
+                whole[:, i : i + (t1 - 1) * m1 + 1 : m1, j : j + (t2 - 1) * m2 + 1 : m2] += tiles[i, j]
+        return whole[:, self.pad : self.pad + h, self.pad : self.pad + w]
+
+    def _join(self, tiles, n, k):
+        """(m1 m2, T K) -> y (N, P, Q, K): the tiles' outputs side by side, less what lies beyond the border."""
+        (m1, m2), (t1, t2), (p, q) = self.step, self.grid, self.outputs
+        y = tiles.reshape(m1, m2, n, t1, t2, k).transpose(2, 3, 0, 4, 1, 5)
+        return np.ascontiguousarray(y).reshape(n, t1 * m1, t2 * m2, k)[:, :p, :q]
+
+    def _join_adjoint(self, dy):
+        n, p, q, k = dy.shape
+        (m1, m2), (t1, t2) = self.step, self.grid
+        if (p, q) != (t1 * m1, t2 * m2):
+            whole = np.zeros((n, t1 * m1, t2 * m2, k), dy.dtype)
+            whole[:, :p, :q] = dy
+            dy = whole
+        tiles = dy.reshape(n, t1, m1, t2, m2, k).transpose(2, 4, 0, 1, 3, 5)
+        return np.ascontiguousarray(tiles).reshape(m1 * m2, -1)
+
+
+@lru_cache(maxsize=1024)
+def winograd(size, kernel, pad, m=4, points=(0, 1, -1, 2, -2)):
+    """F(m x m, R x S) on tiles of the map, by Toom and Cook's matrices.   Lavin and Gray 2016.
+
+    size (H, W), kernel (R, S) with R = S; m + R - 2 points, and infinity.
+
+    Evaluating two polynomials at n points, multiplying the values and interpolating multiplies the polynomials,
+    g h = V_n^-1 (V_r g . V_m h); the transpose of that in h is the correlation of n inputs with g.
+    """
+    r = kernel[0]
+    n = m + r - 1
+
+    def evaluate(coefficients):
+        return np.array([[p**i for i in range(coefficients)] for p in points] + [[0] * (coefficients - 1) + [1]], float)
+
+    a, b, g = evaluate(m).T, np.linalg.inv(evaluate(n)).T, evaluate(r)
+    outputs = tuple(extent + 2 * pad - r + 1 for extent in size)
+    grid = tuple(-(-extent // m) for extent in outputs)
+    return Filtered(*(np.kron(matrix, matrix) for matrix in (a, b, g)), pad, (n, n), (m, m), grid, outputs)
+
+
+def fourier_multiplications(size, kernel, pad):
+    """What `fourier` would cost, without making its matrices."""
+    (h, w), (r, s, c, k) = size, kernel
+    l1, l2 = h + pad, w + pad
+    real = (2 - l1 % 2) * (2 - l2 % 2)
+    products = real + 3 * (l1 * l2 - real) // 2
+    return products * (h * w * c + c * k + (h + 2 * pad - r + 1) * (w + 2 * pad - s + 1) * k)
+
+
+@lru_cache(maxsize=1024)
+def fourier(size, kernel, pad):
+    """The whole map as one tile, by the discrete Fourier transform: for large filters on small maps.
+
+    Correlation is Y = X conj(W), frequency by frequency, for transforms so long that what wraps around the border meets
+    only zeros. A complex product takes three real ones: Y = (k1 - k3) + i (k1 - k2) with
+    k1 = W_r (X_r + X_i), k2 = X_r (W_r + W_i), k3 = X_i (W_r - W_i). The input is real, so half of the frequencies do.
+    """
+    outputs = tuple(extent + 2 * pad - taps + 1 for extent, taps in zip(size, kernel, strict=True))
+    # Outputs read from -pad to H - 1 + pad. With length H + pad both ends, wrapped, miss the map and meet zeros.
+    l1, l2 = (extent + pad for extent in size)
+    conjugate = {(i, j): (-i % l1, -j % l2) for i in range(l1) for j in range(l2)}
+    f1, f2 = np.array([f for f in conjugate if f <= conjugate[f]], float).T
+    real = np.array([f == conjugate[f] for f in conjugate if f <= conjugate[f]])
+
+    def angles(rows, columns):
+        grid = (f1 / l1)[:, None, None] * rows[:, None] + (f2 / l2)[:, None, None] * columns
+        return 2 * np.pi * grid.reshape(len(f1), -1)
+
+    x = angles(np.arange(size[0]), np.arange(size[1]))
+    w = angles(np.arange(kernel[0]) - pad, np.arange(kernel[1]) - pad)
+    y = angles(np.arange(outputs[0]), np.arange(outputs[1]))
+    xr, xi, wr, wi = np.cos(x), -np.sin(x), np.cos(w), -np.sin(w)
+    share = np.where(real, 1, 2)[:, None] / (l1 * l2)  # of the inverse; 2 where a conjugate is left out
+    yr, yi = share * np.cos(y), -share * np.sin(y)
+    pair = ~real
+    b = np.concatenate([(xr + xi)[pair], xr[pair], xi[pair], xr[real]])
+    g = np.concatenate([wr[pair], (wr + wi)[pair], (wr - wi)[pair], wr[real]])
+    a = np.concatenate([(yr + yi)[pair], -yi[pair], -yr[pair], yr[real]]).T
+    return Filtered(a, b, g, pad, size, outputs, (1, 1), outputs)
