@@ -75,7 +75,51 @@ MNIST_FITNET = Network(
     ),
 )
 
-NETWORKS = (MNIST_TEACHER, MNIST_FITNET)
+
+
+def cifar_teacher(name, classes):
+    """Appendix A.1.1, norms and pads from pylearn2's maxout networks; its fully connected layer has 5 pieces."""
+    return Network(
+        name,
+        (32, 32, 3),
+        (
+            Conv(96, 8, pad=4, pool=(4, 2), norm=0.9),
+            Conv(192, 8, pad=3, pool=(4, 2), norm=1.9365),
+            Conv(192, 5, pad=3, pool=(2, 2), norm=1.9365),
+            FullyConnected(500, pieces=5, norm=1.9),
+            Output(classes, norm=1.9365),
+        ),
+    )
+
+
+def cifar_student(name, *groups, classes=10, pieces=5):
+    """Table 7: three groups of 3x3 maxout layers, pooled 2x2, 2x2 and over the whole map, then fc and softmax."""
+    pools = ((2, 2), (2, 2), (8, 8))
+    blocks = []
+    for group, pool in zip(groups, pools, strict=True):
+        blocks += [Conv(channels, 3, pad=1) for channels in group[:-1]] + [Conv(group[-1], 3, pad=1, pool=pool)]
+    return Network(name, (32, 32, 3), (*blocks, FullyConnected(500, pieces=pieces), Output(classes)))
+
+
+CIFAR10_TEACHER = cifar_teacher("CIFAR-10 teacher", 10)
+CIFAR100_TEACHER = cifar_teacher("CIFAR-100 teacher", 100)
+FITNET_1 = cifar_student("FitNet 1", (16, 16, 16), (32, 32, 32), (48, 48, 64))
+FITNET_2 = cifar_student("FitNet 2", (16, 32, 32), (48, 64, 80), (96, 96, 128))
+FITNET_3 = cifar_student("FitNet 3", (32, 48, 64, 64), (80, 80, 80, 80), (128, 128, 128))
+FITNET_4 = cifar_student("FitNet 4", (32, 32, 32, 48, 48), (80,) * 6, (128,) * 6)
+FITNET_4_100 = cifar_student("FitNet 4, 100 classes", (32, 32, 32, 48, 48), (80,) * 6, (128,) * 6, classes=100)
+
+NETWORKS = (
+    MNIST_TEACHER,
+    MNIST_FITNET,
+    CIFAR10_TEACHER,
+    CIFAR100_TEACHER,
+    FITNET_1,
+    FITNET_2,
+    FITNET_3,
+    FITNET_4,
+    FITNET_4_100,
+)
 
 
 def build(network, rng, width=None, keep_input=1.0, keep=1.0, xp=np, dtype=np.float32):
@@ -89,7 +133,7 @@ def build(network, rng, width=None, keep_input=1.0, keep=1.0, xp=np, dtype=np.fl
     for i, block in enumerate(network.blocks):
         noise = Dropout(keep_input, rescale=False) if i == 0 else Dropout(keep)
         layer = Sequential(([noise] if noise.keep < 1 else []) + _layers(block, shape, rng, width, xp, dtype))
-        shape = layer(xp.zeros((1, *shape), dtype)).shape[1:]
+        shape = layer(xp.zeros((0, *shape), dtype)).shape[1:]  # no image at all tells the shape
         layers.append(layer)
     return Sequential(layers)
 
@@ -145,7 +189,9 @@ def norms(network, layers):
 
 
 def count(layers, x):
-    """(weights, multiplications) of each layer for the one image x (1, H, W, C), counted from the layers themselves.
+    """(weights, multiplications) of each layer for one image, counted from the layers themselves.
+
+    x (N, H, W, C): any number of images of the right shape, zero of them included.
 
     The paper's convention: no biases; a weight of a convolution multiplies once for every output before pooling.
     """
