@@ -127,7 +127,7 @@ class Filtered:
         n, h, w, c = x.shape
         (l1, l2), (m1, m2), (t1, t2) = self.tile, self.step, self.grid
         rows = _rows(l1 * l2, n * t1 * t2 * c, x.dtype)
-        if self.tile == (h, w):  # one tile, which is the map
+        if self.grid == (1, 1) and self.tile == (h, w):  # one tile, which is the map
             tiles = x.transpose(1, 2, 0, 3)
         else:
             whole = np.zeros((n, (t1 - 1) * m1 + l1, (t2 - 1) * m2 + l2, c), x.dtype)
@@ -140,7 +140,7 @@ class Filtered:
     def _cut_adjoint(self, rows, shape):
         n, h, w, c = shape
         (l1, l2), (m1, m2), (t1, t2) = self.tile, self.step, self.grid
-        if self.tile == (h, w):
+        if self.grid == (1, 1) and self.tile == (h, w):
             return np.ascontiguousarray(_split(rows, c).reshape(h, w, n, c).transpose(2, 0, 1, 3))
         tiles = _split(rows, c).reshape(l1, l2, n, t1, t2, c)
         whole = np.zeros((n, (t1 - 1) * m1 + l1, (t2 - 1) * m2 + l2, c), rows.dtype)

@@ -200,8 +200,8 @@ class MaxPool2d(Layer):
         self.size, self.stride = size, stride
 
     def forward(self, x, rng=None):
-        if x.ndim != 4:
-            raise ValueError(f"MaxPool2d: input {x.shape}; wanted (N, H, W, C)")
+        if x.ndim != 4 or not (x.shape[1] and x.shape[2]):
+            raise ValueError(f"MaxPool2d: input {x.shape}; wanted (N, H, W, C) of at least one pixel")
         # Along each row, then down the columns: 2 size steps, not size^2, and the same first winner in reading order.
         across, larger_across = self._pool(x, axis=2)
         y, larger_down = self._pool(across, axis=1)
@@ -246,8 +246,7 @@ class ReLU(Layer):
     """y = max(x, 0), with slope 0 at 0."""
 
     def forward(self, x, rng=None):
-        positive = x > 0
-        return x * positive, positive
+        return array_module(x).maximum(x, 0), x > 0
 
     def backward(self, dy, cache):
         return dy * cache, {}
@@ -312,6 +311,8 @@ class Reshape(Layer):
         self.shape = tuple(shape)
 
     def forward(self, x, rng=None):
+        if prod(x.shape[1:]) != prod(self.shape):
+            raise ValueError(f"Reshape: input {x.shape} does not hold examples of shape {self.shape}")
         return x.reshape(len(x), *self.shape), x.shape
 
     def backward(self, dy, cache):

@@ -1,0 +1,396 @@
+"""The gradient audit: one row for every layer, composite, regressor, loss and stage, and what its check came to.
+
+A case draws a problem: its shapes from `integer(low, high)`, so that Hypothesis can drive and shrink them, its values
+from a generator. Kinked layers get permutations of spaced values, so that no maximum is in doubt; inside a network
+there is no such choice, and it is drawn again where the oracle says that the draw crossed a kink.
+"""
+
+import copy
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from zlib import crc32
+
+import numpy as np
+
+from minifit import UserError, fitnets, layers, losses
+from minifit.gradcheck import Comparison, GradientError, KinkCrossed, comparisons
+from minifit.layers import (
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    Maxout,
+    MaxPool2d,
+    ReLU,
+    Reshape,
+    Sequential,
+    Softmax,
+)
+from minifit.networks import Conv, FullyConnected, Network, Output, build
+from minifit.regressors import pieces_of, regressor
+
+TRIES = 60  # draws of a network before its row fails for want of one clear of kinks
+COORDINATES = 8  # arrays of at most so many elements are compared along every coordinate as well
+KEY = (
+    "worst relative error of dx and each parameter by differences (tolerance 1e-8)|complex step (1e-13)|adjoint (1e-13)"
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A map at a point: f(arrays, examples, rng) -> y, pull, as minifit.gradcheck has it."""
+
+    subject: object  # the Layer, loss function or Stage that is asked
+    f: Callable
+    arrays: dict  # what is differentiated: "x", unless a stage is asked, and every parameter
+    examples: tuple = ()  # what else there is one of for each example: labels, the teacher's output
+    seed: int | None = None  # of the noise; none without
+
+    def __call__(self, arrays):
+        return self.f(arrays, self.examples, None if self.seed is None else np.random.default_rng(self.seed))
+
+    def map(self, change):
+        """The problem with every array changed: moved to a device, to another type, to another layout."""
+        arrays = {name: change(a) for name, a in self.arrays.items()}
+        return replace(self, arrays=arrays, examples=tuple(None if e is None else change(e) for e in self.examples))
+
+    def take(self, index):
+        """The problem of some of the examples, without noise."""
+        arrays = {name: a[index] if name == "x" else a for name, a in self.arrays.items()}
+        examples = tuple(None if e is None else e[index] for e in self.examples)
+        return replace(self, arrays=arrays, examples=examples, seed=None)
+
+
+def with_params(layer, params):
+    """The same layer with these parameters, of any type, in place of its own."""
+    twin = copy.copy(layer)
+    if isinstance(layer, Sequential):
+        groups = [{} for _ in layer.layers]
+        for name, p in params.items():
+            i, _, inner = name.partition(".")
+            groups[int(i)][inner] = p
+        twin.layers = [with_params(inner, group) for inner, group in zip(layer.layers, groups, strict=True)]
+    elif params:
+        twin.params = dict(params)
+    return twin
+
+
+def of_layer(layer, x, seed=None):
+    def f(arrays, examples, rng):
+        twin = with_params(layer, {name: a for name, a in arrays.items() if name != "x"})
+        y, cache = twin.forward(arrays["x"], rng)
+
+        def pull(dy):
+            dx, grads = twin.backward(dy, cache)
+            return {"x": dx} | grads
+
+        return y, pull
+
+    return Problem(layer, f, {"x": x} | layer.params, seed=seed)
+
+
+def of_loss(loss, x, *examples, **settings):
+    def f(arrays, examples, rng):
+        value, dx = loss(arrays["x"], *examples, **settings)
+        return value, lambda dy: {"x": dy * dx}
+
+    return Problem(loss, f, {"x": x}, examples)
+
+
+def of_stage(stage, x, target, labels, epoch=3, seed=None):
+    def f(arrays, examples, rng):
+        x, target, labels = examples
+        twin, again = replace(stage, network=with_params(stage.network, arrays)), copy.deepcopy(rng)
+
+        def pull(dy):
+            _, grads = fitnets.gradient(twin, x, target, labels, epoch, copy.deepcopy(again))
+            return {name: dy * g for name, g in grads.items()}
+
+        return stage.loss(twin.network(x, rng), target, labels, epoch)[0], pull
+
+    return Problem(stage, f, stage.network.params, (x, target, labels), seed)
+
+
+# How problems are drawn. Sizes are odd and unequal (a square hides a missing transpose), weights are of order 1.
+
+
+def spaced(shape, rng):
+    """A permutation of values 0.05 apart, none of them within 0.01 of 0."""
+    return 0.05 * (rng.permutation(prod(shape)).reshape(shape) - prod(shape) // 2 + 0.3)
+
+
+def images(integer, least=1):
+    return integer(1, 3), integer(least, 7), integer(least, 6), integer(1, 3)
+
+
+def linear(integer, rng):
+    d, e = integer(1, 7), integer(1, 5)
+    return of_layer(Linear(rng.normal(size=(d, e)), rng.normal(size=e)), rng.normal(size=(integer(1, 4), d)))
+
+
+def conv(integer, rng, kernel=None, pad=None, channels=(1, 3), filters=(1, 4), outputs=(1, 6)):
+    r, s = kernel or (integer(1, 4), integer(1, 4))
+    pad = integer(0, 3) if pad is None else pad
+    n, c, k = integer(1, 3), integer(*channels), integer(*filters)
+    h, w = (max(1, integer(*outputs) + size - 1 - 2 * pad) for size in (r, s))
+    return of_layer(Conv2d(rng.normal(size=(r, s, c, k)), rng.normal(size=k), pad), rng.normal(size=(n, h, w, c)))
+
+
+def maxout(integer, rng, pieces, maps=True):
+    shape = images(integer)[:3] if maps else (integer(1, 5),)
+    return of_layer(Maxout(pieces), spaced((*shape, pieces * integer(1, 4)), rng))
+
+
+def pool(integer, rng, size=None, stride=None):
+    layer = MaxPool2d(size or integer(1, 5), stride or integer(1, 4))
+    return of_layer(layer, spaced(images(integer), rng))
+
+
+def elementwise(integer, rng, layer, seed=None, draw=spaced):
+    return of_layer(layer, draw(images(integer), rng), seed)
+
+
+def softmax(integer, rng, tau):
+    return of_layer(Softmax(tau), rng.normal(size=(integer(1, 4), integer(1, 6))))
+
+
+def reshape(integer, rng):
+    n, h, w, c = images(integer)
+    return of_layer(Reshape((c, h * w)), rng.normal(size=(n, h, w, c)))
+
+
+def mapping(integer, rng, kind, pieces):
+    guided = integer(3, 5), integer(2, 4), integer(1, 3)
+    shrink = 0 if kind == "none" else integer(0, 1)
+    hint = guided if kind == "none" else (guided[0] - 2 * shrink, guided[1] - shrink, integer(1, 3))
+    layer = regressor(kind, guided, hint, pieces, rng, width=1.0, dtype=np.float64)
+    return of_layer(settled(layer, rng), rng.normal(size=(integer(1, 3), *guided)))
+
+
+def settled(layer, rng):
+    """The layer with random biases for its zeros: where a kernel meets only padding, pieces of no bias would tie."""
+    return with_params(layer, {name: p if p.any() else rng.normal(size=p.shape) for name, p in layer.params.items()})
+
+
+def built(blocks, shape, rng, **dropout):
+    return settled(build(Network("audit", shape, blocks), rng, dtype=np.float64, **dropout), rng)
+
+
+def block(integer, rng, block, seed=None, **dropout):
+    shape = integer(3, 6), integer(3, 5), integer(1, 3)
+    return of_layer(built((block,), shape, rng, **dropout), rng.normal(size=(integer(1, 3), *shape)), seed)
+
+
+def pair(integer, rng, pieces=2, **dropout):
+    """A thin deep student, a shallow teacher, x and labels; layer 2 of the one is as large as layer 1 of the other."""
+    shape, classes = (integer(4, 6), integer(3, 5), integer(1, 2)), integer(2, 4)
+    thin = Conv(2, 3, pad=1, pieces=pieces), Conv(integer(1, 2), 3, pad=1, pool=(2, 2), pieces=pieces)
+    student = built((*thin, FullyConnected(2, pieces and 5), Output(classes)), shape, rng, **dropout)
+    teacher = built((Conv(integer(1, 3), 4, pad=1, pool=(2, 2), pieces=pieces), Output(classes)), shape, rng)
+    n = integer(1, 4)
+    return student, teacher, rng.normal(size=(n, *shape)), rng.integers(0, classes, n)
+
+
+def part(integer, rng, index):
+    student, _, x, _ = pair(integer, rng)
+    return of_layer(student[index], x if not index.start else student[: index.start](x))
+
+
+def on_labels(integer, rng, stage, seed=None, **dropout):
+    student, _, x, labels = pair(integer, rng, **dropout)
+    return of_stage(stage(student), x, None, labels, seed=seed)
+
+
+def distilled(integer, rng, stage, tau, lam, **settings):
+    student, teacher, x, labels = pair(integer, rng, **settings)
+    stage = stage(student, teacher, tau, fitnets.linear(lam, 1, 1, 5))
+    return of_stage(stage, x, teacher(x), labels)
+
+
+def hinted(integer, rng, kind, pieces=2):
+    student, teacher, x, labels = pair(integer, rng, pieces)
+    hint = 1
+    if kind == "none":  # then the teacher's maps must have the shape of the student's
+        teacher, hint = with_params(student, {name: rng.permuted(p) for name, p in student.params.items()}), 2
+    guided, target, pieces = student[:2](x), teacher[:hint](x), pieces_of(teacher[hint - 1])
+    middle = regressor(kind, guided.shape[1:], target.shape[1:], pieces, rng, width=None, dtype=np.float64)
+    return of_stage(fitnets.hint(student, teacher, settled(middle, rng), 2, hint), x, target, labels)
+
+
+def entropy(integer, rng, loss, **settings):
+    n, classes = integer(1, 5), integer(1, 6)
+    teacher = (3 * rng.normal(size=(n, classes)),) if settings else ()
+    return of_loss(loss, 3 * rng.normal(size=(n, classes)), *teacher, rng.integers(0, classes, n), **settings)
+
+
+def hint_loss(integer, rng):
+    shape = images(integer)
+    return of_loss(losses.hint_loss, rng.normal(size=shape), rng.normal(size=shape))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row. affine: in each array, so that the adjoint identity holds. kinks: inside, so that a draw may cross one."""
+
+    name: str
+    draw: Callable
+    affine: bool = False
+    kinks: bool = False
+
+
+CASES = [
+    Case("Linear", linear, affine=True),
+    Case("Conv2d", conv, affine=True),
+    Case("Conv2d 1x1", partial(conv, kernel=(1, 1), pad=0), affine=True),
+    Case("Conv2d 3x3", partial(conv, kernel=(3, 3), channels=(12, 13), filters=(24, 25), outputs=(5, 12)), affine=True),
+    Case("Conv2d 5x5", partial(conv, kernel=(5, 5), channels=(3, 5), filters=(3, 6), outputs=(4, 7)), affine=True),
+    Case("Conv2d 8x7 pad 3", partial(conv, kernel=(8, 7), pad=3, channels=(2, 5), filters=(2, 6)), affine=True),
+    Case("Maxout 1", partial(maxout, pieces=1), affine=True),
+    Case("Maxout 2", partial(maxout, pieces=2)),
+    Case("Maxout 5", partial(maxout, pieces=5)),
+    Case("Maxout 5 of features", partial(maxout, pieces=5, maps=False)),
+    Case("MaxPool2d", pool),
+    Case("MaxPool2d 2/2", partial(pool, size=2, stride=2)),
+    Case("MaxPool2d 4/2", partial(pool, size=4, stride=2)),
+    Case("MaxPool2d 8/8", partial(pool, size=8, stride=8)),
+    Case("ReLU", partial(elementwise, layer=ReLU())),
+    Case("Softmax tau 1", partial(softmax, tau=1.0)),
+    Case("Softmax tau 3", partial(softmax, tau=3.0)),
+    Case("Softmax tau 0.5", partial(softmax, tau=0.5)),
+    Case("Dropout", partial(elementwise, layer=Dropout(0.5), seed=1), affine=True),
+    Case("Dropout not rescaled", partial(elementwise, layer=Dropout(0.8, rescale=False), seed=2), affine=True),
+    Case("Dropout without noise", partial(elementwise, layer=Dropout(0.5)), affine=True),
+    Case("Flatten", partial(elementwise, layer=Flatten()), affine=True),
+    Case("Reshape", reshape, affine=True),
+    Case("Sequential of nothing", partial(elementwise, layer=Sequential([])), affine=True),
+    Case("Sequential of ReLU, ReLU", partial(elementwise, layer=Sequential([ReLU(), Sequential([ReLU()])]))),
+    Case("block conv maxout", partial(block, block=Conv(2, 3)), kinks=True),
+    Case("block conv maxout pool", partial(block, block=Conv(2, 3, pad=3, pool=(3, 2))), kinks=True),
+    Case("block conv ReLU pool", partial(block, block=Conv(3, 2, pool=(2, 2), pieces=None)), kinks=True),
+    Case("block dropout conv maxout", partial(block, block=Conv(2, 3), keep_input=0.8, seed=3), kinks=True),
+    Case("block fc maxout 5", partial(block, block=FullyConnected(3, pieces=5)), kinks=True),
+    Case("block fc ReLU", partial(block, block=FullyConnected(3, pieces=None)), kinks=True),
+    Case("block output", partial(block, block=Output(4)), affine=True),
+    Case("student", partial(part, index=slice(None)), kinks=True),
+    Case("student[:2]", partial(part, index=slice(2)), kinks=True),
+    Case("student[1:3]", partial(part, index=slice(1, 3)), kinks=True),
+    Case("regressor conv maxout 2", partial(mapping, kind="conv", pieces=2), kinks=True),
+    Case("regressor conv maxout 5", partial(mapping, kind="conv", pieces=5), kinks=True),
+    Case("regressor conv ReLU", partial(mapping, kind="conv", pieces=None), kinks=True),
+    Case("regressor fc maxout 2", partial(mapping, kind="fc", pieces=2), kinks=True),
+    Case("regressor fc maxout 5", partial(mapping, kind="fc", pieces=5), kinks=True),
+    Case("regressor fc ReLU", partial(mapping, kind="fc", pieces=None), kinks=True),
+    Case("regressor none", partial(mapping, kind="none", pieces=None), affine=True),
+    Case("cross_entropy", partial(entropy, loss=losses.cross_entropy)),
+    Case("distillation_loss tau 3 lam 4", partial(entropy, loss=losses.distillation_loss, tau=3.0, lam=4.0)),
+    Case("distillation_loss tau 1 lam 1", partial(entropy, loss=losses.distillation_loss, tau=1.0, lam=1.0)),
+    Case("distillation_loss tau 20 lam 9", partial(entropy, loss=losses.distillation_loss, tau=20.0, lam=9.0)),
+    Case("distillation_loss tau 0.5 lam 0", partial(entropy, loss=losses.distillation_loss, tau=0.5, lam=0.0)),
+    Case("hint_loss", hint_loss),
+    Case("stage teacher", partial(on_labels, stage=fitnets.teacher, keep_input=0.8, keep=0.5, seed=4), kinks=True),
+    Case("stage backprop", partial(on_labels, stage=fitnets.backprop), kinks=True),
+    Case("stage kd tau 3 lam 4", partial(distilled, stage=fitnets.kd, tau=3.0, lam=4.0), kinks=True),
+    Case("stage kd tau 1 lam 1", partial(distilled, stage=fitnets.kd, tau=1.0, lam=1.0), kinks=True),
+    Case("stage kd tau 20 lam 9", partial(distilled, stage=fitnets.kd, tau=20.0, lam=9.0), kinks=True),
+    Case("stage kd ReLU", partial(distilled, stage=fitnets.kd, tau=3.0, lam=4.0, pieces=None), kinks=True),
+    Case("stage hint conv maxout", partial(hinted, kind="conv"), kinks=True),
+    Case("stage hint conv ReLU", partial(hinted, kind="conv", pieces=None), kinks=True),
+    Case("stage hint fc maxout", partial(hinted, kind="fc"), kinks=True),
+    Case("stage hint none", partial(hinted, kind="none"), kinks=True),
+    Case("stage fitnet tau 3 lam 4", partial(distilled, stage=fitnets.fitnet, tau=3.0, lam=4.0), kinks=True),
+]
+
+
+def without_a_row():
+    """The layers, losses and stages of minifit that no case in the table asks: there should be none."""
+    asked = set()
+    for case in CASES:
+        subject = case.draw(lambda low, high: low, np.random.default_rng(0)).subject
+        asked.add(
+            type(subject).__name__ if isinstance(subject, Layer) else getattr(subject, "name", None) or subject.__name__
+        )
+    classes = [name for name, kind in inspect.getmembers(layers, inspect.isclass) if issubclass(kind, Layer)]
+    functions = [
+        name for name, _ in inspect.getmembers(losses, inspect.isfunction) if name.endswith(("loss", "entropy"))
+    ]
+    return [name for name in [*classes, *functions, *fitnets.NAMES] if name not in asked | {"Layer"}]
+
+
+def examine(case, integer, rng, xp=np):
+    """The comparisons of one draw of a case that decides something."""
+    for _ in range(TRIES if case.kinks else 1):
+        problem = case.draw(integer, rng).map(xp.asarray)
+        try:
+            return list(comparisons(problem, problem.arrays, rng, case.affine, COORDINATES))
+        except KinkCrossed as error:
+            crossed = error
+    raise GradientError(f"no draw of {TRIES if case.kinks else 1} kept clear of kinks: {crossed}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the draws of one row came to: {array: {oracle: its worst Comparison}}, and the first failure."""
+
+    row: str
+    draws: int
+    seconds: float
+    worst: dict[str, dict[str, Comparison]]
+    failure: str | None
+
+    @property
+    def ratio(self):
+        return max((c.ratio for oracles in self.worst.values() for c in oracles.values()), default=0.0)
+
+
+def run(draws=15, seed=0, only=None, xp=np):
+    """A Result for every row, or for those whose names begin with `only`.
+
+    Draw i of seed s is draw 0 of seed s + i, whatever other rows there are, so that a failure names the seed that
+    repeats it.
+    """
+    if draws < 1:
+        raise UserError(f"{draws} draws check nothing; one at least")
+    chosen = [case for case in CASES if case.name.startswith(only or "")]
+    if not chosen:
+        raise UserError(f"there is no row {only!r}; the rows are {', '.join(case.name for case in CASES)}")
+    return [_run(case, draws, seed, xp) for case in chosen]
+
+
+def _run(case, draws, seed, xp):
+    worst, failure, began = {}, None, time.perf_counter()
+    for s in range(seed, seed + draws):
+        rng = np.random.default_rng([s, crc32(case.name.encode())])
+        found = []
+        try:
+            found = examine(case, lambda low, high, rng=rng: int(rng.integers(low, high, endpoint=True)), rng, xp)
+            wrong = [str(c) for c in found if not c.ratio <= 1]
+        except Exception as error:  # whatever stops a row is that row's failure, and the next row's turn
+            wrong = [f"{type(error).__name__}: {error}"]
+        for c in found:
+            oracles = worst.setdefault(c.name, {})
+            oracles[c.oracle] = max(oracles.get(c.oracle, c), c, key=lambda c: c.error)
+        if wrong and not failure:
+            failure = f"{case.name}: {wrong[0]}\n  again with --row {case.name!r} --seed {s} --draws 1"
+    return Result(case.name, draws, time.perf_counter() - began, worst, failure)
+
+
+def table(results):
+    """The results as text: a row a line, then what failed and how near to its tolerance the worst came."""
+    width = max(len(r.row) for r in results)
+    lines = [KEY, f"{'row':{width}}  draws  seconds"]
+    for r in results:
+        cells = [f"d{name} {'|'.join(f'{c.error:.0e}' for c in oracles.values())}" for name, oracles in r.worst.items()]
+        rows = ["  ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)] or [""]
+        lines.append(f"{r.row:{width}}  {r.draws:5}  {r.seconds:7.2f}  {'FAILED  ' if r.failure else ''}{rows[0]}")
+        lines += [" " * (width + 18) + row for row in rows[1:]]
+    failures = [r.failure for r in results if r.failure]
+    worst = max(results, key=lambda r: r.ratio)
+    passed = f"{len(results) - len(failures)} of {len(results)} rows pass"
+    return "\n".join(
+        [*lines, *failures, f"{passed}; worst ratio of error to tolerance: {worst.ratio:.2g} ({worst.row})"]
+    )

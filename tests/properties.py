@@ -1,0 +1,179 @@
+"""What every layer, loss and stage must do, as functions of a drawn problem (minifit.audit), and the reference's view.
+
+Each raises AssertionError, or lets the library's own error through where something given is written to.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from minifit import gradcheck
+from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Reshape, Sequential, Softmax
+from reference import ops
+
+LAYOUTS = {}  # {name: the same array, laid out otherwise in memory}
+
+
+def layout(change):
+    LAYOUTS[change.__name__] = change
+    return change
+
+
+@layout
+def columns_first(a):
+    return np.asfortranarray(a)
+
+
+@layout
+def every_other(a):
+    wide = np.zeros([2 * n for n in a.shape], a.dtype)
+    view = wide[(slice(None, None, 2),) * a.ndim]
+    view[...] = a
+    return view
+
+
+@layout
+def backwards(a):
+    flip = (slice(None, None, -1),) * a.ndim
+    return a[flip].copy()[flip]
+
+
+def frozen(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def single(a):
+    return a.astype(np.float32) if a.dtype.kind == "f" else a
+
+
+def close(actual, expected, rtol=1e-12):
+    """Equal to rounding: within rtol of the largest magnitude, or of 1."""
+    assert np.shape(actual) == np.shape(expected)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * max(1.0, np.max(np.abs(expected), initial=0)))
+
+
+def all_close(actual, expected, rtol=1e-12):
+    assert actual.keys() == expected.keys()
+    for name, a in actual.items():
+        close(a, expected[name], rtol)
+
+
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, a in actual.items():
+        np.testing.assert_array_equal(a, expected[name])
+
+
+def given(problem):
+    """Every array that a problem hands over, as bytes."""
+    return [a.tobytes() for a in (*problem.arrays.values(), *problem.examples) if a is not None]
+
+
+def backward_is_the_derivative_of_forward(problem, rng):
+    gradcheck.check(problem, problem.arrays, rng, coordinates=8)
+
+
+def backward_is_linear_in_dy(problem, rng):
+    y, pull = problem(problem.arrays)
+    one, other = rng.normal(size=y.shape), rng.normal(size=y.shape)
+    of_one, of_other = pull(one), pull(other)
+    all_close(pull(2 * one - 3 * other), {name: 2 * g - 3 * of_other[name] for name, g in of_one.items()})
+    same(pull(0 * one), {name: 0 * g for name, g in of_one.items()})
+
+
+def nothing_passed_in_is_written_to(problem, rng):
+    problem = problem.map(frozen)
+    before = given(problem)
+    y, pull = problem(problem.arrays)
+    dy, y_before = frozen(np.asarray(rng.normal(size=y.shape))), np.copy(y)
+    if isinstance(y, np.ndarray):
+        y.flags.writeable = False
+    same(pull(dy), pull(dy))  # the cache is as it was
+    np.testing.assert_array_equal(y, y_before)
+    assert given(problem) == before
+
+
+def examples_do_not_meet(problem, rng):
+    """A batch is its examples: one by one they give the same rows, and a loss is their mean."""
+    x = problem.examples[0] if problem.examples and "x" not in problem.arrays else problem.arrays["x"]
+    n = len(x)
+    problem = problem.take(slice(None))
+    y, pull = problem(problem.arrays)
+    dy = np.asarray(rng.normal(size=y.shape))
+    grads, alone = pull(dy), []
+    for i in range(n):
+        one = problem.take(slice(i, i + 1))
+        y_i, pull_i = one(one.arrays)
+        alone.append((y_i, pull_i(dy / n if dy.ndim == 0 else dy[i : i + 1])))
+    close(y, np.concatenate([y_i for y_i, _ in alone]) if dy.ndim else sum(y_i for y_i, _ in alone) / n)
+    for name, g in grads.items():
+        parts = [g_i[name] for _, g_i in alone]
+        close(g, np.concatenate(parts) if name == "x" else sum(parts))
+
+
+def float32_stays_float32(problem, rng):
+    problem = problem.map(single)
+    y, pull = problem(problem.arrays)
+    grads = pull(np.asarray(rng.normal(size=y.shape), np.float32))
+    assert {name: a.dtype for name, a in ({"y": y} | grads).items()} == dict.fromkeys(["y", *grads], np.dtype("f4"))
+
+
+def memory_layout_does_not_matter(problem, rng):
+    y, pull = problem(problem.arrays)
+    dy = np.asarray(rng.normal(size=y.shape))
+    grads = pull(dy)
+    for change in LAYOUTS.values():
+        other = problem.map(change)
+        y_other, pull_other = other(other.arrays)
+        close(y_other, y)
+        all_close(pull_other(change(dy) if dy.ndim else dy), grads)
+
+
+def the_same_noise_gives_the_same_bits(problem, rng):
+    (y, pull), (again, pull_again) = problem(problem.arrays), problem(problem.arrays)
+    np.testing.assert_array_equal(y, again)
+    dy = np.asarray(rng.normal(size=y.shape))
+    same(pull(dy), pull_again(dy))
+
+
+def every_parameter_has_a_gradient_of_its_shape(problem, rng):
+    y, pull = problem(problem.arrays)
+    grads = pull(np.asarray(rng.normal(size=y.shape)))
+    assert {name: g.shape for name, g in grads.items()} == {name: a.shape for name, a in problem.arrays.items()}
+
+
+EVERY_PROBLEM = [
+    backward_is_linear_in_dy,
+    nothing_passed_in_is_written_to,
+    examples_do_not_meet,
+    float32_stays_float32,
+    memory_layout_does_not_matter,
+    the_same_noise_gives_the_same_bits,
+    every_parameter_has_a_gradient_of_its_shape,
+]
+
+
+def as_reference(layer):
+    """A layer without noise, or a Sequential of such layers, as a network of reference.train."""
+    if isinstance(layer, Sequential):
+        return [as_reference(inner) for inner in layer]
+    p = layer.params
+    if isinstance(layer, Linear):
+        return ops.linear, p["w"], p["b"]
+    if isinstance(layer, Conv2d):
+        return ops.conv2d, p["w"], p["b"], layer.pad
+    if isinstance(layer, Maxout):
+        return ops.maxout, layer.pieces
+    if isinstance(layer, MaxPool2d):
+        return ops.maxpool2d, layer.size, layer.stride
+    if isinstance(layer, Softmax):
+        return ops.softmax, layer.tau
+    if isinstance(layer, Reshape):
+        return ops.reshape, layer.shape
+    return {ReLU: (ops.relu,), Flatten: (ops.flatten,), Dropout: []}[type(layer)]
+
+
+def quiet(problem):
+    return replace(problem, seed=None)

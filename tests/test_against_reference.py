@@ -1,0 +1,215 @@
+"""minifit against the reference, which is loops and forward only, and against SciPy where it defines the same thing."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from properties import as_reference, close, quiet
+from scipy.differentiate import derivative
+from scipy.signal import convolve, correlate
+from scipy.special import log_softmax as scipys_log_softmax
+
+from minifit import audit, convolution, layers, losses, optimizers
+from minifit.layers import Conv2d, Dropout, Layer, Softmax
+from minifit.patches import fold, unfold
+from reference import losses as reference_losses
+from reference import ops, train
+from reference import optimizers as reference_optimizers
+
+SEEDS = st.integers(0, 2**32 - 1)
+LAYERS = [
+    case
+    for case in audit.CASES
+    if isinstance(case.draw(lambda low, high: low, np.random.default_rng(0)).subject, Layer)
+]
+# Too large for differences one by one: SciPy has convolutions' gradients below, tests/test_stages.py has networks'.
+LARGE = "Conv2d 3x3", "Conv2d 5x5", "Conv2d 8x7", "student", "regressor fc maxout 5", "block conv maxout pool"
+LOSSES = [case for case in audit.CASES if case.name.startswith(("cross_entropy", "distillation_loss", "hint_loss"))]
+
+
+def every(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+def draw(case, integer, seed):
+    return case.draw(integer, np.random.default_rng(seed))
+
+
+def smallish(low, high):
+    return min(low + 1, high)
+
+
+@every(LAYERS)
+@given(data=st.data(), seed=SEEDS)
+def test_a_layer_is_its_reference(case, data, seed):
+    problem = quiet(draw(case, lambda low, high: data.draw(st.integers(low, high)), seed))
+    y, _ = problem(problem.arrays)
+    close(y, train.forward([as_reference(problem.subject)], problem.arrays["x"]))
+
+
+def by_differences(problem, dy, h):
+    """The gradients of <dy, y> in x and every parameter, from the reference's forward alone."""
+    network = [as_reference(problem.subject)]
+
+    def projection(arrays):
+        return float((dy * train.forward(train.with_weights(network, arrays[1:]), arrays[0])).sum())
+
+    return train.gradient(projection, [problem.arrays["x"], *train.weights(network)], h)
+
+
+@every([case for case in LAYERS if not case.name.startswith(LARGE)])
+def test_a_layers_gradient_is_the_references_by_differences(case):
+    for seed in range(20):  # the first draw whose answers at h and h/2 agree is clear of kinks
+        problem = quiet(draw(case, smallish, seed))
+        y, pull = problem(problem.arrays)
+        dy = np.random.default_rng(seed).normal(size=y.shape)
+        coarse, fine = by_differences(problem, dy, 1e-4), by_differences(problem, dy, 5e-5)
+        if all(np.abs(c - f).max() < 1e-8 for c, f in zip(coarse, fine, strict=True)):
+            break
+    grads = pull(dy)
+    for name, expected in zip(problem.arrays, coarse, strict=True):
+        close(grads[name], expected, rtol=1e-8)
+
+
+@every(LOSSES)
+@given(data=st.data(), seed=SEEDS)
+def test_a_loss_and_its_gradient_are_the_references(case, data, seed):
+    problem = draw(case, lambda low, high: data.draw(st.integers(low, min(high, low + 3))), seed)
+    settings = case.draw.keywords if hasattr(case.draw, "keywords") else {}
+    settings = {name: value for name, value in settings.items() if name != "loss"}
+    of_reference = getattr(reference_losses, problem.subject.__name__)
+    value, gradient = problem.subject(problem.arrays["x"], *problem.examples, **settings)
+    close(value, of_reference(problem.arrays["x"], *problem.examples, **settings))
+    (expected,) = train.gradient(lambda a: of_reference(a[0], *problem.examples, **settings), [problem.arrays["x"]])
+    close(gradient, expected, rtol=1e-8)
+
+
+@given(st.floats(0.1, 1.0), st.booleans(), SEEDS)
+def test_dropout_is_the_references_for_the_mask_it_drew(keep, rescale, seed):
+    layer, x = Dropout(keep, rescale), np.random.default_rng(seed).normal(size=(3, 4, 2))
+    y, cache = layer.forward(x, np.random.default_rng(seed))
+    close(y, ops.dropout(x, y != 0, keep, rescale))
+    dy = np.random.default_rng(seed + 1).normal(size=x.shape)
+    close(layer.backward(dy, cache)[0], ops.dropout(dy, y != 0, keep, rescale))
+
+
+def test_dropout_keeps_as_many_as_it_says():
+    kept = Dropout(0.8, rescale=False)(np.ones((100, 1000)), np.random.default_rng(0)).mean()
+    assert abs(kept - 0.8) < 0.005  # four standard deviations
+
+
+def test_the_table_reaches_every_way_of_computing_a_convolution(monkeypatch):
+    chosen = set()
+
+    def spy(x, w, pad):
+        method, at = convolution.choose(x, w, pad), (x.shape[1:3], w.shape[:2], pad)
+        by_winograd = w.shape[:2] == (3, 3) and method is convolution.winograd(*at)
+        by_fourier = method is convolution.fourier(*at)
+        chosen.add("winograd" if by_winograd else "fourier" if by_fourier else "definition")
+        return method
+
+    monkeypatch.setattr(layers, "choose", spy)
+    rng = np.random.default_rng(0)
+    for case in [case for case in LAYERS if case.name.startswith("Conv2d")] * 5:
+        problem = case.draw(lambda low, high: int(rng.integers(low, high, endpoint=True)), rng)
+        problem(problem.arrays)
+    assert chosen == {"definition", "winograd", "fourier"}
+
+
+shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
+
+
+@given(shapes, st.sampled_from([0.0, 0.5, 0.9]), SEEDS)
+def test_sgd_and_rmsprop_are_the_references_over_several_steps(shape, momentum, seed):
+    rng = np.random.default_rng(seed)
+    start, gradients = rng.normal(size=shape), [10.0 ** rng.integers(-8, 1) * rng.normal(size=shape) for _ in range(3)]
+    for mine, theirs in (
+        (optimizers.SGD(0.1, momentum), lambda w, g, s: reference_optimizers.sgd(w, g, s, 0.1, momentum)),
+        (optimizers.RMSProp(0.005), lambda w, g, s: reference_optimizers.rmsprop(w, g, s, 0.005)),
+        (optimizers.RMSProp(0.1, 0.5, 1e-2), lambda w, g, s: reference_optimizers.rmsprop(w, g, s, 0.1, 0.5, 1e-2)),
+    ):
+        params, w, state = {"w": start.copy()}, start.copy(), np.zeros(shape)
+        for g in gradients:
+            mine.step(params, {"w": g})
+            w, state = theirs(w, g, state)
+            close(params["w"], w)
+
+
+@given(shapes, st.sampled_from([0.3, 0.9, 1.9365, 100.0]), SEEDS)
+def test_max_norm_is_the_references_in_place(shape, limit, seed):
+    w = np.random.default_rng(seed).normal(size=shape)
+    w[..., 0] = 0  # a filter without a norm
+    expected = reference_optimizers.max_norm(w, limit)
+    optimizers.max_norm(w, limit)
+    close(w, expected)
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.sampled_from([(1, 1), (2, 3), (4, 5)]), SEEDS)
+@example(3, 3, 1, (12, 24), 0)  # by Winograd
+@example(5, 5, 3, (4, 5), 0)  # by Fourier
+def test_convolution_and_both_its_gradients_are_scipys_correlations(r, s, pad, channels, seed):
+    (c, k), rng = channels, np.random.default_rng(seed)
+    h, w_ = max(1, r - 2 * pad) + 3, max(1, s - 2 * pad) + 2
+    x, w, b = rng.normal(size=(2, h, w_, c)), rng.normal(size=(r, s, c, k)), rng.normal(size=k)
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    layer = Conv2d(w, b, pad)
+    y, cache = layer.forward(x)
+    dy = rng.normal(size=y.shape)
+    dx, grads = layer.backward(dy, cache)
+    for i in range(k):
+        expected = [correlate(image, w[..., i], mode="valid", method="direct")[..., 0] + b[i] for image in padded]
+        close(y[..., i], np.stack(expected))
+        for j in range(c):
+            dw = sum(correlate(padded[n, ..., j], dy[n, ..., i], mode="valid", method="direct") for n in range(2))
+            close(grads["w"][:, :, j, i], dw)
+    for n in range(2):
+        for j in range(c):
+            full = sum(convolve(dy[n, ..., i], w[:, :, j, i], mode="full", method="direct") for i in range(k))
+            close(dx[n, ..., j], full[pad : pad + h, pad : pad + w_])
+    close(grads["b"], dy.sum(axis=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("pad", [0, 1, 2, 3])
+@pytest.mark.parametrize(("size", "channels"), [(3, (12, 24)), (5, (4, 5)), (8, (3, 4))])
+def test_convolution_of_every_size_of_map_is_its_definition_by_unfold_and_fold(size, channels, pad):
+    (c, k), rng = channels, np.random.default_rng(pad)
+    w, b = rng.normal(size=(size, size, c, k)), rng.normal(size=k)
+    layer, least = Conv2d(w, b, pad), max(1, size - 2 * pad)
+    for height in range(least, least + 9):
+        for width in range(least, least + 9):
+            x = rng.normal(size=(2, height, width, c))
+            y, cache = layer.forward(x)
+            patches = unfold(x, size, size, pad)
+            close(y, np.einsum("npqrsc,rsck->npqk", patches, w) + b)
+            dy = rng.normal(size=y.shape)
+            dx, grads = layer.backward(dy, cache)
+            close(dx, fold(np.einsum("npqk,rsck->npqrsc", dy, w), x.shape, pad))
+            close(grads["w"], np.einsum("npqrsc,npqk->rsck", patches, dy, optimize=True))
+            close(grads["b"], dy.sum(axis=(0, 1, 2)))
+
+
+@given(st.integers(1, 5), st.integers(1, 6), SEEDS)
+def test_log_softmax_is_scipys(n, k, seed):
+    logits = 10 * np.random.default_rng(seed).normal(size=(n, k))
+    close(losses.log_softmax(logits), scipys_log_softmax(logits, axis=1))
+
+
+@pytest.mark.parametrize("tau", [0.5, 3.0, 20.0])
+def test_the_slopes_of_softmax_and_eq_2_are_what_scipy_differentiates_them_to(tau):
+    rng = np.random.default_rng(7)
+    logits, teacher, labels, v = (
+        rng.normal(size=(3, 4)),
+        rng.normal(size=(3, 4)),
+        np.array([0, 3, 1]),
+        rng.normal(size=(3, 4)),
+    )
+    dy = rng.normal(size=(3, 4))
+
+    def along(f):
+        return derivative(np.vectorize(lambda t: f(logits + t * v)), 0.0, tolerances={"rtol": 1e-11}).df
+
+    _, dlogits = losses.distillation_loss(logits, teacher, labels, tau, 2.5)
+    close((dlogits * v).sum(), along(lambda a: losses.distillation_loss(a, teacher, labels, tau, 2.5)[0]), rtol=1e-9)
+    layer = Softmax(tau)
+    dx, _ = layer.backward(dy, layer.forward(logits)[1])
+    close((dx * v).sum(), along(lambda a: (dy * layer(a)).sum()), rtol=1e-9)

@@ -1,0 +1,234 @@
+"""Ties and kinks on small integers, values at the ends of the scale, and shapes that must be refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import special
+
+from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Reshape, Sequential, Softmax
+from minifit.losses import cross_entropy, distillation_loss, hint_loss, log_softmax
+
+SEEDS = st.integers(0, 2**32 - 1)
+FAR = np.array([[1e4, -1e4, 0.0], [-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4]])
+
+
+def integers(seed, *shape, high=3):
+    return np.random.default_rng(seed).integers(0, high, shape).astype(float)
+
+
+def pooled_by_hand(x, size, stride, dy):
+    """y and dx by the definition: each window's first largest input, in reading order, takes all of its dy."""
+    y, dx = np.zeros(dy.shape), np.zeros(x.shape)
+    for n, p, q, c in np.ndindex(dy.shape):
+        inside = [
+            (n, i, j, c)
+            for i in range(p * stride, min(p * stride + size, x.shape[1]))
+            for j in range(q * stride, min(q * stride + size, x.shape[2]))
+        ]
+        first = max(inside, key=lambda i: x[i])  # max keeps the first of equals
+        y[n, p, q, c] = x[first]
+        dx[first] += dy[n, p, q, c]
+    return y, dx
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 7), st.integers(1, 6), SEEDS)
+def test_pooling_sends_the_whole_gradient_to_the_first_of_the_tied_inputs(size, stride, h, w, seed):
+    x = integers(seed, 2, h, w, 3)
+    y, cache = MaxPool2d(size, stride).forward(x)
+    dy = integers(seed + 1, *y.shape, high=9) + 1
+    by_hand = pooled_by_hand(x, size, stride, dy)
+    np.testing.assert_array_equal(y, by_hand[0])
+    np.testing.assert_array_equal(MaxPool2d(size, stride).backward(dy, cache)[0], by_hand[1])
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "stride", "dx"),
+    [
+        ([5, 5, 5, 5], 2, 2, [1, 0, 2, 0]),
+        ([5, 5, 5, 5], 3, 1, [1, 2, 0, 0]),
+        ([1, 5, 1, 5, 1], 3, 2, [0, 1, 0, 2, 0]),
+        ([1, 2, 5, 2, 1], 3, 2, [0, 0, 3, 0, 0]),  # both windows choose the shared input
+        ([1, 2, 3, 4, 5], 2, 2, [0, 1, 0, 2, 3]),  # the last window is cut off
+        ([7, 7, 7], 5, 2, [1, 0, 0]),  # a window larger than the map
+        ([9, 1, 2, 8], 1, 3, [1, 0, 0, 2]),  # a stride beyond the window: inputs that nobody sees
+    ],
+)
+def test_pooling_along_a_line_can_be_followed_by_hand(values, size, stride, dx):
+    x = np.array(values, float).reshape(1, -1, 1, 1)
+    y, cache = MaxPool2d(size, stride).forward(x)
+    dy = 1 + np.arange(y.size, dtype=float).reshape(y.shape)
+    np.testing.assert_array_equal(MaxPool2d(size, stride).backward(dy, cache)[0].ravel(), dx)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), SEEDS)
+def test_maxout_sends_the_whole_gradient_to_the_first_of_the_tied_pieces(pieces, k, seed):
+    z = integers(seed, 4, pieces * k)
+    y, cache = Maxout(pieces).forward(z)
+    dy = integers(seed + 1, *y.shape, high=9) + 1
+    dx = np.zeros(z.shape)
+    for n, unit in np.ndindex(y.shape):
+        first = max(range(pieces), key=lambda m: z[n, m * k + unit])
+        assert y[n, unit] == z[n, first * k + unit]
+        dx[n, first * k + unit] = dy[n, unit]
+    np.testing.assert_array_equal(Maxout(pieces).backward(dy, cache)[0], dx)
+
+
+def test_maxout_pieces_are_a_unit_count_apart():
+    layer = Maxout(2)
+    y, cache = layer.forward(np.array([[1.0, 8.0, 3.0, 4.0]]))  # units (1, 3) and (8, 4)
+    np.testing.assert_array_equal(y, [[3, 8]])
+    np.testing.assert_array_equal(layer.backward(np.array([[5.0, 7.0]]), cache)[0], [[0, 7, 5, 0]])
+
+
+def test_relu_has_slope_0_at_0():
+    layer = ReLU()
+    y, cache = layer.forward(np.array([[-2.0, -0.0, 0.0, 3.0]]))
+    np.testing.assert_array_equal(y, [[0, 0, 0, 3]])
+    np.testing.assert_array_equal(layer.backward(np.ones((1, 4)), cache)[0], [[0, 0, 0, 1]])
+
+
+def test_ties_through_a_whole_block_go_to_the_first_piece_of_the_first_position():
+    w, b = np.zeros((1, 1, 1, 4)), np.zeros(4)
+    block = Sequential([Conv2d(w, b), Maxout(2), MaxPool2d(2, 2)])
+    y, cache = block.forward(1 + np.arange(4.0).reshape(1, 2, 2, 1))
+    _, grads = block.backward(np.ones(y.shape), cache)
+    np.testing.assert_array_equal(grads["0.b"], [1, 1, 0, 0])
+    np.testing.assert_array_equal(grads["0.w"].ravel(), [1, 1, 0, 0])  # the first position holds a 1
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_softmax_and_log_softmax_are_scipys_for_logits_of_any_size(dtype):
+    far, exact = FAR.astype(dtype), 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(log_softmax(far), special.log_softmax(FAR, axis=1), rtol=exact)
+    for tau in (1e-3, 1.0, 1e3):
+        y, cache = Softmax(tau).forward(far)
+        np.testing.assert_allclose(y, special.softmax(FAR / tau, axis=1), rtol=64 * exact)
+        dx, _ = Softmax(tau).backward(np.ones_like(y), cache)
+        np.testing.assert_allclose(dx, np.zeros_like(y), atol=exact / tau)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_cross_entropy_of_sure_logits_is_exact(dtype):
+    labels = np.array([1, 0, 2])
+    loss, dlogits = cross_entropy(FAR.astype(dtype), labels)
+    assert loss == pytest.approx((20_000 + 20_000 + np.log(3)) / 3, rel=1e-6 if dtype == np.float32 else 1e-15)
+    wanted = np.array([[1, -1, 0], [-1, 0, 1], [1 / 3, 1 / 3, -2 / 3]]) / 3
+    np.testing.assert_allclose(dlogits, wanted, atol=np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("tau", [1e-3, 1e3])
+@pytest.mark.parametrize("scale", [1e-4, 1.0])
+def test_distillation_is_eq_2_at_extreme_temperatures(tau, scale, dtype):
+    logits, teacher, labels, lam = scale * FAR, scale * FAR[::-1], np.array([0, 2, 1]), 2.5
+    loss, dlogits = distillation_loss(logits.astype(dtype), teacher.astype(dtype), labels, tau, lam)
+    p_teacher, log_p = special.softmax(teacher / tau, axis=1), special.log_softmax(logits / tau, axis=1)
+    hard = -special.log_softmax(logits, axis=1)[np.arange(3), labels].mean()
+    rtol = 1e-13 if dtype == np.float64 else 1e-5
+    np.testing.assert_allclose(loss, hard - lam * (p_teacher * log_p).sum(axis=1).mean(), rtol=rtol)
+    dhard = (special.softmax(logits, axis=1) - np.eye(3)[labels]) / 3
+    dsoft = lam / tau / 3 * (special.softmax(logits / tau, axis=1) - p_teacher)
+    np.testing.assert_allclose(dlogits, dhard + dsoft, rtol=rtol, atol=rtol * lam / tau)
+
+
+def layers():
+    w = np.random.default_rng(0)
+    return [
+        (Linear(w.normal(size=(6, 4)), w.normal(size=4)), (6,)),
+        (Conv2d(w.normal(size=(3, 2, 2, 4)), w.normal(size=4), pad=1), (5, 4, 2)),
+        (Conv2d(w.normal(size=(3, 3, 12, 24)), w.normal(size=24), pad=1), (8, 7, 12)),
+        (Conv2d(w.normal(size=(5, 5, 4, 5)), w.normal(size=5), pad=3), (4, 4, 4)),
+        (Maxout(2), (3, 4)),
+        (Maxout(1), (3, 4)),
+        (MaxPool2d(3, 2), (5, 4, 2)),
+        (ReLU(), (3, 2)),
+        (Softmax(2.0), (5,)),
+        (Dropout(0.5), (5,)),
+        (Flatten(), (3, 2, 2)),
+        (Reshape((4, 3)), (3, 4)),
+    ]
+
+
+@pytest.mark.parametrize(("layer", "shape"), layers(), ids=lambda value: getattr(type(value), "__name__", ""))
+def test_an_empty_batch_gives_an_empty_batch_and_no_gradient(layer, shape):
+    y, cache = layer.forward(np.zeros((0, *shape)), np.random.default_rng(0))
+    assert y.shape == (0, *layer(np.zeros((1, *shape))).shape[1:])
+    dx, grads = layer.backward(np.zeros(y.shape), cache)
+    assert dx.shape == (0, *shape)
+    for name, p in layer.params.items():
+        np.testing.assert_array_equal(grads[name], np.zeros(p.shape))
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, hint_loss])
+def test_a_loss_of_an_empty_batch_is_refused(loss):
+    with pytest.raises(ValueError, match=rf"{loss.__name__}: an empty batch"):
+        loss(np.zeros((0, 3)), np.zeros((0, 3)) if loss is hint_loss else np.zeros(0, int))
+
+
+def test_distillation_of_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="distillation_loss: an empty batch"):
+        distillation_loss(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0, int), 3.0, 1.0)
+
+
+def test_maps_of_one_pixel_are_maps():
+    x = np.array([[[[2.0, -3.0]]]])
+    w = np.arange(1.0, 19.0).reshape(3, 3, 2, 1)
+    np.testing.assert_array_equal(Conv2d(w, np.ones(1), pad=1)(x).ravel(), [1 + 2 * w[1, 1, 0, 0] - 3 * w[1, 1, 1, 0]])
+    np.testing.assert_array_equal(MaxPool2d(4, 2)(x), x)
+    np.testing.assert_array_equal(Maxout(2)(x), [[[[2.0]]]])
+
+
+# name of what must refuse, what it must say, and the attempt
+W, B = np.zeros((3, 3, 2, 4)), np.zeros(4)
+REFUSED = [
+    (r"Linear: input \(2, 3\); wanted \(N, 4\)", lambda: Linear(np.zeros((4, 5)), np.zeros(5))(np.zeros((2, 3)))),
+    (r"Linear: input \(2, 4, 1\)", lambda: Linear(np.zeros((4, 5)), np.zeros(5))(np.zeros((2, 4, 1)))),
+    (r"Linear: w \(4, 5\) and b \(1,\)", lambda: Linear(np.zeros((4, 5)), np.zeros(1))),
+    (r"Linear: w \(4,\)", lambda: Linear(np.zeros(4), np.zeros(()))),
+    (r"Conv2d: input \(1, 5, 5, 1\); wanted \(N, H, W, 2\)", lambda: Conv2d(W, B)(np.zeros((1, 5, 5, 1)))),
+    (r"Conv2d: input \(1, 2, 5, 2\); .* 3x3 kernel, pad 0", lambda: Conv2d(W, B)(np.zeros((1, 2, 5, 2)))),
+    (r"Conv2d: input \(1, 5, 2, 2\); .* 3x3 kernel, pad 0", lambda: Conv2d(W, B)(np.zeros((1, 5, 2, 2)))),
+    (r"Conv2d: input \(5, 5, 2\)", lambda: Conv2d(W, B)(np.zeros((5, 5, 2)))),
+    (r"Conv2d: w \(3, 3, 2, 4\) and b \(1,\)", lambda: Conv2d(W, np.zeros(1))),
+    (r"Conv2d: w \(3, 4\)", lambda: Conv2d(np.zeros((3, 4)), B)),
+    (r"Conv2d: pad -1 is negative", lambda: Conv2d(W, B, pad=-1)),
+    (r"Maxout: input \(2, 5\) does not divide into 2 pieces", lambda: Maxout(2)(np.zeros((2, 5)))),
+    (r"Maxout: 0 pieces", lambda: Maxout(0)),
+    (r"MaxPool2d: input \(2, 5\)", lambda: MaxPool2d(2, 2)(np.zeros((2, 5)))),
+    (r"MaxPool2d: size 0, stride 1", lambda: MaxPool2d(0, 1)),
+    (r"MaxPool2d: size 1, stride 0", lambda: MaxPool2d(1, 0)),
+    (r"Softmax: tau 0.0 is not positive", lambda: Softmax(0.0)),
+    (r"Softmax: tau -1.0 is not positive", lambda: Softmax(-1.0)),
+    (r"Softmax: tau nan is not positive", lambda: Softmax(float("nan"))),
+    (r"Dropout: keep 0 is not in \(0, 1\]", lambda: Dropout(0)),
+    (r"Dropout: keep 1.5 is not in \(0, 1\]", lambda: Dropout(1.5)),
+    (r"cross_entropy: logits \(2, 3\) and labels \(3,\)", lambda: cross_entropy(np.zeros((2, 3)), np.zeros(3, int))),
+    (
+        r"cross_entropy: logits \(2, 3\) and labels \(2, 1\)",
+        lambda: cross_entropy(np.zeros((2, 3)), np.zeros((2, 1), int)),
+    ),
+    (r"cross_entropy: logits \(2,\)", lambda: cross_entropy(np.zeros(2), np.zeros(2, int))),
+    (r"cross_entropy: labels are float64", lambda: cross_entropy(np.zeros((2, 3)), np.zeros(2))),
+    (r"cross_entropy: a label is outside 0..2", lambda: cross_entropy(np.zeros((2, 3)), np.array([0, 3]))),
+    (r"cross_entropy: a label is outside 0..2", lambda: cross_entropy(np.zeros((2, 3)), np.array([0, -1]))),
+    (
+        r"distillation_loss: logits \(2, 3\) and teacher's \(1, 3\) differ",
+        lambda: distillation_loss(np.zeros((2, 3)), np.zeros((1, 3)), np.array([0, 1]), 3.0, 1.0),
+    ),
+    (
+        r"distillation_loss: tau 0 is not positive",
+        lambda: distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 1]), 0, 1.0),
+    ),
+    (
+        r"distillation_loss: a label is outside 0..2",
+        lambda: distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 5]), 3.0, 1.0),
+    ),
+    (r"hint_loss: guided \(2, 1\) and hint \(2, 3\) differ", lambda: hint_loss(np.zeros((2, 1)), np.zeros((2, 3)))),
+]
+
+
+@pytest.mark.parametrize(("message", "attempt"), REFUSED, ids=[message for message, _ in REFUSED])
+def test_what_would_broadcast_or_be_cut_off_is_refused_by_name_and_shape(message, attempt):
+    with pytest.raises(ValueError, match=message):
+        attempt()
