@@ -9,6 +9,7 @@ python run.py mnist --help             every setting
 
 import contextlib
 import io
+import shlex
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from minifit import UserError, data, experiments, networks, report
 from minifit.backend import use
 from minifit.runs import Run
 from minifit.training import TrainingError
-from minifit.workers import available
+from minifit.workers import WorkerLost, available
 from reference import paper
 
 
@@ -41,7 +42,7 @@ def parse(name, arguments):
 
     experiment = experiments.EXPERIMENTS[name]
     preset = "default"
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in zip(arguments, [*arguments, ""][1:], strict=True):
         if flag == "--preset" or flag.startswith("--preset="):
             preset = flag.partition("=")[2] or value
     config = experiment.presets.get(preset, experiment.presets["default"])
@@ -100,14 +101,11 @@ def train(name, arguments):
         sizes = f"{config.train:,} images to train on, {config.validation:,} to validate, {config.test:,} to test"
         say(f"{dataset.name}: {sizes}; seed {command.seed}; {command.workers} workers; {folder}/\n")
         say(report.plan_table(run.outline(stages)) + "\n")
-        try:
-            for stage in stages:
-                record, fresh = run.make(stage, None if progress else lambda epoch: say(report.epoch_line(epoch)))
-                say(report.stage_line(stage, record, len(run.sets["test"]), folder) + ("" if fresh else " (kept)"))
+        for stage in stages:
+            record, fresh = run.make(stage, None if progress else lambda epoch: say(report.epoch_line(epoch)))
+            say(report.stage_line(stage, record, len(run.sets["test"]), folder) + ("" if fresh else " (kept)"))
+            if fresh or stage == stages[-1]:
                 run.plot()
-        except KeyboardInterrupt:
-            say(f"\nstopped; the last finished epoch is kept. To go on: python run.py {' '.join(sys.argv[1:])}")
-            return 130
         summary = run.summary()
         published = paper.TABLE_4 if dataset.name == "MNIST" else None
         if command.stage == "all":
@@ -120,7 +118,7 @@ def show_networks():
     rows = []
     for network in networks.NETWORKS:
         layers = networks.build(network, np.random.default_rng(0))
-        counts = networks.count(layers, np.zeros((1, *network.input), np.float32))
+        counts = networks.count(layers, np.zeros((0, *network.input), np.float32))
         published = paper.COUNTS[network.name]
         rows.append(
             {
@@ -148,6 +146,8 @@ def main(arguments):
     name, *rest = arguments
     try:
         if name == "networks":
+            if rest:
+                raise UserError(f"networks takes no settings, but was given {shlex.join(rest)}")
             return show_networks()
         if name not in experiments.EXPERIMENTS:
             raise UserError(f"{name!r} is not an experiment: choose {', '.join(commands)}")
@@ -155,9 +155,12 @@ def main(arguments):
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
-    except TrainingError as error:
+    except (TrainingError, WorkerLost) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        say(f"\nstopped; the last finished epoch is kept. To go on: python run.py {shlex.join(arguments)}")
+        return 130
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from minifit.backend import array_module
 def write_atomically(path, write):
     """write(temporary path), then fsync and rename: a reader sees the old file or the new one, never half of one."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that what a killed run left is written over
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -28,13 +28,13 @@ def write_atomically(path, write):
 
 
 def save(path, attributes, **groups):
-    """attributes {name: JSON value} and groups of {name: array} in one file."""
+    """attributes {name: JSON value} and groups of {name: array} in one file; the same content gives the same bytes."""
 
     def write(temporary):
         with h5py.File(temporary, "w") as file:
-            file.attrs["record"] = json.dumps(attributes)
+            file.attrs["record"] = json.dumps(attributes, sort_keys=True)
             for group, arrays in groups.items():
-                for name, array in arrays.items():
+                for name, array in sorted(arrays.items()):
                     file.create_dataset(f"{group}/{name}", data=array)
                 file.require_group(group)
 
@@ -47,7 +47,7 @@ def load(path):
         with h5py.File(path, "r") as file:
             attributes = json.loads(file.attrs["record"])
             groups = {group: {name: np.array(d) for name, d in items.items()} for group, items in file.items()}
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{path}: not a whole minifit file ({error}); remove it to train again".replace("\n", " ")
         ) from None

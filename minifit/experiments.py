@@ -70,12 +70,12 @@ MNIST_PAPER = Config(
 # the first step, without which a few epochs are not enough, and learning rates fall to nearly zero at the last epoch.
 MNIST = replace(
     MNIST_PAPER,
-    teacher=Schedule("sgd", lr=0.1, lr_final=0.01, lr_end=8, momentum=0.9, epochs=8, patience=8),
-    stage1=Schedule("rmsprop", lr=0.002, lr_final=0.05, lr_end=6, epochs=6, patience=6),
-    student=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=12, epochs=12, patience=12),
+    teacher=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=10, epochs=10, patience=10),
+    stage1=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=8, epochs=8, patience=8),
+    student=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=16, epochs=16, patience=16),
     init="scaled",
     regressor_init="scaled",
-    lam_end=12,
+    lam_end=16,
     keep_input=1.0,
     keep=1.0,
 )
@@ -123,6 +123,8 @@ def check(experiment, config):
         for name in ("epochs", "patience", "batch", "lr", "lr_decay"):
             if not getattr(schedule, name) > 0:
                 raise UserError(f"--{part}.{name.replace('_', '-')} {getattr(schedule, name)}: wanted more than 0")
+        if not schedule.lr_final >= 0:
+            raise UserError(f"--{part}.lr-final {schedule.lr_final}: wanted a number not below 0")
         for name in ("momentum", "momentum_final"):
             if not 0 <= (getattr(schedule, name) or 0) < 1:
                 raise UserError(f"--{part}.{name.replace('_', '-')} {getattr(schedule, name)}: wanted in [0, 1)")

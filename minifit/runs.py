@@ -67,12 +67,12 @@ class Run:
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from None
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, no worker that outlives us holds it
         except OSError:
             raise UserError(f"{self.folder}: another process is at work in it") from None
         path, settings = self.folder / "config.json", self.settings()
-        if path.exists():
-            refuse_other_settings(self.folder, read_json(path)["settings"], settings)
+        if path.exists() and any(self.folder.glob("*.h5")):  # something is trained that would be lost
+            refuse_other_settings(self.folder, read_json(path).get("settings", {}), settings)
         else:
             versions = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
             write_json(path, {"settings": settings} | versions | describe(self.xp))
@@ -165,7 +165,6 @@ class Run:
         width = self.config.width if self.config.init == "uniform" else None
         keep = {"keep_input": self.config.keep_input, "keep": self.config.keep}
         network = networks.build(self.experiment.teacher, self.rng("teacher weights"), width, xp=self.xp, **keep)
-        self.scale(network)
         if trained:
             self.restore(network.params, "teacher")
         return network
@@ -173,9 +172,7 @@ class Run:
     def student(self):
         """The student's network; every stage of a seed starts from the same weights."""
         width = self.config.width if self.config.init == "uniform" else None
-        network = networks.build(self.experiment.student, self.rng("student weights"), width, xp=self.xp)
-        self.scale(network)
-        return network
+        return networks.build(self.experiment.student, self.rng("student weights"), width, xp=self.xp)
 
     def scale(self, network):
         if self.config.init == "scaled":
@@ -190,18 +187,24 @@ class Run:
         c = self.config
         if name == "teacher":
             network = self.teacher(trained=False)
+            self.scale(network)
             return fitnets.teacher(network, networks.norms(self.experiment.teacher, network))
         student = self.student()
+        self.scale(student)
         norms = networks.norms(self.experiment.student, student)
-        lam = fitnets.linear(c.lam, c.lam_final, c.lam_start, c.lam_end)
         if name == "backprop":
             return fitnets.backprop(student, norms)
         if name == "kd":
-            return fitnets.kd(student, self.teacher(), c.tau, lam, norms)
+            return fitnets.kd(student, self.teacher(), c.tau, self.lam(), norms)
         if name == "hint":
             return self.hint_stage(student, self.teacher())
         self.restore(student[: c.guided].params, "hint")  # line 5; the regressor stays behind
-        return fitnets.fitnet(student, self.teacher(), c.tau, lam, norms)
+        return fitnets.fitnet(student, self.teacher(), c.tau, self.lam(), norms)
+
+    def lam(self):
+        """epoch -> lambda of eq. 2."""
+        c = self.config
+        return fitnets.linear(c.lam, c.lam_final, c.lam_start, c.lam_end)
 
     def hint_stage(self, student, teacher):
         c = self.config
@@ -227,6 +230,8 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a") as log:
 
             def keep(record):
+                if name in ("kd", "fitnet"):
+                    record |= {"lam": self.lam()(record["epoch"])}
                 log.write(json.dumps(record) + "\n")
                 log.flush()
                 if tell:
@@ -272,8 +277,8 @@ class Run:
         """What came out of a finished stage. Here, once, the test set is looked at."""
         validation, test = len(self.sets["validation"]), self.with_target(stage, "test")
         with Pass(stage, {"test": test}, self.config.slice, self.workers) as examples:
-            loss, errors = examples.measure("test", state["epoch"])
-        image = self.xp.asarray(self.sets["train"].x[:1])
+            loss, errors = examples.measure("test", state["best_epoch"])
+        image = self.xp.asarray(self.sets["train"].x[:0])
         counts = networks.count(stage.network, image)
         record = {
             "epochs": state["epoch"],
@@ -292,31 +297,31 @@ class Run:
 
     def summary(self):
         path = self.folder / "summary.json"
-        if path.exists():
-            return read_json(path)
+        stages = read_json(path).get("stages", {}) if path.exists() else {}
         return {
             "experiment": self.name,
             "preset": self.preset,
             "data": self.data.name,
             "seed": self.seed,
             "test_images": len(self.sets["test"]),
-            "stages": {},
+            "stages": {name: stages[name] for name in stages if (self.folder / f"{name}.h5").exists()},
         }
 
     def metrics(self):
+        return [json.loads(line) for line in self.lines()]
+
+    def lines(self):
+        """The whole lines of metrics.jsonl, without one that a killed run did not finish."""
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [line for line in lines if line.endswith("\n")]
 
     def forget_after(self, name):
         """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return
         stage = self.folder / f"{name}.h5"
         done = checkpoints.load(stage)[0]["epoch"] if stage.exists() else 0
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        kept = [line for line in lines if json.loads(line)["stage"] != name or json.loads(line)["epoch"] <= done]
-        write_text(path, "".join(kept))
+        kept = [line for line in self.lines() if json.loads(line)["stage"] != name or json.loads(line)["epoch"] <= done]
+        write_text(self.folder / "metrics.jsonl", "".join(kept))
 
 
 def digest(network):
@@ -352,8 +357,8 @@ def commit():
 
 def read_json(path):
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 

@@ -278,11 +278,12 @@ def _label(stage, state, schedule):
 
 def _diagnosis(stage, examples, loss, epoch, step):
     """Names the first layer that gives a number that is not finite."""
-    x, where = array_module(*stage.network.params.values()).asarray(examples.x), "in the loss alone"
-    for i, block in enumerate(stage.network):
-        for layer in block if isinstance(block, Sequential) else [block]:
-            x = layer(x)
-            if not np.isfinite(to_host(x)).all():
-                where = f"first in layer {i + 1}, {type(layer).__name__}"
-                return f"{stage.name}, epoch {epoch}, step {step}: the loss is {loss}; not finite {where}"
-    return f"{stage.name}, epoch {epoch}, step {step}: the loss is {loss}; not finite {where}"
+    said = f"{stage.name}, epoch {epoch}, step {step}: the loss is {loss}; not finite"
+    for start in range(0, len(examples), CHUNK):
+        x = array_module(*stage.network.params.values()).asarray(examples.x[start : start + CHUNK])
+        for i, block in enumerate(stage.network):
+            for layer in block if isinstance(block, Sequential) else [block]:
+                x = layer(x)
+                if not np.isfinite(to_host(x)).all():
+                    return f"{said} first in layer {i + 1}, {type(layer).__name__}"
+    return f"{said} in the loss alone"

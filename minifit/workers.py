@@ -37,6 +37,10 @@ def shared(shape, dtype=np.float32):
     return np.frombuffer(mmap.mmap(-1, size), dtype, prod(shape)).reshape(shape)
 
 
+class WorkerLost(Exception):
+    """A worker process that ended while it was needed, and how."""
+
+
 class Team:
     """`count` processes, this one included, that run the same functions on different jobs.
 
@@ -57,11 +61,17 @@ class Team:
         context = multiprocessing.get_context("fork") if self.count > 1 else None
         for _ in range(self.count - 1):
             ours, theirs = context.Pipe()
-            process = context.Process(target=self._serve, args=(theirs, [*self.pipes, ours]), daemon=True)
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self.processes.append(process)
+            arguments = theirs, [*self.pipes, ours], os.getpid()
+            process = context.Process(target=self._serve, args=arguments, daemon=True)
+            # Workers inherit the blocked signal: Ctrl-C is for the parent, which then closes the pipe.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                process.start()
+                self.pipes.append(ours)
+                self.processes.append(process)
+                theirs.close()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return self
 
     def __exit__(self, *exception):
@@ -76,25 +86,30 @@ class Team:
 
     def run(self, name, jobs):
         """[function(job) for job in jobs], shared out among the team."""
-        jobs, results = list(jobs), [None] * len(jobs)
-        for i, pipe in enumerate(self.pipes, start=1):
-            pipe.send((name, jobs[i :: self.count]))
+        jobs = list(jobs)
+        results = [None] * len(jobs)
+        for i in range(1, self.count):
+            self._ask(i, lambda pipe, i=i: pipe.send((name, jobs[i :: self.count])))
         results[0 :: self.count] = [self.functions[name](job) for job in jobs[0 :: self.count]]
-        for i, pipe in enumerate(self.pipes, start=1):
-            try:
-                results[i :: self.count] = self._receive(pipe)
-            except EOFError:
-                raise RuntimeError(f"a worker process ended (exit code {self.processes[i - 1].exitcode})") from None
+        for i in range(1, self.count):
+            answer, error = self._ask(i, lambda pipe: pipe.recv())
+            if error:
+                raise RuntimeError(f"a worker process failed:\n{error}")
+            results[i :: self.count] = answer
         return results
 
-    def _receive(self, pipe):
-        answer, error = pipe.recv()
-        if error:
-            raise RuntimeError(f"a worker process failed:\n{error}")
-        return answer
+    def _ask(self, i, what):
+        try:
+            return what(self.pipes[i - 1])
+        except (EOFError, OSError):
+            process = self.processes[i - 1]
+            process.join()
+            status = process.exitcode
+            how = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
+            hint = ", as happens when memory runs out" if status == -signal.SIGKILL else ""
+            raise WorkerLost(f"a worker process {how}{hint}") from None
 
-    def _serve(self, pipe, others):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
+    def _serve(self, pipe, others, parent):
         for other in others:
             other.close()  # an inherited end would keep a pipe open after the parent's death
         while True:
@@ -103,7 +118,11 @@ class Team:
             except (EOFError, OSError):
                 os._exit(0)
             try:
-                answer = [self.functions[name](job) for job in jobs], None
+                answer = [], None
+                for job in jobs:
+                    if os.getppid() != parent:  # nobody waits for the answer
+                        os._exit(0)
+                    answer[0].append(self.functions[name](job))
             except Exception:
                 answer = None, traceback.format_exc()
             try:
