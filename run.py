@@ -4,6 +4,7 @@ python run.py digits                   all stages on digits that minifit draws i
 python run.py mnist --stage hint       stage 1 of Algorithm 1 on MNIST, and the teacher it needs
 python run.py mnist --preset paper     the paper's settings to the letter, in days on two cores
 python run.py networks                 every network of the paper, counted
+python run.py audit                    every gradient against the derivative of its forward pass
 python run.py mnist --help             every setting
 """
 
@@ -27,7 +28,7 @@ from reference import paper
 
 @dataclass(frozen=True)
 class Command(experiments.Config):
-    stage: Literal["teacher", "backprop", "kd", "hint", "fitnet", "all"] = "all"  # and what it needs
+    stage: Literal["teacher", "teacher_all", "backprop", "kd", "hint", "fitnet", "all"] = "all"  # and what it needs
     preset: Literal["default", "paper"] = "default"  # the settings that the options below start from
     backend: Literal["numpy", "cupy"] = "numpy"
     data_dir: str | None = None  # where the data set lies; else MINIFIT_DATA, the cache, or a download
@@ -38,8 +39,6 @@ class Command(experiments.Config):
 
 def parse(name, arguments):
     """The Command for an experiment: a preset's settings, and what the arguments change in them."""
-    import tyro
-
     experiment = experiments.EXPERIMENTS[name]
     preset = "default"
     for flag, value in zip(arguments, [*arguments, ""][1:], strict=True):
@@ -47,10 +46,17 @@ def parse(name, arguments):
             preset = flag.partition("=")[2] or value
     config = experiment.presets.get(preset, experiment.presets["default"])
     default = Command(**{f.name: getattr(config, f.name) for f in fields(config)})
+    return command_line(Command, f"run.py {name}", arguments, default)
+
+
+def command_line(settings, program, arguments, default):
+    """The settings with what the arguments change in them; UserError, one line, for what does not fit."""
+    import tyro
+
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Command, default=default, args=arguments, prog=f"run.py {name}", description=__doc__)
+            return tyro.cli(settings, default=default, args=arguments, prog=program, description=__doc__)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -59,8 +65,8 @@ def parse(name, arguments):
 
 def in_one_line(complaint, default):
     """What tyro says in a box, as one line; for an unknown setting, with the names of all settings."""
-    lines = [line.strip() for line in complaint.splitlines()]
-    lines = [line for line in lines if line and set(line) != {"-"}]
+    lines = [line.strip(" │╭╮╰╯─-") for line in complaint.splitlines()]
+    lines = [line for line in lines if line]
     said = []
     for line in lines[1:]:
         if line.startswith(("For full helptext", "Argument helptext", "Perhaps you meant")):
@@ -81,6 +87,23 @@ def names(settings, prefix="--"):
             yield prefix + f.name.replace("_", "-")
 
 
+@dataclass(frozen=True)
+class AuditCommand:
+    row: str | None = None  # only the rows whose names begin so
+    draws: int = 15  # problems drawn for each row
+    seed: int = 0
+    backend: Literal["numpy", "cupy"] = "numpy"
+
+
+def check_gradients(arguments):
+    from minifit import audit
+
+    command = command_line(AuditCommand, "run.py audit", arguments, AuditCommand())
+    results = audit.run(command.draws, command.seed, command.row, use(command.backend))
+    say(audit.table(results))
+    return 1 if any(result.failure for result in results) else 0
+
+
 def train(name, arguments):
     command = parse(name, arguments)
     experiment = experiments.EXPERIMENTS[name]
@@ -99,10 +122,13 @@ def train(name, arguments):
     with run:
         stages = run.plan(command.stage)
         sizes = f"{config.train:,} images to train on, {config.validation:,} to validate, {config.test:,} to test"
-        say(f"{dataset.name}: {sizes}; seed {command.seed}; {command.workers} workers; {folder}/\n")
+        say(f"{dataset.name}: {sizes}; seed {command.seed}; {command.workers} workers; {folder}/")
+        if {"kd", "hint"} & set(stages):
+            say(f"The teacher's outputs are computed once and kept: {run.memory() / 2**20:.0f} MiB.")
+        say("")
         say(report.plan_table(run.outline(stages)) + "\n")
         for stage in stages:
-            record, fresh = run.make(stage, None if progress else lambda epoch: say(report.epoch_line(epoch)))
+            record, fresh = run.make(stage, lambda epoch: say(report.epoch_line(epoch)))
             say(report.stage_line(stage, record, len(run.sets["test"]), folder) + ("" if fresh else " (kept)"))
             if fresh or stage == stages[-1]:
                 run.plot()
@@ -139,7 +165,7 @@ def say(text):
 
 
 def main(arguments):
-    commands = [*experiments.EXPERIMENTS, "networks"]
+    commands = [*experiments.EXPERIMENTS, "networks", "audit"]
     if not arguments or arguments[0] in ("-h", "--help"):
         say(__doc__.strip())
         return 0
@@ -149,6 +175,8 @@ def main(arguments):
             if rest:
                 raise UserError(f"networks takes no settings, but was given {shlex.join(rest)}")
             return show_networks()
+        if name == "audit":
+            return check_gradients(rest)
         if name not in experiments.EXPERIMENTS:
             raise UserError(f"{name!r} is not an experiment: choose {', '.join(commands)}")
         return train(name, rest)

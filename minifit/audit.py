@@ -293,6 +293,7 @@ CASES = [
     Case("distillation_loss tau 0.5 lam 0", partial(entropy, loss=losses.distillation_loss, tau=0.5, lam=0.0)),
     Case("hint_loss", hint_loss),
     Case("stage teacher", partial(on_labels, stage=fitnets.teacher, keep_input=0.8, keep=0.5, seed=4), kinks=True),
+    Case("stage teacher_all", partial(on_labels, stage=fitnets.teacher_all, keep_input=0.8, keep=0.5), kinks=True),
     Case("stage backprop", partial(on_labels, stage=fitnets.backprop), kinks=True),
     Case("stage kd tau 3 lam 4", partial(distilled, stage=fitnets.kd, tau=3.0, lam=4.0), kinks=True),
     Case("stage kd tau 1 lam 1", partial(distilled, stage=fitnets.kd, tau=1.0, lam=1.0), kinks=True),

@@ -1,4 +1,4 @@
-"""HDF5 files of weights and state, written whole or not at all."""
+"""The files of a run: HDF5 for weights and state, JSON for records, each written whole or not at all."""
 
 import json
 import os
@@ -35,7 +35,8 @@ def save(path, attributes, **groups):
             file.attrs["record"] = json.dumps(attributes, sort_keys=True)
             for group, arrays in groups.items():
                 for name, array in sorted(arrays.items()):
-                    file.create_dataset(f"{group}/{name}", data=array)
+                    # With a checksum, for all but the empty: a bit that flips on the disk is found when it is read.
+                    file.create_dataset(f"{group}/{name}", data=array, fletcher32=array.size > 0 and array.ndim > 0)
                 file.require_group(group)
 
     write_atomically(path, write)
@@ -61,3 +62,19 @@ def restore(params, saved, source):
             found = saved[name].shape if name in saved else "nothing"
             raise UserError(f"{source}: parameter {name} needs an array {p.shape}, and the file has {found}")
         p[...] = array_module(p).asarray(saved[name])
+
+
+def read_json(path):
+    """The dictionary in a JSON file; UserError where there is none."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path, text):
+    write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -27,6 +27,10 @@ class Config:
     hint: int = 2  # h, the teacher's layer that guides it: the middle one [A.2]
     regressor: Literal["conv", "fc", "none"] = "conv"  # [A.2]
 
+    # Epochs at most for which the teacher then goes on, over training and validation images and without dropout, until
+    # the loss on the latter has come down to what the former's was [PL].
+    teacher_all: int = 0
+
     tau: float = 3.0  # of teacher and student, eq. 1 [A.2]
     lam: float = 4.0  # lambda of eq. 2, at first ... [A.2]
     lam_final: float = 1.0  # ... and at last [A.2; code: 0]
@@ -64,6 +68,7 @@ MNIST_PAPER = Config(
     ),
     stage1=Schedule("rmsprop", lr=0.0005, epochs=500, patience=100),
     student=Schedule("rmsprop", lr=0.0005, epochs=500, patience=100),
+    teacher_all=500,
 )
 
 # [ours]: the paper's networks, losses and stages on a schedule of minutes. Weights start at a scale that trains from
@@ -73,6 +78,7 @@ MNIST = replace(
     teacher=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=10, epochs=10, patience=10),
     stage1=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=8, epochs=8, patience=8),
     student=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=16, epochs=16, patience=16),
+    teacher_all=0,
     init="scaled",
     regressor_init="scaled",
     lam_end=16,
@@ -109,6 +115,8 @@ def check(experiment, config):
     for name in ("train", "validation", "test", "slice"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: wanted at least 1")
+    if config.teacher_all < 0:
+        raise UserError(f"--teacher-all {config.teacher_all}: wanted a number of epochs, 0 for none")
     for name in ("tau", "width", "regressor_width", "regressor_norm", "keep_input", "keep"):
         if not getattr(config, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: wanted a number above 0")

@@ -31,11 +31,17 @@ class Stage:
     loss: Callable  # (prediction, target, labels, epoch) -> (loss, d(loss)/d(prediction))
     classifies: bool = True  # its network ends in logits, so that it is judged by its errors and not by its loss
     norms: dict | None = None  # {parameter name: largest norm of a filter}
+    noise: bool = True  # whether dropout drops, where the network has any
 
 
 def teacher(network, norms=None):
     """The teacher, on labels."""
     return Stage("teacher", network, None, _on_labels, norms=norms)
+
+
+def teacher_all(network, norms=None):
+    """The trained teacher, on labels still, without its dropout: where the settings ask for it, pylearn2's last phase."""
+    return Stage("teacher_all", network, None, _on_labels, norms=norms, noise=False)
 
 
 def backprop(student, norms=None):
@@ -76,7 +82,7 @@ def gradient(stage, x, target, labels, epoch, rng=None, share=1.0):
 
     No layer mixes examples: a minibatch's gradient is the sum of its slices', each times its share.
     """
-    prediction, cache = stage.network.forward(x, rng)
+    prediction, cache = stage.network.forward(x, rng if stage.noise else None)
     loss, dprediction = stage.loss(prediction, target, labels, epoch)
     return share * loss, stage.network.weight_gradients(share * dprediction, cache)
 

@@ -76,7 +76,6 @@ MNIST_FITNET = Network(
 )
 
 
-
 def cifar_teacher(name, classes):
     """Appendix A.1.1, norms and pads from pylearn2's maxout networks; its fully connected layer has 5 pieces."""
     return Network(

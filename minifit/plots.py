@@ -12,7 +12,14 @@ from minifit.report import NAMES
 
 LABELS = NAMES | {"backprop": "back-prop", "kd": "KD"}
 # Okabe and Ito's colours stay apart for colour-blind readers.
-COLOURS = {"teacher": "#333333", "backprop": "#D55E00", "kd": "#0072B2", "hint": "#CC79A7", "fitnet": "#009E73"}
+COLOURS = {
+    "teacher": "#333333",
+    "teacher_all": "#999999",
+    "backprop": "#D55E00",
+    "kd": "#0072B2",
+    "hint": "#CC79A7",
+    "fitnet": "#009E73",
+}
 
 
 def plot_curves(metrics, path, title, chosen=None):

@@ -12,21 +12,37 @@ import json
 import platform
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from minifit import UserError, __version__, checkpoints, fitnets, networks, plots
 from minifit.backend import describe, to_host
+from minifit.checkpoints import read_json, write_json, write_text
 from minifit.regressors import pieces_of, regressor
 from minifit.training import LANES, Examples, Pass, fit, outputs
 
-NEEDS = {"teacher": [], "backprop": [], "kd": ["teacher"], "hint": ["teacher"], "fitnet": ["teacher", "hint"]}
+NEEDS = {
+    "teacher": [],
+    "teacher_all": ["teacher"],
+    "backprop": [],
+    "kd": ["teacher"],
+    "hint": ["teacher"],
+    "fitnet": ["teacher", "hint"],
+}
 # Every random stream of a run has a number; stages shuffle from streams of their own, so that any may run alone.
 WEIGHTS = ("teacher weights", "student weights", "regressor weights")
-STREAMS = {name: i for i, name in enumerate([*WEIGHTS, *fitnets.NAMES])}
-LOSSES = {"teacher": "labels", "backprop": "labels", "kd": "eq. 2", "hint": "eq. 3", "fitnet": "eq. 2"}
+STREAMS = {name: i for i, name in enumerate([*WEIGHTS, *fitnets.NAMES, "teacher_all"])}
+LOSSES = {
+    "teacher": "labels",
+    "teacher_all": "labels",
+    "backprop": "labels",
+    "kd": "eq. 2",
+    "hint": "eq. 3",
+    "fitnet": "eq. 2",
+}
 
 
 @dataclass
@@ -69,6 +85,7 @@ class Run:
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, no worker that outlives us holds it
         except OSError:
+            self.lock.close()  # now: closing it at any later time would give up a lock that this process then holds
             raise UserError(f"{self.folder}: another process is at work in it") from None
         path, settings = self.folder / "config.json", self.settings()
         if path.exists() and any(self.folder.glob("*.h5")):  # something is trained that would be lost
@@ -99,8 +116,9 @@ class Run:
 
     def plan(self, goal):
         """The stages that `goal` takes, in order."""
-        wanted = list(fitnets.NAMES) if goal == "all" else [*NEEDS[goal], goal]
-        return [name for name in fitnets.NAMES if name in wanted]
+        names = [name for name in NEEDS if name != "teacher_all" or self.config.teacher_all]
+        wanted = names if goal == "all" else [*NEEDS[goal], goal]
+        return [name for name in names if name in wanted or (name == "teacher_all" and "teacher" in wanted)]
 
     def outline(self, stages):
         """What `plan_table` shows of each stage, with a time estimated from one minibatch through its network."""
@@ -108,12 +126,9 @@ class Run:
         rows, seconds = [], {}
         for name in stages:
             c = self.config
-            teacher, student = self.experiment.teacher, self.experiment.student
-            trains = {
-                "teacher": teacher.name,
-                "hint": f"{student.name}, layers 1-{c.guided}, and regressor",
-            }.get(name, student.name)
-            network = self.teacher(trained=False) if name == "teacher" else self.student()
+            hint = f"student, layers 1-{c.guided}, and regressor"
+            trains = {"teacher": "teacher", "teacher_all": "teacher", "hint": hint}.get(name, "student")
+            network = self.teacher(trained=False) if trains == "teacher" else self.student()
             if name == "hint":
                 network = self.hint_stage(network, self.teacher(trained=False)).network
             counts = networks.count(network, image)
@@ -147,7 +162,9 @@ class Run:
         return min(times) * len(self.sets["train"]) / len(x) / min(self.workers, LANES)
 
     def schedule(self, name):
-        return {"teacher": self.config.teacher, "hint": self.config.stage1}.get(name, self.config.student)
+        c = self.config
+        others = {"teacher": c.teacher, "teacher_all": replace(c.teacher, epochs=c.teacher_all), "hint": c.stage1}
+        return others.get(name, c.student)
 
     def state(self, name):
         """ "finished", "at epoch 3" or "to train"."""
@@ -166,7 +183,7 @@ class Run:
         keep = {"keep_input": self.config.keep_input, "keep": self.config.keep}
         network = networks.build(self.experiment.teacher, self.rng("teacher weights"), width, xp=self.xp, **keep)
         if trained:
-            self.restore(network.params, "teacher")
+            self.restore(network.params, "teacher_all" if self.config.teacher_all else "teacher")
         return network
 
     def student(self):
@@ -176,7 +193,8 @@ class Run:
 
     def scale(self, network):
         if self.config.init == "scaled":
-            networks.unit_variance(network, self.xp.asarray(self.sets["train"].x[:128]))
+            with threadpool_limits(1, user_api="blas"):  # whose sums depend on the number of threads
+                networks.unit_variance(network, self.xp.asarray(self.sets["train"].x[:128]))
 
     def restore(self, params, stage):
         path = self.folder / f"{stage}.h5"
@@ -189,6 +207,10 @@ class Run:
             network = self.teacher(trained=False)
             self.scale(network)
             return fitnets.teacher(network, networks.norms(self.experiment.teacher, network))
+        if name == "teacher_all":
+            network = self.teacher(trained=False)
+            self.restore(network.params, "teacher")
+            return fitnets.teacher_all(network, networks.norms(self.experiment.teacher, network))
         student = self.student()
         self.scale(student)
         norms = networks.norms(self.experiment.student, student)
@@ -224,6 +246,12 @@ class Run:
             return summary["stages"][name], False
         stage = self.stage(name)
         sets = {part: self.with_target(stage, part) for part in ("train", "validation")}
+        until = None
+        if name == "teacher_all":
+            until = self.measure(stage, "train", 0)[0]
+            sets["train"] = Examples(
+                *(np.concatenate([getattr(s, part) for s in sets.values()]) for part in ("x", "labels"))
+            )
         self.forget_after(name)
         path = self.folder / f"{name}.h5"
         identity = {"settings": self.settings(), "teacher": digest(stage.target), "start": digest(stage.network)}
@@ -238,9 +266,8 @@ class Run:
                     tell(record)
 
             slice_size, rng = self.config.slice, self.rng(name)
-            state = fit(
-                stage, self.schedule(name), sets, rng, path, identity, slice_size, self.workers, keep, self.progress
-            )
+            schedule, progress = self.schedule(name), self.progress
+            state = fit(stage, schedule, sets, rng, path, identity, slice_size, self.workers, keep, progress, until)
         record = self.figures(stage, state)
         summary["stages"][name] = record
         write_json(self.folder / "summary.json", summary)
@@ -256,6 +283,12 @@ class Run:
             best = checkpoints.load(self.folder / f"{name}.h5")[1]["best"]
             first[name] = next(w for key, w in best.items() if key.startswith("0.") and key.endswith("w"))
         plots.plot_filters(first, self.folder / "filters.png", f"First layer, {title}")
+
+    def memory(self):
+        """Bytes that the teacher's outputs take while its students learn: they are computed once and kept."""
+        x = self.xp.asarray(self.sets["train"].x[:1])
+        hint, logits = self.teacher(trained=False)[: self.config.hint](x), self.experiment.teacher.blocks[-1].classes
+        return sum(map(len, self.sets.values())) * (hint.size + logits) * hint.itemsize
 
     def with_target(self, stage, part):
         """A set with what the stage's teacher says of it, computed once: nothing here changes between epochs.
@@ -275,9 +308,7 @@ class Run:
 
     def figures(self, stage, state):
         """What came out of a finished stage. Here, once, the test set is looked at."""
-        validation, test = len(self.sets["validation"]), self.with_target(stage, "test")
-        with Pass(stage, {"test": test}, self.config.slice, self.workers) as examples:
-            loss, errors = examples.measure("test", state["best_epoch"])
+        loss, errors = self.measure(stage, "test", state["best_epoch"])
         image = self.xp.asarray(self.sets["train"].x[:0])
         counts = networks.count(stage.network, image)
         record = {
@@ -291,9 +322,15 @@ class Run:
             "file": f"{stage.name}.h5",
         }
         if stage.classifies:
-            record["validation_error"] = 100 * state["best_errors"] / validation
-            record["test_error"] = 100 * errors / len(test)
+            record["validation_error"] = 100 * state["best_errors"] / len(self.sets["validation"])
+            record["test_error"] = 100 * errors / len(self.sets["test"])
         return record
+
+    def measure(self, stage, part, epoch):
+        """(mean loss, errors) of a stage's network over a set, without noise."""
+        sets = {part: self.with_target(stage, part)}
+        with Pass(stage, sets, self.config.slice, self.workers) as examples:
+            return examples.measure(part, epoch)
 
     def summary(self):
         path = self.folder / "summary.json"
@@ -353,18 +390,3 @@ def commit():
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.strip() + ("+" if changed.stdout else "")
-
-
-def read_json(path):
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-
-
-def write_json(path, value):
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path, text):
-    checkpoints.write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -79,10 +79,10 @@ class Pass:
     """
 
     def __init__(self, stage, sets, slice_size, workers):
-        self.stage, self.sets = stage, sets
-        self.params = stage.network.params
+        self.stage, self.params = stage, stage.network.params
         self.xp = array_module(*self.params.values())
         self.on_host = self.xp is np
+        self.sets = sets if self.on_host else {name: self._upload(s) for name, s in sets.items()}
         self.slice_size = slice_size if self.on_host else sys.maxsize
         sizes = {name: p.size for name, p in self.params.items()}
         self.spans = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
@@ -117,7 +117,7 @@ class Pass:
         total, loss = self.sums[lane], 0.0
         total[...] = 0
         for i, indices in enumerate(slices):
-            part = self._load("train", indices)
+            part = self.sets["train"][self.xp.asarray(indices)]
             rng = np.random.default_rng([noise, lane, i])
             part_loss, grads = gradient(self.stage, part.x, part.target, part.labels, epoch, rng, len(indices) / n)
             loss += float(part_loss)
@@ -128,16 +128,13 @@ class Pass:
     def _measure(self, job):
         name, start, stop, epoch = job
         self._read()
-        part = self._load(name, slice(start, stop))
+        part = self.sets[name][start:stop]
         loss, errors = measure(self.stage, part.x, part.target, part.labels, epoch)
         return float(loss) * (stop - start), int(errors)
 
-    def _load(self, name, index):
-        part = self.sets[name][index]
-        if self.on_host:
-            return part
-        target = None if part.target is None else self.xp.asarray(part.target)
-        return Examples(self.xp.asarray(part.x), self.xp.asarray(part.labels), target)
+    def _upload(self, examples):
+        target = None if examples.target is None else self.xp.asarray(examples.target)
+        return Examples(self.xp.asarray(examples.x), self.xp.asarray(examples.labels), target)
 
     def _view(self, vector, name):
         p, start = self.params[name], self.spans[name]
@@ -176,11 +173,12 @@ def outputs(network, x, workers):
     return result
 
 
-def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, progress=True):
+def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, progress=True, until=None):
     """Trains stage.network, keeps its state in `path` after every epoch, and leaves it at its best epoch.
 
     sets: {"train", "validation"}: Examples    rng: shuffles and seeds the noise    identity: what the file must be of
     log(record): told of every epoch; told so before the epoch is saved, so that none is missing after a kill.
+    until: stops at the first epoch whose validation loss is no larger, and keeps the last epoch, whichever it is.
     Returns what was chosen: epochs run, best epoch, its validation loss and errors.
     """
     params, optimizer = stage.network.params, schedule.make()
@@ -199,7 +197,7 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, pr
         rng.bit_generator.state = state["rng"]
 
     with Pass(stage, sets, slice_size, workers) as examples, np.errstate(all="ignore"):
-        while not stopped(state, schedule):
+        while not stopped(state, schedule, until):
             epoch, began, total = state["epoch"] + 1, time.perf_counter(), 0.0
             order = rng.permutation(n)
             bar = tqdm(
@@ -208,7 +206,7 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, pr
                 unit_scale=True,
                 leave=False,
                 disable=not progress,
-                desc=_label(stage, state, schedule),
+                desc=_label(stage, state, schedule, len(sets["validation"])),
             )
             with bar:
                 for step in range(steps):
@@ -228,7 +226,7 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, pr
             if not isfinite(loss):
                 raise TrainingError(_diagnosis(stage, sets["validation"], loss, epoch, steps))
             state["epoch"] = epoch
-            if improves(stage, loss, errors, state):
+            if until is not None or improves(stage, loss, errors, state):
                 state |= {"best_epoch": epoch, "best_loss": loss, "best_errors": errors}
                 best = {name: to_host(p).copy() for name, p in params.items()}
             log(
@@ -243,7 +241,7 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, pr
                 }
             )
             state |= {"finished": False, "rng": rng.bit_generator.state}
-            state["finished"] = stopped(state, schedule)
+            state["finished"] = stopped(state, schedule, until)
             checkpoints.save(
                 path,
                 {"identity": identity, **state},
@@ -255,8 +253,10 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, pr
     return state
 
 
-def stopped(state, schedule):
-    """Whether training is over: all epochs run, or `patience` of them without improvement."""
+def stopped(state, schedule, until=None):
+    """Whether training is over: all epochs run, or `patience` of them without improvement, or the loss `until` met."""
+    if until is not None and state["epoch"] and state["best_loss"] <= until:
+        return True
     return state["epoch"] >= schedule.epochs or state["epoch"] - state["best_epoch"] >= schedule.patience
 
 
@@ -269,11 +269,12 @@ def improves(stage, loss, errors, state):
     return (errors, loss) < (state["best_errors"], state["best_loss"])
 
 
-def _label(stage, state, schedule):
-    found = ""
-    if state["best_epoch"]:
-        found = f", best {state['best_errors'] if stage.classifies else round(state['best_loss'], 4)}"
-    return f"{stage.name} epoch {state['epoch'] + 1}/{schedule.epochs}{found}"
+def _label(stage, state, schedule, images):
+    label = f"{stage.name} {state['epoch'] + 1}/{schedule.epochs}"
+    if not state["best_epoch"]:
+        return label
+    best = f"{100 * state['best_errors'] / images:.2f} %" if stage.classifies else f"{state['best_loss']:.4g}"
+    return f"{label}, validation {best}"
 
 
 def _diagnosis(stage, examples, loss, epoch, step):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def test_the_plan_says_what_each_stage_trains_and_how_far_it_is(new_run, finishe
         perform(new_run(tmp_path), "backprop", interrupt_at("backprop", 2))
     rows = {row["stage"]: row for row in new_run(tmp_path).outline(fitnets.NAMES)}
     assert [rows[name]["state"] for name in fitnets.NAMES] == ["to train", "at epoch 1", *["to train"] * 3]
-    assert rows["hint"]["trains"] == "deep, layers 1-2, and regressor" and rows["teacher"]["trains"] == "wide"
+    assert rows["hint"]["trains"] == "student, layers 1-2, and regressor" and rows["teacher"]["trains"] == "teacher"
     assert [rows[name]["loss"] for name in fitnets.NAMES] == ["labels", "labels", "eq. 2", "eq. 3", "eq. 2"]
     assert rows["teacher"]["weights"] == 8 * 8 * 10 + 3 * 3 * 5 * 12 + 6 * 10
     assert all(row["epochs"] == 2 and row["estimate"] > 0 for row in rows.values())
@@ -394,6 +395,7 @@ def test_a_second_process_in_the_directory_is_refused_and_a_later_one_is_not(new
             except UserError:
                 os._exit(3)
             finally:
+                traceback.print_exc()
                 os._exit(4)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 

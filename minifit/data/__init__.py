@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minifit import UserError
-from minifit.data import digits, mnist
+from minifit.data import cifar, digits, mnist
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,19 @@ class Dataset:
 
 
 def load(name, data_dir=None, progress=True, **settings):
-    """The Dataset called `name`: "mnist", read from `data_dir` or found or downloaded, or "digits", drawn here.
+    """The Dataset called `name`: "mnist", "cifar10" or "cifar100", read from `data_dir`, or found, or downloaded; or
+    "digits", drawn here.
 
     settings: of digits, the counts `train` and `test`, and `seed`
     """
     if name == "mnist":
         name, images, labels, test_images, test_labels = mnist.load(data_dir, progress, **settings)
+    elif name in cifar.SETS:
+        name, images, labels, test_images, test_labels = cifar.load(name, data_dir, progress, **settings)
     elif name == "digits":
         name, images, labels, test_images, test_labels = digits.load(**settings)
     else:
-        raise UserError(f"there is no data set {name!r}: choose mnist or digits")
+        raise UserError(f"there is no data set {name!r}: choose mnist, digits, cifar10 or cifar100")
     return Dataset(name, _unit(images), labels.astype(np.int64), _unit(test_images), test_labels.astype(np.int64))
 
 

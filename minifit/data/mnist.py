@@ -7,16 +7,13 @@ dimension as four bytes, most significant first, and then the elements.
 import gzip
 import hashlib
 import math
-import os
 import zlib
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pooch
-from tqdm import tqdm
 
 from minifit import UserError
+from minifit.data import files
 
 # Each file, with the MD5 of the .gz as published and the SHA-256 of what is inside.
 FILES = {
@@ -61,100 +58,41 @@ def load(data_dir=None, progress=True, mirrors=MIRRORS):
 
 
 def find(data_dir=None, progress=True, mirrors=MIRRORS):
-    """Paths of the four files, in the order of FILES.
-
-    Searched: `data_dir` and nowhere else, if it is given, because a folder named by hand must not be silently replaced
-    by another; otherwise $MINIFIT_DATA, then the cache, to which they are downloaded as the last resort.
-    """
-    if data_dir is not None:
-        folder = Path(data_dir).expanduser()
-        found = _search(folder)
-        if len(found) < len(FILES):
-            missing = ", ".join(name for name in FILES if name not in found)
-            wanted = f"has no {missing} (raw or .gz, there or in its folder mnist)"
-            raise UserError(f"{folder} {wanted if os.path.isdir(folder) else 'is not a folder, so MNIST is not in it'}")
-        return list(found.values())
-
+    """Paths of the four files, in the order of FILES, from where files.find looks."""
     cache = pooch.os_cache("minifit") / "mnist"
-    places = [cache]
-    if os.environ.get("MINIFIT_DATA"):
-        places.insert(0, Path(os.environ["MINIFIT_DATA"]).expanduser())
-    for place in places:
-        found = _search(place)
-        if len(found) == len(FILES):
-            return list(found.values())
-    try:
-        return download(cache, progress, mirrors)
-    except UserError as error:
-        raise UserError(
-            f"MNIST is not in {' or '.join(map(str, places))}, and its download failed ({error}): put "
-            f"{', '.join(FILES)}, raw or .gz, into {cache}, or name their folder with --data-dir; "
-            "python run.py digits needs no files"
-        ) from None
+    wanted = f"{', '.join(FILES)}, raw or .gz,"
+    return files.find("MNIST", _search, lambda folder: download(folder, progress, mirrors), wanted, cache, data_dir)
 
 
 def _search(folder):
-    """{name: path} of those of FILES that `folder` has, or its subfolder mnist if that has more."""
+    """Paths of those of FILES that `folder` has, or its subfolder mnist if that has more, and what is missing."""
     found = []
     for place in (folder, folder / "mnist"):
         paths = {}
         for name in FILES:
-            spellings = [place / (stem + end) for stem in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
-            there = [path for path in spellings if os.path.exists(path)]
-            if there:  # an unpacked archive may have a folder of a file's name beside the file
-                paths[name] = min(there, key=os.path.isdir)
+            stems = (name, name.replace("-idx", ".idx"))
+            path = files.existing(place / (stem + end) for stem in stems for end in ("", ".gz"))
+            if path is not None:
+                paths[name] = path
         found.append(paths)
-    return max(found, key=len)
+    paths = max(found, key=len)
+    missing = ", ".join(name for name in FILES if name not in paths)
+    return list(paths.values()), missing and f"{missing} (raw or .gz, there or in its folder mnist)"
 
 
 def download(folder, progress=True, mirrors=MIRRORS):
-    """Paths of the four .gz files in `folder`, from the first mirror that serves all that it lacks, intact.
-
-    pooch writes under another name and renames a file only once its checksum is right.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}") from None
-    pooch.get_logger().setLevel("ERROR")  # the progress bar says enough
-    reasons = []
-    for mirror in mirrors:
-        try:
-            return [_fetch(mirror, f"{name}.gz", md5, folder, progress) for name, (md5, _) in FILES.items()]
-        except (OSError, ValueError) as error:
-            reasons.append(f"{urlsplit(mirror).netloc}: {_reason(error)}")
-    raise UserError("; ".join(reasons))
-
-
-def _fetch(mirror, file, md5, folder, progress):
-    # pooch takes the bar's truth value, which tqdm refuses to give without a total; disable=None: terminals only
-    with tqdm(desc=file, total=1, unit="B", unit_scale=True, leave=False, disable=None if progress else True) as bar:
-        # left to itself, a server may offer to unwrap the gzip on the way, and the checksum is of the wrapped file
-        identity = {"Accept-Encoding": "identity"}
-        http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, headers=identity, timeout=(10, 30))
-        return Path(pooch.retrieve(mirror + file, f"md5:{md5}", file, folder, downloader=http))
-
-
-def _reason(error):
-    """Why a mirror failed, in a few words; the exceptions' own messages fill a paragraph."""
-    if getattr(error, "response", None) is not None:
-        return f"HTTP {error.response.status_code}"
-    if isinstance(error, ValueError):
-        return "wrong checksum"
-    kind = type(error).__name__
-    return error.strerror or {"ConnectionError": "no connection", "ChunkedEncodingError": "broke off"}.get(kind, kind)
+    """Paths of the four .gz files in `folder`, from the first mirror that serves all that it lacks, intact."""
+    return files.download({f"{name}.gz": f"md5:{md5}" for name, (md5, _) in FILES.items()}, mirrors, folder, progress)
 
 
 def _read(path, dimensions):
     """The array of an idx file, raw or gzipped whatever its name says, and the SHA-256 of its unzipped bytes."""
-    try:
-        content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
+    content = files.read(path)
+    if content.startswith(b"\x1f\x8b"):
+        try:
             content = gzip.decompress(content)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged gzip: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path}: damaged gzip: {error}") from None
 
     if len(content) < 4 or not content.startswith(b"\0\0\x08"):
         raise UserError(f"{path}: not an idx file of bytes: it begins with {content[:16]!r}")

@@ -1,0 +1,93 @@
+"""Files of published data sets: where they may lie, how they are downloaded, and what is wrong with them."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pooch
+from tqdm import tqdm
+
+from minifit import UserError
+
+
+def find(title, search, download, wanted, cache, data_dir=None):
+    """What `search` finds of a set, or else what `download(cache)` fetches.
+
+    search(folder): (what is there, in words what is missing or "")    wanted: in words what a user can put into `cache`
+
+    Searched: `data_dir` and nowhere else, if it is given, because a folder named by hand must not be silently replaced
+    by another; otherwise $MINIFIT_DATA, then the cache.
+    """
+    if data_dir is not None:
+        folder = Path(data_dir).expanduser()
+        found, missing = search(folder)
+        if missing:
+            reason = f"has no {missing}" if os.path.isdir(folder) else f"is not a folder, so {title} is not in it"
+            raise UserError(f"{folder} {reason}")
+        return found
+
+    places = [cache]
+    if os.environ.get("MINIFIT_DATA"):
+        places.insert(0, Path(os.environ["MINIFIT_DATA"]).expanduser())
+    for place in places:
+        found, missing = search(place)
+        if not missing:
+            return found
+    try:
+        return download(cache)
+    except UserError as error:
+        raise UserError(
+            f"{title} is not in {' or '.join(map(str, places))}, and its download failed ({error}): put {wanted} into "
+            f"{cache}, or name their folder with --data-dir; python run.py digits needs no files"
+        ) from None
+
+
+def download(files, mirrors, folder, progress=True):
+    """Paths of `files`, {name: "algorithm:checksum"}, in `folder`, from the first mirror that serves what it lacks.
+
+    pooch writes under another name and renames a file only once its checksum is right.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from None
+    pooch.get_logger().setLevel("ERROR")  # the progress bar says enough
+    reasons = []
+    for mirror in mirrors:
+        try:
+            return [_fetch(mirror, name, checksum, folder, progress) for name, checksum in files.items()]
+        except (OSError, ValueError) as error:
+            reasons.append(f"{urlsplit(mirror).netloc}: {_reason(error)}")
+    raise UserError("; ".join(reasons))
+
+
+def _fetch(mirror, name, checksum, folder, progress):
+    # pooch takes the bar's truth value, which tqdm refuses to give without a total; disable=None: terminals only
+    with tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, disable=None if progress else True) as bar:
+        # left to itself, a server may offer to unwrap the gzip on the way, and the checksum is of the wrapped file
+        identity = {"Accept-Encoding": "identity"}
+        http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, headers=identity, timeout=(10, 30))
+        return Path(pooch.retrieve(mirror + name, checksum, name, folder, downloader=http))
+
+
+def _reason(error):
+    """Why a mirror failed, in a few words; the exceptions' own messages fill a paragraph."""
+    if getattr(error, "response", None) is not None:
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, ValueError):
+        return "wrong checksum"
+    kind = type(error).__name__
+    return error.strerror or {"ConnectionError": "no connection", "ChunkedEncodingError": "broke off"}.get(kind, kind)
+
+
+def read(path):
+    """All bytes of a file."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def existing(paths):
+    """The first of `paths` that exists, or None; files before folders, as an unpacked archive may have both."""
+    return min((path for path in paths if os.path.exists(path)), key=os.path.isdir, default=None)
