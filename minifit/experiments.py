@@ -45,7 +45,7 @@ class Config:
     keep_input: float = 0.8  # what dropout keeps of the teacher's input [PL]
     keep: float = 0.5  # ... and of the input of its later layers [PL]
 
-    slice: int = 16  # images that pass a network together on a CPU: sets the order of summation [ours]
+    slice: int | None = None  # images that pass together on a CPU, and so the order of summation; None: Network.slice
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def check(experiment, config):
         if not 1 <= getattr(config, name) <= last:
             raise UserError(f"--{name} {getattr(config, name)}: wanted one of the layers 1..{last} below the output")
     for name in ("train", "validation", "test", "slice"):
-        if getattr(config, name) < 1:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: wanted at least 1")
     if config.teacher_all < 0:
         raise UserError(f"--teacher-all {config.teacher_all}: wanted a number of epochs, 0 for none")

@@ -40,7 +40,7 @@ def teacher(network, norms=None):
 
 
 def teacher_all(network, norms=None):
-    """The trained teacher, on labels still, without its dropout: where the settings ask for it, pylearn2's last phase."""
+    """The trained teacher, on labels still but without its dropout: pylearn2's last phase, over all images."""
     return Stage("teacher_all", network, None, _on_labels, norms=norms, noise=False)
 
 

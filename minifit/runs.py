@@ -152,7 +152,7 @@ class Run:
 
     def seconds(self, network):
         """About how long an epoch takes: one slice forward and back, for all slices, on all workers."""
-        x = self.xp.asarray(self.sets["train"].x[: self.config.slice])
+        x = self.xp.asarray(self.sets["train"].x[: self.experiment.student.slice])
         times = []
         for _ in range(3):
             began = time.perf_counter()
@@ -160,6 +160,10 @@ class Run:
             network.weight_gradients(y, cache)
             times.append(time.perf_counter() - began)
         return min(times) * len(self.sets["train"]) / len(x) / min(self.workers, LANES)
+
+    def slice(self, name):
+        network = self.experiment.teacher if name.startswith("teacher") else self.experiment.student
+        return self.config.slice or network.slice
 
     def schedule(self, name):
         c = self.config
@@ -265,9 +269,10 @@ class Run:
                 if tell:
                     tell(record)
 
-            slice_size, rng = self.config.slice, self.rng(name)
-            schedule, progress = self.schedule(name), self.progress
-            state = fit(stage, schedule, sets, rng, path, identity, slice_size, self.workers, keep, progress, until)
+            schedule, size, progress = self.schedule(name), self.slice(name), self.progress
+            state = fit(
+                stage, schedule, sets, self.rng(name), path, identity, size, self.workers, keep, progress, until
+            )
         record = self.figures(stage, state)
         summary["stages"][name] = record
         write_json(self.folder / "summary.json", summary)
@@ -300,10 +305,10 @@ class Run:
             return examples
         h = self.config.hint
         if part not in self.kept:
-            self.kept[part] = outputs(stage.target[:h], examples.x, self.workers)
+            self.kept[part] = outputs(stage.target[:h], examples.x, self.slice("teacher"), self.workers)
         target = self.kept[part]
         if len(stage.target) > h:
-            target = outputs(stage.target[h:], target, self.workers)
+            target = outputs(stage.target[h:], target, self.slice("teacher"), self.workers)
         return Examples(examples.x, examples.labels, target)
 
     def figures(self, stage, state):
@@ -329,7 +334,7 @@ class Run:
     def measure(self, stage, part, epoch):
         """(mean loss, errors) of a stage's network over a set, without noise."""
         sets = {part: self.with_target(stage, part)}
-        with Pass(stage, sets, self.config.slice, self.workers) as examples:
+        with Pass(stage, sets, self.slice(stage.name), self.workers) as examples:
             return examples.measure(part, epoch)
 
     def summary(self):

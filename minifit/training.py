@@ -22,7 +22,7 @@ from minifit.optimizers import SGD, RMSProp, max_norm
 from minifit.workers import Team, shared
 
 LANES = 8  # the most partial sums of a minibatch, and so the most workers of use
-CHUNK = 250  # images evaluated at once
+CHUNK = 250  # images that a device evaluates at once; a host takes a slice
 
 
 class TrainingError(Exception):
@@ -84,10 +84,12 @@ class Pass:
         self.on_host = self.xp is np
         self.sets = sets if self.on_host else {name: self._upload(s) for name, s in sets.items()}
         self.slice_size = slice_size if self.on_host else sys.maxsize
+        self.chunk = slice_size if self.on_host else CHUNK
         sizes = {name: p.size for name, p in self.params.items()}
         self.spans = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
         total, dtype = sum(sizes.values()), next(iter(self.params.values())).dtype
         self.weights = shared((total,), dtype) if self.on_host else None
+        self.edition, self.read = shared((1,), np.int64), 0  # of the weights: the newest, and this process's own
         self.sums = shared((LANES, total), dtype) if self.on_host else self.xp.zeros((1, total), dtype)
         self.team = Team(workers if self.on_host else 1, {"gradient": self._gradient, "measure": self._measure})
 
@@ -108,7 +110,7 @@ class Pass:
         """(mean loss, errors) over the set of that name, without noise."""
         n = len(self.sets[name])
         self._publish()
-        parts = self.team.run("measure", [(name, i, min(i + CHUNK, n), epoch) for i in range(0, n, CHUNK)])
+        parts = self.team.run("measure", [(name, i, min(i + self.chunk, n), epoch) for i in range(0, n, self.chunk)])
         return sum(loss for loss, _ in parts) / n, sum(errors for _, errors in parts)
 
     def _gradient(self, job):
@@ -141,14 +143,18 @@ class Pass:
         return vector[start : start + p.size].reshape(p.shape)
 
     def _publish(self):
+        """Makes the weights known to the workers, who read them when they next have work."""
         if self.on_host:
             for name, p in self.params.items():
                 self._view(self.weights, name)[...] = p
+            self.edition[0] += 1
+            self.read = int(self.edition[0])
 
     def _read(self):
-        if self.on_host:
+        if self.on_host and self.read != self.edition[0]:
             for name, p in self.params.items():
                 p[...] = self._view(self.weights, name)
+            self.read = int(self.edition[0])
 
     def __enter__(self):
         self.team.__enter__()
@@ -158,18 +164,19 @@ class Pass:
         self.team.__exit__(*exception)
 
 
-def outputs(network, x, workers):
+def outputs(network, x, slice_size, workers):
     """network(x) for all images, on the host, without noise: what a teacher says of a set that does not change."""
     params = next(iter(network.params.values()))
     xp = array_module(params)
+    chunk = slice_size if xp is np else CHUNK
     shape = network(xp.asarray(x[:1])).shape[1:]
     result = shared((len(x), *shape), params.dtype)
 
     def part(start):
-        result[start : start + CHUNK] = to_host(network(xp.asarray(x[start : start + CHUNK])))
+        result[start : start + chunk] = to_host(network(xp.asarray(x[start : start + chunk])))
 
     with Team(workers if xp is np else 1, {"outputs": part}) as team:
-        team.run("outputs", range(0, len(x), CHUNK))
+        team.run("outputs", range(0, len(x), chunk))
     return result
 
 

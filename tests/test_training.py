@@ -111,13 +111,12 @@ def test_every_slice_has_masks_of_its_own_and_every_minibatch_too():
 
 @every_stage
 @pytest.mark.parametrize("workers", [1, 3])
-def test_measuring_in_parts_is_measuring_the_whole(name, workers, monkeypatch):
-    monkeypatch.setattr(training, "CHUNK", 4)  # 18 images: four parts and half of one
+def test_measuring_in_parts_is_measuring_the_whole(name, workers):
     stage = make_stage(name, np.float64, keep=0.5)
     sets = sets_for(stage, validation=18, dtype=np.float64)
     whole = sets["validation"]
     loss, errors = fitnets.measure(stage, whole.x, whole.target, whole.labels, epoch=3)
-    with Pass(stage, sets, 2, workers) as examples:
+    with Pass(stage, sets, 4, workers) as examples:  # 18 images: four parts and half of one
         got_loss, got_errors = examples.measure("validation", epoch=3)
     assert got_loss == pytest.approx(loss, rel=1e-12) and got_errors == errors
     if stage.classifies:
@@ -377,11 +376,10 @@ def test_a_validation_loss_that_is_not_finite_stops_too_wherever_the_image_is(tm
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_outputs_are_what_the_network_says_without_noise(workers, monkeypatch):
-    monkeypatch.setattr(training, "CHUNK", 4)
+def test_outputs_are_what_the_network_says_without_noise(workers):
     x = example_set(18, dtype=np.float64).x
     for network in (make_stage("teacher", np.float64, keep=0.5).network, make_stage("hint", np.float64).target):
-        found = outputs(network, x, workers)
+        found = outputs(network, x, 4, workers)
         assert found.dtype == np.float64 and found.shape == network(x).shape
         np.testing.assert_allclose(found, network(x), rtol=1e-12, atol=1e-14)
 

@@ -1,0 +1,230 @@
+"""Who is measured: minifit, PyTorch and the cores' own matrix product, each in a process of its own.
+
+A coordinator hands the turn round through pipes, so that nobody forks where another library has started threads, and
+memory is counted apart. `with Child(Minifit, ...) as ours: ours("step", 3)`.
+"""
+
+import multiprocessing
+import signal
+import sys
+import time
+import traceback
+
+import numpy as np
+
+from minifit import fitnets, networks, workers
+from minifit.optimizers import SGD, max_norm
+from minifit.training import Examples, Pass
+
+SEED, LR, MOMENTUM = 20150507, 0.01, 0.9
+PRODUCT = 1536  # rows and columns of the matrices whose product is the ceiling
+
+
+class Child:
+    """A contestant in a process of its own, started afresh, from whose methods it answers."""
+
+    def __init__(self, make, *arguments):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments))
+        self.process.start()
+        theirs.close()
+
+    def __call__(self, method, *arguments):
+        try:
+            self.pipe.send((method, arguments))
+            answer, error = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            raise RuntimeError(f"the process measured ended (exit code {self.process.exitcode})") from None
+        if error:
+            raise RuntimeError(f"the process measured failed:\n{error}")
+        return answer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.pipe.close()
+        if exception[0] is not None:
+            self.process.terminate()
+        self.process.join()
+
+
+def _serve(pipe, make, arguments):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which then closes the pipe
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that a team is ended too
+    with make(*arguments) as contestant:
+        while True:
+            try:
+                method, arguments = pipe.recv()
+            except EOFError:
+                return
+            try:
+                pipe.send((getattr(contestant, method)(*arguments), None))
+            except Exception:
+                pipe.send((None, traceback.format_exc()))
+
+
+def turn(step, seconds):
+    """The median time of a step among as many as fit the seconds, and at least one.
+
+    The first of several finds the caches as another left them; the median is not moved by it.
+    """
+    times, began = [], time.perf_counter()
+    while not times or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def examples(network, n, dtype=np.float32):
+    """n random images with random labels, the same for all."""
+    rng = np.random.default_rng([SEED, n])
+    labels = rng.integers(network.blocks[-1].classes, size=n)
+    return Examples(rng.standard_normal((n, *network.input)).astype(dtype), labels)
+
+
+def built(network, dtype=np.float32):
+    """The network with weights that are the same for all, and no two equal biases.
+
+    With equal ones the pieces of a maxout tie wherever a window holds nothing but padding, and rounding would decide.
+    """
+    rng = np.random.default_rng(SEED)
+    layers = networks.build(network, rng, dtype=dtype)
+    for name, p in layers.params.items():
+        if name.endswith("b"):
+            p[...] = 0.1 * rng.standard_normal(p.shape)
+    return layers
+
+
+class Minifit:
+    """Training steps and evaluation as minifit.training does them."""
+
+    def __init__(self, network, batch, slice_size, count, sizes=(), dtype=np.float32):
+        self.batch, self.steps = batch, 0
+        sets = {"train": examples(network, batch, dtype)} | {str(n): examples(network, n, dtype) for n in sizes}
+        self.before = memory(["self"], "VmRSS")
+        self.layers = built(network, dtype)
+        self.norms = networks.norms(network, self.layers)
+        self.optimizer = SGD(LR, MOMENTUM)
+        self.passes = Pass(fitnets.backprop(self.layers, self.norms), sets, slice_size, count)
+
+    def __enter__(self):
+        self.passes.__enter__()
+        team = [process.pid for process in self.passes.team.processes]
+        self.before += memory(team, "VmRSS")
+        return self
+
+    def __exit__(self, *exception):
+        self.passes.__exit__(*exception)
+
+    def step(self, seconds=0.0):
+        return turn(self._step, seconds)
+
+    def _step(self):
+        _, grads = self.gradient()
+        self.optimizer.step(self.layers.params, grads)
+        for name, limit in self.norms.items():
+            max_norm(self.layers.params[name], limit)
+        self.steps += 1
+
+    def gradient(self):
+        return self.passes.gradient(np.arange(self.batch), 1, self.steps)
+
+    def evaluate(self, n, seconds):
+        return turn(lambda: self.measure(n), seconds)
+
+    def measure(self, n):
+        return self.passes.measure(str(n), 1)
+
+    def weights(self):
+        return {name: p.copy() for name, p in self.layers.params.items()}
+
+    def grown(self):
+        """Bytes: the peak of every process of the team, less what it held before the network was built.
+
+        An upper bound, for a page that processes share counts once for each that has touched it.
+        """
+        team = [process.pid for process in self.passes.team.processes]
+        return memory(["self", *team], "VmHWM") - self.before
+
+
+class Torch:
+    """The same steps by PyTorch, in the memory format that is asked for."""
+
+    def __init__(self, network, batch, threads, sizes=()):
+        import torch
+
+        from benchmarks import twin
+
+        # The policy of waiting is left as it is: its threads spin between the operations of a step, which helps it.
+        torch.set_num_threads(threads)
+        self.network, self.twin = network, twin
+        self.twins, self.data = {}, {}
+        for format in twin.FORMATS:
+            self.twins[format] = twin.Twin(network, built(network), format, LR, MOMENTUM)
+            for n in {batch, *sizes}:
+                given = examples(network, n)
+                self.data[format, n] = twin.images(given.x, format), torch.from_numpy(given.labels)
+        self.batch = batch
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def check(self):
+        return self.twin.check(self.network)
+
+    def agree(self, ours, format):
+        """The relative error between (loss, grads) of minifit's first minibatch, in float64, and the twin's."""
+        twin = self.twin.Twin(self.network, built(self.network, np.float64), format)
+        given = examples(self.network, self.batch, np.float64)
+        return self.twin.agree(ours, twin.gradient(given.x, given.labels), f"{self.network.name}, minibatch, {format}")
+
+    def step(self, format, seconds=0.0):
+        twin, given = self.twins[format], self.data[format, self.batch]
+        return turn(lambda: twin.step(*given), seconds)
+
+    def evaluate(self, format, n, seconds):
+        return turn(lambda: self.measure(format, n), seconds)
+
+    def measure(self, format, n):
+        return self.twins[format].measure(*self.data[format, n])
+
+
+class Ceiling:
+    """A large float32 matrix product on every core at once: GFLOP/s of them all."""
+
+    def __init__(self, count):
+        rng = np.random.default_rng(SEED)
+        a, b = rng.standard_normal((2, PRODUCT, PRODUCT), np.float32)
+        c = np.empty_like(a)
+        self.count = count
+        self.team = workers.Team(count, {"multiply": lambda _: np.matmul(a, b, out=c) is None})
+
+    def __enter__(self):
+        self.team.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self.team.__exit__(*exception)
+
+    def step(self, seconds=0.0):
+        time_of_one = turn(lambda: self.team.run("multiply", range(self.count)), seconds)
+        return 2e-9 * PRODUCT**3 * self.count / time_of_one
+
+
+def memory(processes, field):
+    """Bytes of a field of /proc/<pid>/status, summed; 0 where there is none, as on other systems than Linux."""
+    total = 0
+    for process in processes:
+        try:
+            with open(f"/proc/{process}/status") as file:
+                total += sum(1024 * int(line.split()[1]) for line in file if line.startswith(field + ":"))
+        except FileNotFoundError:
+            return 0
+    return total

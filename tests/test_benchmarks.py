@@ -1,0 +1,204 @@
+"""The benchmarks' own arithmetic, turns and processes; PyTorch's twin only where there is PyTorch."""
+
+import re
+
+import numpy as np
+import pytest
+
+from benchmarks import profile, step
+from benchmarks.contestants import Ceiling, Child, Minifit, memory, turn
+from minifit.networks import MNIST_FITNET, MNIST_TEACHER, Conv, FullyConnected, Network, Output
+
+SMALL = Network(
+    "small",
+    (9, 7, 3),
+    (Conv(8, 3, pad=1, pieces=None, pool=(2, 2)), Conv(6, 2, pieces=3, norm=0.5), FullyConnected(5), Output(4)),
+)
+
+
+def test_multiplications_are_those_of_the_definition():
+    conv = 21**2 * 8**2 * 96 + 9**2 * 8**2 * 48 * 96 + 6**2 * 5**2 * 48 * 48
+    assert step.multiplications(MNIST_TEACHER) == conv + 216 * 10
+
+
+def test_a_step_is_three_products_of_multiplications_and_additions():
+    assert step.gflops(1_000_000, 100, 0.5) == pytest.approx(2 * 3 * 1e6 * 100 / 0.5 / 1e9)
+
+
+def test_a_spread_is_the_median_and_the_quartiles_in_milliseconds():
+    assert step.spread(np.array([0.001, 0.002, 0.003, 0.004, 0.005])) == "3.00 (2.00-4.00)"
+    assert step.spread(np.full(4, 0.25)) == "250 (250-250)"
+
+
+def test_the_ratio_is_against_the_better_of_the_peers():
+    times = {"minifit": np.array([1.0, 2, 4]), "fast": np.array([3.0, 4, 5]), "slow": np.array([9.0, 9, 9])}
+    assert step.ratios(times, ("fast", "slow")) == ["2.00", "2.00"]
+    times["minifit"] = np.array([3.0, 2, 1])
+    assert step.ratios(times, ("slow", "fast")) == ["2.00", "2.00"]
+
+
+def test_a_table_is_markdown_in_columns():
+    assert step.table(["a", "long"], [["1", "2"], ["333", "4"]]).split("\n") == [
+        "| a   | long |",
+        "| --- | ---- |",
+        "| 1   | 2    |",
+        "| 333 | 4    |",
+    ]
+
+
+def test_turns_rotate_after_one_that_warms_up(monkeypatch):
+    monkeypatch.setattr(step, "PAUSE", 0)
+    seen = []
+    contestants = {name: lambda name=name: seen.append(name) or float(len(seen)) for name in "abc"}
+    times = step.take_turns(contestants, 3)
+    assert "".join(seen) == "abc" + "abc" + "bca" + "cab"
+    assert times["a"].tolist() == [4.0, 9.0, 11.0]
+
+
+def test_a_turn_takes_at_least_one_step():
+    taken = []
+    assert turn(lambda: taken.append(1), 0.0) >= 0
+    assert len(taken) == 1
+    turn(lambda: taken.append(1), 0.01)
+    assert len(taken) > 2
+
+
+def test_a_network_is_found_however_its_name_is_written():
+    assert {step.named(text).name for text in ("MNIST_FITNET", "mnist-fitnet", "MNIST FitNet")} == {MNIST_FITNET.name}
+    assert all(step.named(network.name) is network for network in step.NETWORKS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--network", "lenet"], "'lenet' is none of MNIST teacher, MNIST FitNet"),
+        (["--workers", "0"], "'0' is not a whole number above 0"),
+        (["--batch", "many"], "'many' is not a whole number above 0"),
+        (["--evaluate", "--scaling"], "not allowed with"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, complaint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        step.parse(arguments)
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_network_not_yet_written_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(step, "NETWORKS", (MNIST_TEACHER,))
+    with pytest.raises(SystemExit):
+        step.parse(["--network", "MNIST_FITNET"])
+    assert "minifit.networks does not hold MNIST_FITNET yet" in capsys.readouterr().err
+
+
+def test_without_pytorch_only_the_scaling_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert step.parse(["--scaling"]).scaling
+    with pytest.raises(SystemExit):
+        step.parse([])
+    assert "PyTorch is not installed" in capsys.readouterr().err
+
+
+def test_a_digest_sees_the_last_bit():
+    a = {"w": np.ones(3, np.float32)}
+    b = {"w": a["w"].copy()}
+    assert step.digest(a) == step.digest(b)
+    b["w"][2] = np.nextafter(b["w"][2], np.float32(2))
+    assert step.digest(a) != step.digest(b)
+
+
+def test_a_child_answers_reports_its_errors_and_ends():
+    with Child(Ceiling, 1) as child:
+        assert child("step") > 0
+        with pytest.raises(RuntimeError, match="no_such_method"):
+            child("no_such_method")
+        assert child("step") > 0
+        process = child.process
+    assert process.exitcode == 0
+
+
+def test_a_child_that_dies_is_reported():
+    with Child(Ceiling, 1) as child:
+        child.process.kill()
+        with pytest.raises(RuntimeError, match="ended"):
+            child("step")
+
+
+def test_minifit_is_measured_with_its_memory():
+    with Child(Minifit, SMALL, 10, 4, 2, (3,)) as ours:
+        before = ours("weights")
+        assert ours("step") > 0
+        assert any((before[name] != w).any() for name, w in ours("weights").items())
+        loss, errors = ours("measure", 3)
+        assert np.isfinite(loss) and 0 <= errors <= 3
+        assert 0 <= ours("grown") < 2**28
+
+
+def test_memory_is_read_in_bytes():
+    if not memory(["self"], "VmRSS"):
+        pytest.skip("no /proc/self/status here")
+    held = memory(["self"], "VmRSS")
+    assert 2**20 < held <= memory(["self"], "VmHWM")
+    assert memory(["self", "self"], "VmHWM") == 2 * memory(["self"], "VmHWM")
+
+
+def test_a_matrix_product_is_known_by_its_line():
+    products = (
+        "y = x @ w",
+        "(patches.T @ dy)",
+        "xp.matmul(a, b, out=c)",
+        'np.einsum("ij,jk", a, b)',
+        "w.reshape(2) @ b",
+    )
+    assert all(profile.PRODUCT.search(line) for line in products)
+    assert not any(profile.PRODUCT.search(line) for line in ("@property", "    @dataclass(frozen=True)", "y = x * w"))
+
+
+def test_a_profile_accounts_for_the_step(capsys):
+    profile.main(["--network", "mnist-fitnet", "--batch", "16", "--repeats", "2"])
+    printed = capsys.readouterr().out
+    assert re.search(r"\| 0\.0 Conv2d +\| +[\d.]+ +\| [\d.]+", printed)
+    assert re.search(r"\| matrix product", printed)
+    traced = float(re.search(r"([\d.]+) ms while every line is traced", printed)[1])
+    operations = printed.split("| operation")[1].split("\n\n")[0]
+    accounted = sum(float(cells.split("|")[2]) for cells in operations.split("\n")[2:])
+    assert 0.5 * traced < accounted < 1.05 * traced
+
+
+def test_the_twin_does_the_same_work():
+    pytest.importorskip("torch")
+    from benchmarks import twin
+
+    for network in (SMALL, MNIST_FITNET):
+        errors = twin.check(network, batch=4)
+        assert len(errors) == 4 and all(error < 1e-4 for error in errors.values())
+
+
+def test_a_twin_that_differs_is_caught(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from benchmarks import twin
+
+    right = twin.maxout
+    monkeypatch.setattr(twin, "maxout", lambda z, pieces: right(z, pieces) * (1 + 1e-6))
+    with pytest.raises(AssertionError, match="differ by"):
+        twin.check(SMALL)
+    assert torch.is_grad_enabled()
+
+
+def test_the_twin_takes_the_same_steps():
+    torch = pytest.importorskip("torch")
+    from benchmarks import twin
+    from benchmarks.contestants import LR, MOMENTUM, built, examples
+
+    given = examples(SMALL, 10, np.float64)
+    with Minifit(SMALL, 10, 4, 1, dtype=np.float64) as ours:
+        for format in twin.FORMATS:
+            theirs = twin.Twin(SMALL, built(SMALL, np.float64), format, LR, MOMENTUM)
+            for name, p in built(SMALL, np.float64).params.items():
+                ours.layers.params[name][...] = p
+            ours.optimizer.state.clear()
+            for _ in range(3):
+                ours.step()
+                theirs.step(twin.images(given.x, format), torch.from_numpy(given.labels))
+            for name, w in theirs.arrays().items():
+                np.testing.assert_allclose(ours.layers.params[name], w, rtol=1e-10, atol=1e-13)
