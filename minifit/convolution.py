@@ -186,8 +186,12 @@ def _product(matrix, rows):
     return np.matmul(matrix, rows, out=_rows(len(matrix), rows.shape[1], rows.dtype))
 
 
+# Reciprocal pairs keep the powers near 1: half the rounding error of the usual 0, 1, -1, 2, -2.
+POINTS = (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
+
+
 @lru_cache(maxsize=1024)
-def winograd(size, kernel, pad, m=4, points=(0, 1, -1, 2, -2)):
+def winograd(size, kernel, pad, m=4, points=POINTS):
     """F(m x m, R x S) on tiles of the map, by Toom and Cook's matrices.   Lavin and Gray 2016.
 
     size (H, W), kernel (R, S) with R = S; m + R - 2 points, and infinity.
