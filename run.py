@@ -2,7 +2,7 @@
 
 python run.py digits                   all stages on digits that minifit draws itself, in minutes
 python run.py mnist --stage hint       stage 1 of Algorithm 1 on MNIST, and the teacher it needs
-python run.py mnist --preset paper     the paper's settings to the letter, in days on two cores
+python run.py mnist --preset paper     the paper's settings: up to 500 epochs a stage
 python run.py networks                 every network of the paper, counted
 python run.py audit                    every gradient against the derivative of its forward pass
 python run.py mnist --help             every setting
@@ -10,6 +10,7 @@ python run.py mnist --help             every setting
 
 import contextlib
 import io
+import os
 import shlex
 import sys
 from dataclasses import dataclass, fields
@@ -18,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from minifit import UserError, data, experiments, networks, report
+from minifit import UserError, data, experiments, networks, outline, report
 from minifit.backend import use
 from minifit.runs import Run
 from minifit.training import TrainingError
@@ -56,7 +57,7 @@ def command_line(settings, program, arguments, default):
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(settings, default=default, args=arguments, prog=program, description=__doc__)
+            return tyro.cli(settings, default=default, args=arguments, prog=program, description="Settings.")
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -124,9 +125,9 @@ def train(name, arguments):
         sizes = f"{config.train:,} images to train on, {config.validation:,} to validate, {config.test:,} to test"
         say(f"{dataset.name}: {sizes}; seed {command.seed}; {command.workers} workers; {folder}/")
         if {"kd", "hint"} & set(stages):
-            say(f"The teacher's outputs are computed once and kept: {run.memory() / 2**20:.0f} MiB.")
+            say(f"The teacher's outputs are computed once and kept: {outline.memory(run) / 2**20:.0f} MiB.")
         say("")
-        say(report.plan_table(run.outline(stages)) + "\n")
+        say(report.plan_table(outline.outline(run, stages)) + "\n")
         for stage in stages:
             record, fresh = run.make(stage, lambda epoch: say(report.epoch_line(epoch)))
             say(report.stage_line(stage, record, len(run.sets["test"]), folder) + ("" if fresh else " (kept)"))
@@ -141,21 +142,32 @@ def train(name, arguments):
 
 
 def show_networks():
+    def counted(network):
+        """All weights and multiplications of a network, built."""
+        counts = networks.count(networks.build(network, rng=None), np.zeros((0, *network.input), np.float32))
+        return [sum(column) for column in zip(*counts, strict=True)]
+
+    likely = paper.COUNTS["FitNet 3, block 1 of 64s"]
+    fully_connected = (
+        "Its fully connected maxout layer has 5 pieces, as the text says: so it is built and trained. The published "
+        "counts are those of 2 pieces in every maxout layer."
+    )
+    own = {
+        networks.FITNET_3: [
+            "As printed, with a first block of 32-48-64-64, it gives neither published figure. 64-64-64-64 would: "
+            f"{likely.weights:,} weights and {report.count(likely.multiplications)} multiplications."
+        ],
+        networks.FITNET_4_100: ["The published figure is that of 10 classes; 100 classes have 45,000 weights more."],
+    }
     rows = []
     for network in networks.NETWORKS:
-        layers = networks.build(network, np.random.default_rng(0))
-        counts = networks.count(layers, np.zeros((0, *network.input), np.float32))
+        as_counted, as_built = counted(networks.as_counted(network)), counted(network)
         published = paper.COUNTS[network.name]
-        rows.append(
-            {
-                "network": network.name,
-                "layers": len(layers),
-                "weights": sum(w for w, _ in counts),
-                "multiplications": sum(m for _, m in counts),
-                "published_weights": published.published_weights,
-                "published_multiplications": published.published_multiplications,
-            }
-        )
+        said = published.published_weights, published.published_multiplications
+        weights, multiplications = zip(said, as_counted, as_built, strict=True)
+        notes = [fully_connected] * (as_counted != as_built) + own.get(network, [])
+        row = {"network": network.name, "layers": len(network.blocks), "notes": notes}
+        rows.append(row | {"weights": weights, "multiplications": multiplications})
     say(report.networks_table(rows))
     return 0
 
@@ -172,6 +184,9 @@ def main(arguments):
     name, *rest = arguments
     try:
         if name == "networks":
+            if rest in (["-h"], ["--help"]):
+                say("python run.py networks: every network of the paper, its weights and multiplications")
+                return 0
             if rest:
                 raise UserError(f"networks takes no settings, but was given {shlex.join(rest)}")
             return show_networks()
@@ -187,8 +202,12 @@ def main(arguments):
         print(f"run.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        say(f"\nstopped; the last finished epoch is kept. To go on: python run.py {shlex.join(arguments)}")
+        kept = "the last finished epoch is kept. To go on" if name in experiments.EXPERIMENTS else "to begin again"
+        say(f"\nstopped; {kept}: python run.py {shlex.join(arguments)}")
         return 130
+    except BrokenPipeError:  # as of `run.py networks | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def choose(x, w, pad):
     nothing else: the definition gives them exact zeros, on which pieces with equal biases tie as they should.
     """
     definition = Unfolded(pad)
-    if array_module(x) is not np or pad >= min(w.shape[:2]):
+    if array_module(x) is not np or pad >= min(w.shape[:2]) or not len(x):
         return definition
     return _fewest(definition, x.shape[1:3], w.shape, pad)
 

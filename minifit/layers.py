@@ -9,6 +9,7 @@ Layers follow their inputs: float32 in, float32 out; float64 in the tests; NumPy
 """
 
 from math import prod
+from numbers import Integral
 from types import MappingProxyType
 
 import numpy as np
@@ -61,15 +62,15 @@ class Sequential(Layer):
         return x, caches
 
     def backward(self, dy, cache):
-        dy, grads = self._backward(dy, cache, first=0)
-        return dy, grads
+        return self._backward(dy, cache, first=0)
 
     def weight_gradients(self, dy, cache):
-        if not self.layers:
+        lowest = next((i for i, layer in enumerate(self.layers) if layer.params), None)
+        if lowest is None:
             return {}
-        dy, grads = self._backward(dy, cache, first=1)
-        first = self.layers[0].weight_gradients(dy, cache[0])
-        return {f"0.{name}": g for name, g in first.items()} | grads
+        dy, grads = self._backward(dy, cache, first=lowest + 1)
+        last = self.layers[lowest].weight_gradients(dy, cache[lowest])
+        return {f"{lowest}.{name}": g for name, g in last.items()} | grads
 
     def _backward(self, dy, cache, first):
         grads = {}
@@ -126,8 +127,8 @@ class Conv2d(Layer):
     def __init__(self, w, b, pad=0):
         if w.ndim != 4 or b.shape != w.shape[3:]:
             raise ValueError(f"Conv2d: w {w.shape} and b {b.shape}; wanted (R, S, C, K) and (K,)")
-        if pad < 0:
-            raise ValueError(f"Conv2d: pad {pad} is negative")
+        if not isinstance(pad, Integral) or pad < 0:
+            raise ValueError(f"Conv2d: pad {pad}; wanted an integer, 0 or more")
         self.params, self.pad = {"w": w, "b": b}, pad
 
     def forward(self, x, rng=None):
@@ -157,8 +158,8 @@ class Maxout(Layer):
     """
 
     def __init__(self, pieces):
-        if pieces < 1:
-            raise ValueError(f"Maxout: {pieces} pieces")
+        if not isinstance(pieces, Integral) or pieces < 1:
+            raise ValueError(f"Maxout: {pieces} pieces; wanted an integer, 1 or more")
         self.pieces = pieces
 
     def forward(self, x, rng=None):
@@ -195,8 +196,8 @@ class MaxPool2d(Layer):
     """
 
     def __init__(self, size, stride):
-        if size < 1 or stride < 1:
-            raise ValueError(f"MaxPool2d: size {size}, stride {stride}")
+        if not all(isinstance(n, Integral) and n >= 1 for n in (size, stride)):
+            raise ValueError(f"MaxPool2d: size {size}, stride {stride}; wanted integers, 1 or more")
         self.size, self.stride = size, stride
 
     def forward(self, x, rng=None):

@@ -4,7 +4,7 @@ One element of a network is one layer of the paper: Conv(48, 8, pool=(4, 2)) is 
 the pooling behind them, and becomes Sequential([Conv2d, Maxout, MaxPool2d]).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -52,7 +52,7 @@ class Network:
     slice: int = 16
 
 
-# Appendix A.2; kernel sizes of the student, and all norms, from the released code.
+# Appendix A.2; the teacher's norms from pylearn2, the student's kernel sizes and norms from the released code.
 MNIST_TEACHER = Network(
     "MNIST teacher",
     (28, 28, 1),
@@ -95,13 +95,13 @@ def cifar_teacher(name, classes):
     )
 
 
-def cifar_student(name, *groups, classes=10, pieces=5):
+def cifar_student(name, *groups, classes=10):
     """Table 7: three groups of 3x3 maxout layers, pooled 2x2, 2x2 and over the whole map, then fc and softmax."""
     pools = ((2, 2), (2, 2), (8, 8))
     blocks = []
     for group, pool in zip(groups, pools, strict=True):
         blocks += [Conv(channels, 3, pad=1) for channels in group[:-1]] + [Conv(group[-1], 3, pad=1, pool=pool)]
-    return Network(name, (32, 32, 3), (*blocks, FullyConnected(500, pieces=pieces), Output(classes)))
+    return Network(name, (32, 32, 3), (*blocks, FullyConnected(500, pieces=5), Output(classes)))
 
 
 CIFAR10_TEACHER = cifar_teacher("CIFAR-10 teacher", 10)
@@ -125,9 +125,16 @@ NETWORKS = (
 )
 
 
+def as_counted(network):
+    """The network that the published counts are of: its fully connected layer has 2 pieces, where the text says 5."""
+    two = (replace(block, pieces=2) if isinstance(block, FullyConnected) else block for block in network.blocks)
+    return replace(network, blocks=tuple(two))
+
+
 def build(network, rng, width=None, keep_input=1.0, keep=1.0, xp=np, dtype=np.float32):
     """The network as a Sequential of one layer a block, with random weights and zero biases.
 
+    rng: None for weights of 0, where nothing but shapes is asked for.
     width: weights from U(-width, width), as in the paper; None draws them normal, for `unit_variance` to scale.
     keep_input, keep: what dropout keeps of the input (not rescaled) and of every later layer's input (rescaled), as
     pylearn2's maxout networks do.
@@ -160,11 +167,13 @@ def activation(pieces):
 
 
 def draw(shape, rng, width=None, xp=np, dtype=np.float32):
-    """Weights and zero biases for a layer whose filters are the last axis of `shape`; always drawn on the host.
+    """Weights and zero biases for a layer whose filters are the last axis of `shape`, drawn on the host; 0 without rng.
 
     From U(-width, width) or, without a width, normal with variance 1 / fan-in. That keeps the mean square of
     activations through a maxout of two pieces: the larger of two centred normals has the mean square of one.
     """
+    if rng is None:
+        return xp.zeros(shape, dtype), xp.zeros(shape[-1], dtype)
     w = rng.normal(0, prod(shape[:-1]) ** -0.5, shape) if width is None else rng.uniform(-width, width, shape)
     return xp.asarray(w.astype(dtype)), xp.zeros(shape[-1], dtype)
 

@@ -12,7 +12,7 @@ class SGD:
 
     def step(self, params, grads):
         for name, w in params.items():
-            v = self.state.setdefault(name, 0 * w)
+            v = self.state.setdefault(name, array_module(w).zeros_like(w))
             v *= self.momentum
             v -= self.lr * grads[name]
             w += v
@@ -32,7 +32,7 @@ class RMSProp:
     def step(self, params, grads):
         for name, w in params.items():
             xp, g = array_module(w), grads[name]
-            m = self.state.setdefault(name, 0 * w)
+            m = self.state.setdefault(name, xp.zeros_like(w))
             m *= self.decay
             m += (1 - self.decay) * g * g
             w -= self.lr * g / xp.maximum(xp.sqrt(m), self.floor)

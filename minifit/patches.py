@@ -1,4 +1,4 @@
-"""Unfold and fold: an adjoint pair, <unfold(x), p> = <x, fold(p)>, under every convolution."""
+"""Unfold and fold: an adjoint pair, <unfold(x), p> = <x, fold(p)>, under the definition of convolution."""
 
 from minifit.backend import array_module
 

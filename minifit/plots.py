@@ -3,11 +3,11 @@
 matplotlib is imported where it is drawn with, so that a command which draws nothing starts at once.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from minifit.checkpoints import write_atomically
 from minifit.report import NAMES
 
 LABELS = NAMES | {"backprop": "back-prop", "kd": "KD"}
@@ -26,7 +26,7 @@ def plot_curves(metrics, path, title, chosen=None):
     """Loss and validation error of every stage against the epoch, one PNG; a dot marks the epoch that was kept.
 
     metrics: one dict an epoch (stage, epoch, train_loss, validation_loss, validation_error but for hints)
-    chosen: stage -> epoch; by default the first with the smallest validation error, among equals the smallest loss
+    chosen: stage -> epoch; by default the first with the smallest validation error, of a hint with the smallest loss
     """
     from matplotlib.figure import Figure
 
@@ -68,13 +68,12 @@ def _draw_panel(axes, heading, runs, key, chosen):
             axes.plot(epochs, y, "--", lw=1, alpha=0.7, marker="_" if len(y) == 1 else None, **style)
             continue
         axes.plot(epochs, y, "-", lw=1.8, **style)
-        measures = [(m.get("validation_error", 0), m["validation_loss"]) for m in runs[stage]]
-        errors, losses = np.nan_to_num(measures, nan=np.inf).T
-        kept = epochs[np.lexsort((losses, errors))[0]]
+        measures = [m.get("validation_error", m["validation_loss"]) for m in runs[stage]]
+        kept = epochs[np.nan_to_num(measures, nan=np.inf).argmin()]
         best = np.flatnonzero(epochs == chosen.get(stage, kept))
         axes.plot(epochs[best], y[best], "o", ms=7, mec="white", mew=1.2, **(style | {"zorder": 4}))
         finite = y[np.isfinite(y)]
-        value = f" {curves[stage, k][best[0]]:.2f}" if key == "validation_error" and len(best) else ""
+        value = f", best {curves[stage, k][best[0]]:.2f}" if key == "validation_error" and len(best) else ""
         ends.append((finite[-1] if len(finite) else high, LABELS[stage] + value, COLOURS[stage]))
 
     # Labels keep the order of the curves' ends and are pushed apart until they can be read.
@@ -99,12 +98,12 @@ def _draw_panel(axes, heading, runs, key, chosen):
         axes.set_xticks([1])
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    ticks = _log_ticks(low, high)
-    names = [_tick_name(tick) for tick in ticks]
     if any((y == 0).any() for y in curves.values()):  # a log axis has no 0: the floor stands for it, and says so
-        room = [i for i, tick in enumerate(ticks) if tick > 1.3 * floor]
-        ticks, names = [floor, *(ticks[i] for i in room)], ["0", *(names[i] for i in room)]
-    axes.set_yticks(ticks, names)
+        ticks = _log_ticks(1.3 * floor, high)
+        axes.set_yticks([floor, *ticks], ["0", *map(_tick_name, ticks)])
+    else:
+        ticks = _log_ticks(low, high)
+        axes.set_yticks(ticks, map(_tick_name, ticks))
     axes.minorticks_off()
     axes.tick_params(length=0, labelsize=9, colors="#333333")
     axes.grid(axis="y", color="#E4E4E4", lw=0.8)
@@ -121,11 +120,14 @@ def _log_limits(values):
 
 
 def _log_ticks(low, high):
-    """Ticks at 1, 2 and 5 up to three decades, at powers of ten over more; at most about ten."""
+    """Ticks at powers of ten over three decades or more, else at 1, 2 and 5 and, for three at least, at 3 and 7 too."""
     first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
-    steps = (1, 2, 5) if high < 1000 * low else (1,)
-    decades = range(first, last + 1, 1 + (last - first) // 9)
-    return [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
+    decades = range(first, last + 1, 1 + (last - first) // 9)  # at most about ten ticks
+    for steps in [(1,)] if high >= 1000 * low else [(1, 2, 5), (1, 2, 3, 5, 7)]:
+        ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks
 
 
 def _tick_name(tick):
@@ -184,14 +186,10 @@ def plot_filters(weights, path, title):
 
 
 def _save(figure, path):
-    """Write a PNG under another name first: a reader, or an interrupted run, never meets half a file."""
+    """Writes a PNG, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        FigureCanvasAgg(figure).print_figure(partial, format="png", dpi=120, facecolor="white")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    canvas = FigureCanvasAgg(figure)
+    write_atomically(path, lambda partial: canvas.print_figure(partial, format="png", dpi=120, facecolor="white"))

@@ -105,7 +105,10 @@ def results_table(summary, published=None, markdown=False):
     unit, size = ("minutes", 60) if max(seconds.values(), default=0) >= 60 else ("seconds", 1)
 
     lines = []
-    for stage in ("teacher", *({"teacher_all"} & set(stages)), "backprop", "kd", "fitnet"):
+    last_teacher = "teacher_all" if "teacher_all" in stages else "teacher"  # the one the students learnt from
+    if "teacher" in paper:
+        paper[last_teacher] = paper.pop("teacher")
+    for stage in dict.fromkeys(["teacher", last_teacher, "backprop", "kd", "fitnet"]):
         record = stages.get(stage)
         theirs = paper.get(stage)
         if theirs is not None:  # 1.9 stays 1.9: pad with blanks, not with a digit that was never published
@@ -122,18 +125,18 @@ def results_table(summary, published=None, markdown=False):
 
     images = summary["test_images"]
     captions = [f"{summary['data']}, {images:,} test images, seed {summary['seed']}, preset {summary['preset']}."]
-    errors = [stages[stage]["test_error"] for stage in ("fitnet", "kd", "backprop", "teacher")
-              if stages.get(stage, {}).get("test_error")]  # fmt: skip
-    if errors and images:
-        deviation = (errors[0] * (100 - errors[0]) / images) ** 0.5
-        captions.append(f"Standard error of a test error of {errors[0]:.2f} %: {deviation:.2f}.")
+    errors = (stages.get(stage, {}).get("test_error") for stage in ("fitnet", "kd", "backprop", "teacher"))
+    error = next(filter(None, errors), None)
+    if error and images:
+        deviation = (error * (100 - error) / images) ** 0.5
+        captions.append(f"Standard error of a test error of {error:.2f} %: {deviation:.2f}.")
     if "fitnet" in seconds and hint_seconds:
         captions.append(f"FitNet's {unit} include {hint_seconds / size:.1f} of stage 1, the hints.")
     return table(lines, header, markdown) + "\n\n" + (" " if markdown else "\n").join(captions)
 
 
 def epoch_line(record):
-    """One line after an epoch, for where there is no terminal to draw a progress bar on."""
+    """One line after an epoch: how it went and how long it took."""
     error = f", validation error {record['validation_error']:.2f} %" if "validation_error" in record else ""
     losses = f"loss {record['train_loss']:.4g}, validation loss {record['validation_loss']:.4g}"
     return f"{record['stage']} epoch {record['epoch']}: {losses}{error}, {duration(record['seconds'])}"
@@ -141,10 +144,12 @@ def epoch_line(record):
 
 def stage_line(stage, record, test_images=None, folder=None):
     """One line after a stage: how well it does, at which epoch, how long it took and where it lies."""
-    if record.get("validation_error") is None:
+    if record.get("test_error") is None and record.get("validation_error") is None:
         measure, validation = f"loss {record['test_loss']:.4g}", f"{record['validation_loss']:.4g}"
     else:
-        measure, validation = "error -", f"{record['validation_error']:.2f} %"
+        measure, validation = "error -", "among the training images"
+        if record.get("validation_error") is not None:
+            validation = f"{record['validation_error']:.2f} %"
         if record.get("test_error") is not None:
             measure = f"error {record['test_error']:.2f} %"
             if test_images:
@@ -155,23 +160,21 @@ def stage_line(stage, record, test_images=None, folder=None):
 
 
 def networks_table(rows):
-    """Our counts beside the paper's; notes are numbered under the table, equal ones once.
+    """The published counts beside ours, by the paper's convention and as built; notes are numbered under the table.
 
-    rows: dicts of network, layers, weights, multiplications and, where there are any, published_weights,
-    published_multiplications (numbers, or text as printed) and note.
+    rows: dicts of network, layers, weights and multiplications, each of the latter two a triple (published, as text or
+    None; as the paper counts; as built), and notes, a list of texts
     """
-
-    def theirs(n):
-        return count(n, trim=True) if isinstance(n, int | float) else n
-
-    notes = list(dict.fromkeys(row["note"] for row in rows if row.get("note")))
+    notes = list(dict.fromkeys(note for row in rows for note in row["notes"]))
     lines = []
     for row in rows:
-        ours = [row["network"], row["layers"], f"{row['weights']:,}", theirs(row.get("published_weights"))]
-        ours += [count(row["multiplications"]), theirs(row.get("published_multiplications"))]
-        lines.append(ours + ([notes.index(row["note"]) + 1 if row.get("note") else ""] if notes else []))
-    header = ["network", "layers", "weights", "paper", "multiplications", "paper"] + (["note"] if notes else [])
+        (said_w, *weights), (said_m, *multiplications) = row["weights"], row["multiplications"]
+        counts = [said_w, *(f"{n:,}" for n in weights), said_m, *map(count, multiplications)]
+        numbers = ", ".join(str(notes.index(note) + 1) for note in row["notes"])
+        lines.append([row["network"], row["layers"], *counts, *([numbers] if notes else [])])
+    conventions = ["paper", "2 pieces", "as built"]
+    header = ["network", "layers", *(f"{what}\n{how}" for what in ("weights", "mult.") for how in conventions)]
     numbered = [
-        textwrap.fill(note, 90, initial_indent=f"{i:>2}  ", subsequent_indent="    ") for i, note in enumerate(notes, 1)
+        textwrap.fill(note, 95, initial_indent=f"{i:>2}  ", subsequent_indent="    ") for i, note in enumerate(notes, 1)
     ]
-    return table(lines, header) + ("\n\n" + "\n".join(numbered) if notes else "")
+    return table(lines, header + ["notes"] * bool(notes)) + ("\n\n" + "\n".join(numbered) if notes else "")

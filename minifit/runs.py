@@ -1,28 +1,28 @@
 """A run directory: which stages are done, what the next one needs, and what is kept of each.
 
+.lock            held by the one process at work
 config.json      the resolved settings, seed, versions and commit
 metrics.jsonl    one line an epoch
 <stage>.h5       weights, best weights, optimiser, generator and epoch, after every epoch
 summary.json     what came out of each finished stage, on validation and test images
+curves.png, filters.png
 """
 
 import fcntl
-import hashlib
 import json
 import platform
-import subprocess
-import time
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from minifit import UserError, __version__, checkpoints, fitnets, networks, plots
-from minifit.backend import describe, to_host
-from minifit.checkpoints import read_json, write_json, write_text
+from minifit.backend import describe
+from minifit.checkpoints import commit, digest, read_json, write_json, write_text
 from minifit.regressors import pieces_of, regressor
-from minifit.training import LANES, Examples, Pass, fit, outputs
+from minifit.training import Examples, Pass, fit, outputs
 
 NEEDS = {
     "teacher": [],
@@ -35,14 +35,6 @@ NEEDS = {
 # Every random stream of a run has a number; stages shuffle from streams of their own, so that any may run alone.
 WEIGHTS = ("teacher weights", "student weights", "regressor weights")
 STREAMS = {name: i for i, name in enumerate([*WEIGHTS, *fitnets.NAMES, "teacher_all"])}
-LOSSES = {
-    "teacher": "labels",
-    "teacher_all": "labels",
-    "backprop": "labels",
-    "kd": "eq. 2",
-    "hint": "eq. 3",
-    "fitnet": "eq. 2",
-}
 
 
 @dataclass
@@ -73,6 +65,7 @@ class Run:
             "validation": Examples(data.images[last:], data.labels[last:]),
             "test": Examples(data.test_images[: c.test], data.test_labels[: c.test]),
         }
+        self.images = digest(a for s in self.sets.values() for a in (s.x, s.labels))
         self.kept = {}  # outputs of the teacher, by set
 
     def __enter__(self):
@@ -99,67 +92,26 @@ class Run:
         self.lock.close()
 
     def settings(self):
-        """What a run directory is of: everything that its results depend on."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.data.images[:1000]))
-        return json.loads(
-            json.dumps(
-                {
-                    "experiment": self.name,
-                    "preset": self.preset,
-                    "seed": self.seed,
-                    "data": self.data.name,
-                    "images": digest.hexdigest()[:16],
-                    **asdict(self.config),
-                }
-            )
-        )
+        """What a run directory is of: everything that its results depend on, but for the version of minifit."""
+        settings = {
+            "experiment": self.name,
+            "preset": self.preset,
+            "seed": self.seed,
+            "data": self.data.name,
+            "images": self.images,
+            "backend": self.xp.__name__,
+            **asdict(self.config),
+            "slice": {"teacher": self.slice("teacher"), "student": self.slice("student")},
+        }
+        return json.loads(json.dumps(settings))
 
     def plan(self, goal):
         """The stages that `goal` takes, in order."""
         names = [name for name in NEEDS if name != "teacher_all" or self.config.teacher_all]
+        if goal not in (*names, "all"):
+            raise UserError(f"--stage {goal} is one of --teacher-all epochs, and these settings have none")
         wanted = names if goal == "all" else [*NEEDS[goal], goal]
         return [name for name in names if name in wanted or (name == "teacher_all" and "teacher" in wanted)]
-
-    def outline(self, stages):
-        """What `plan_table` shows of each stage, with a time estimated from one minibatch through its network."""
-        image = self.xp.asarray(self.sets["train"].x[:1])
-        rows, seconds = [], {}
-        for name in stages:
-            c = self.config
-            hint = f"student, layers 1-{c.guided}, and regressor"
-            trains = {"teacher": "teacher", "teacher_all": "teacher", "hint": hint}.get(name, "student")
-            network = self.teacher(trained=False) if trains == "teacher" else self.student()
-            if name == "hint":
-                network = self.hint_stage(network, self.teacher(trained=False)).network
-            counts = networks.count(network, image)
-            state, schedule = self.state(name), self.schedule(name)
-            done = int(state.split()[-1]) if state.startswith("at") else 0
-            if trains not in seconds:
-                seconds[trains] = self.seconds(network) if state != "finished" else 0
-            rows.append(
-                {
-                    "stage": name,
-                    "trains": trains,
-                    "loss": LOSSES[name],
-                    "weights": sum(w for w, _ in counts),
-                    "multiplications": sum(m for _, m in counts),
-                    "epochs": schedule.epochs,
-                    "estimate": seconds[trains] * (schedule.epochs - done),
-                    "state": state,
-                }
-            )
-        return rows
-
-    def seconds(self, network):
-        """About how long an epoch takes: one slice forward and back, for all slices, on all workers."""
-        x = self.xp.asarray(self.sets["train"].x[: self.experiment.student.slice])
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
-            y, cache = network.forward(x)
-            network.weight_gradients(y, cache)
-            times.append(time.perf_counter() - began)
-        return min(times) * len(self.sets["train"]) / len(x) / min(self.workers, LANES)
 
     def slice(self, name):
         network = self.experiment.teacher if name.startswith("teacher") else self.experiment.student
@@ -167,8 +119,15 @@ class Run:
 
     def schedule(self, name):
         c = self.config
-        others = {"teacher": c.teacher, "teacher_all": replace(c.teacher, epochs=c.teacher_all), "hint": c.stage1}
-        return others.get(name, c.student)
+        if name != "teacher_all":
+            return {"teacher": c.teacher, "hint": c.stage1}.get(name, c.student)
+        # At the rates of the epoch that was chosen, held constant.
+        best = self.summary()["stages"].get("teacher", {"best_epoch": 1})["best_epoch"]
+        optimizer = c.teacher.make()
+        c.teacher.adjust(optimizer, best, best * ceil(c.train / c.teacher.batch))
+        constant = {"lr": optimizer.lr, "lr_decay": 1.0, "lr_final": 1.0}
+        constant |= {"momentum": getattr(optimizer, "momentum", 0.0), "momentum_final": None}
+        return replace(c.teacher, epochs=c.teacher_all, **constant)
 
     def state(self, name):
         """ "finished", "at epoch 3" or "to train"."""
@@ -240,13 +199,18 @@ class Run:
         rng = self.rng("regressor weights")
         w_r = regressor(c.regressor, guided, hint, pieces_of(teacher[c.hint - 1]), rng, width, self.xp)
         norms = networks.norms(self.experiment.student, student[: c.guided])
-        norms |= {f"{c.guided + int(key[0])}.w": c.regressor_norm for key in w_r.params if key.endswith("w")}
+        for key in w_r.params:
+            layer, _, kind = key.partition(".")
+            if kind == "w":
+                norms[f"{c.guided + int(layer)}.w"] = c.regressor_norm
         return fitnets.hint(student, teacher, w_r, c.guided, c.hint, norms)
 
     def make(self, name, tell=None):
         """Trains one stage whose needs are met, or takes it up where it was left, and records what came out."""
         summary = self.summary()
         if name in summary["stages"] and self.state(name) == "finished":
+            saved = checkpoints.load(self.folder / f"{name}.h5")[0]["identity"]["settings"]
+            refuse_other_settings(self.folder / f"{name}.h5", saved, self.settings())
             return summary["stages"][name], False
         stage = self.stage(name)
         sets = {part: self.with_target(stage, part) for part in ("train", "validation")}
@@ -258,7 +222,9 @@ class Run:
             )
         self.forget_after(name)
         path = self.folder / f"{name}.h5"
-        identity = {"settings": self.settings(), "teacher": digest(stage.target), "start": digest(stage.network)}
+        frozen = stage.target.params.values() if stage.target else []
+        start = {"teacher": digest(frozen), "start": digest(stage.network.params.values())}
+        identity = {"settings": self.settings(), **start}
         with open(self.folder / "metrics.jsonl", "a") as log:
 
             def keep(record):
@@ -266,13 +232,10 @@ class Run:
                     record |= {"lam": self.lam()(record["epoch"])}
                 log.write(json.dumps(record) + "\n")
                 log.flush()
-                if tell:
-                    tell(record)
 
             schedule, size, progress = self.schedule(name), self.slice(name), self.progress
-            state = fit(
-                stage, schedule, sets, self.rng(name), path, identity, size, self.workers, keep, progress, until
-            )
+            arguments = path, identity, size, self.workers, keep, tell, progress, until
+            state = fit(stage, schedule, sets, self.rng(name), *arguments)
         record = self.figures(stage, state)
         summary["stages"][name] = record
         write_json(self.folder / "summary.json", summary)
@@ -289,12 +252,6 @@ class Run:
             first[name] = next(w for key, w in best.items() if key.startswith("0.") and key.endswith("w"))
         plots.plot_filters(first, self.folder / "filters.png", f"First layer, {title}")
 
-    def memory(self):
-        """Bytes that the teacher's outputs take while its students learn: they are computed once and kept."""
-        x = self.xp.asarray(self.sets["train"].x[:1])
-        hint, logits = self.teacher(trained=False)[: self.config.hint](x), self.experiment.teacher.blocks[-1].classes
-        return sum(map(len, self.sets.values())) * (hint.size + logits) * hint.itemsize
-
     def with_target(self, stage, part):
         """A set with what the stage's teacher says of it, computed once: nothing here changes between epochs.
 
@@ -305,7 +262,7 @@ class Run:
             return examples
         h = self.config.hint
         if part not in self.kept:
-            self.kept[part] = outputs(stage.target[:h], examples.x, self.slice("teacher"), self.workers)
+            self.kept[part] = outputs(stage.target[:h], examples.x, self.slice("teacher"), self.workers, self.progress)
         target = self.kept[part]
         if len(stage.target) > h:
             target = outputs(stage.target[h:], target, self.slice("teacher"), self.workers)
@@ -327,7 +284,8 @@ class Run:
             "file": f"{stage.name}.h5",
         }
         if stage.classifies:
-            record["validation_error"] = 100 * state["best_errors"] / len(self.sets["validation"])
+            if stage.name != "teacher_all":  # it has trained on them
+                record["validation_error"] = 100 * state["best_errors"] / len(self.sets["validation"])
             record["test_error"] = 100 * errors / len(self.sets["test"])
         return record
 
@@ -346,7 +304,7 @@ class Run:
             "data": self.data.name,
             "seed": self.seed,
             "test_images": len(self.sets["test"]),
-            "stages": {name: stages[name] for name in stages if (self.folder / f"{name}.h5").exists()},
+            "stages": {n: r for n, r in stages.items() if "test_loss" in r and (self.folder / f"{n}.h5").exists()},
         }
 
     def metrics(self):
@@ -356,7 +314,13 @@ class Run:
         """The whole lines of metrics.jsonl, without one that a killed run did not finish."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [line for line in lines if line.endswith("\n")]
+        whole = [line for line in lines if line.endswith("\n")]
+        for number, line in enumerate(whole, start=1):
+            try:
+                json.loads(line)["stage"], json.loads(line)["epoch"]
+            except (ValueError, TypeError, KeyError):
+                raise UserError(f"{path}, line {number}: not the record of an epoch") from None
+        return whole
 
     def forget_after(self, name):
         """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
@@ -364,16 +328,6 @@ class Run:
         done = checkpoints.load(stage)[0]["epoch"] if stage.exists() else 0
         kept = [line for line in self.lines() if json.loads(line)["stage"] != name or json.loads(line)["epoch"] <= done]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
-
-
-def digest(network):
-    """A fingerprint of a network's weights; None for no network."""
-    if network is None:
-        return None
-    sha = hashlib.sha256()
-    for p in network.params.values():
-        sha.update(np.ascontiguousarray(to_host(p)))
-    return sha.hexdigest()[:16]
 
 
 def refuse_other_settings(folder, old, new):
@@ -384,14 +338,3 @@ def refuse_other_settings(folder, old, new):
     ]
     if differing:
         raise UserError(f"{folder} holds a run with other settings: {'; '.join(differing)}. Name another --runs folder")
-
-
-def commit():
-    """The commit of the working copy, "+" where it has changes; None outside one."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.strip() + ("+" if changed.stdout else "")

@@ -51,7 +51,7 @@ class Schedule:
     def adjust(self, optimizer, epoch, updates):
         """Sets the learning rate and momentum of an epoch, counted from 1, after so many updates."""
         scale = linear(1.0, self.lr_final, 1, self.lr_end)(epoch)
-        optimizer.lr = self.lr * scale / self.lr_decay**updates
+        optimizer.lr = self.lr * scale * self.lr_decay**-updates
         if self.optimizer == "sgd":
             last = self.momentum if self.momentum_final is None else self.momentum_final
             optimizer.momentum = linear(self.momentum, last, 1, self.momentum_end)(epoch)
@@ -164,7 +164,7 @@ class Pass:
         self.team.__exit__(*exception)
 
 
-def outputs(network, x, slice_size, workers):
+def outputs(network, x, slice_size, workers, progress=False):
     """network(x) for all images, on the host, without noise: what a teacher says of a set that does not change."""
     params = next(iter(network.params.values()))
     xp = array_module(params)
@@ -175,17 +175,22 @@ def outputs(network, x, slice_size, workers):
     def part(start):
         result[start : start + chunk] = to_host(network(xp.asarray(x[start : start + chunk])))
 
-    with Team(workers if xp is np else 1, {"outputs": part}) as team:
-        team.run("outputs", range(0, len(x), chunk))
+    jobs = range(0, len(x), chunk)
+    bar = tqdm(total=len(x), unit="img", unit_scale=True, leave=False, disable=not progress, desc="teacher's outputs")
+    with Team(workers if xp is np else 1, {"outputs": part}) as team, bar:
+        for i in range(0, len(jobs), 50):
+            team.run("outputs", jobs[i : i + 50])
+            bar.update(min(50 * chunk, len(x) - bar.n))
     return result
 
 
-def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, progress=True, until=None):
+def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, tell=None, progress=True, until=None):
     """Trains stage.network, keeps its state in `path` after every epoch, and leaves it at its best epoch.
 
     sets: {"train", "validation"}: Examples    rng: shuffles and seeds the noise    identity: what the file must be of
-    log(record): told of every epoch; told so before the epoch is saved, so that none is missing after a kill.
-    until: stops at the first epoch whose validation loss is no larger, and keeps the last epoch, whichever it is.
+    log(record) before an epoch is saved, so that none is missing after a kill; tell(record) when it is safe.
+    until: the validation images are trained on too, and training goes on until their loss is no larger than this; the
+    last epoch is kept, for nothing is left to choose by.
     Returns what was chosen: epochs run, best epoch, its validation loss and errors.
     """
     params, optimizer = stage.network.params, schedule.make()
@@ -226,9 +231,8 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, pr
                     for name, limit in (stage.norms or {}).items():
                         max_norm(params[name], limit)
                     total += loss * len(indices)
+                    bar.set_postfix_str(f"loss {total / (bar.n + len(indices)):.4g}", refresh=False)
                     bar.update(len(indices))
-                    if step % 10 == 0:
-                        bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
             loss, errors = examples.measure("validation", epoch)
             if not isfinite(loss):
                 raise TrainingError(_diagnosis(stage, sets["validation"], loss, epoch, steps))
@@ -236,17 +240,11 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, pr
             if until is not None or improves(stage, loss, errors, state):
                 state |= {"best_epoch": epoch, "best_loss": loss, "best_errors": errors}
                 best = {name: to_host(p).copy() for name, p in params.items()}
-            log(
-                {
-                    "stage": stage.name,
-                    "epoch": epoch,
-                    "train_loss": total / n,
-                    "validation_loss": loss,
-                    **({"validation_error": 100 * errors / len(sets["validation"])} if stage.classifies else {}),
-                    "lr": optimizer.lr,
-                    "seconds": round(time.perf_counter() - began, 3),
-                }
-            )
+            record = {"stage": stage.name, "epoch": epoch, "train_loss": total / n, "validation_loss": loss}
+            if stage.classifies and until is None:
+                record["validation_error"] = 100 * errors / len(sets["validation"])
+            record |= {"lr": optimizer.lr, "seconds": round(time.perf_counter() - began, 3)}
+            log(record)
             state |= {"finished": False, "rng": rng.bit_generator.state}
             state["finished"] = stopped(state, schedule, until)
             checkpoints.save(
@@ -256,6 +254,8 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, pr
                 best=best,
                 optimizer={name: to_host(a) for name, a in optimizer.state.items()},
             )
+            if tell:
+                tell(record)
     checkpoints.restore(params, best, path)
     return state
 
@@ -268,12 +268,10 @@ def stopped(state, schedule, until=None):
 
 
 def improves(stage, loss, errors, state):
-    """Whether an epoch is the best so far: fewer errors, or equally many at a lower loss; for a hint, a lower loss."""
+    """Whether an epoch is the best so far: fewer errors than any before it; for a hint, a lower loss."""
     if state["best_loss"] is None:
         return True
-    if not stage.classifies:
-        return loss < state["best_loss"]
-    return (errors, loss) < (state["best_errors"], state["best_loss"])
+    return errors < state["best_errors"] if stage.classifies else loss < state["best_loss"]
 
 
 def _label(stage, state, schedule, images):
@@ -281,7 +279,7 @@ def _label(stage, state, schedule, images):
     if not state["best_epoch"]:
         return label
     best = f"{100 * state['best_errors'] / images:.2f} %" if stage.classifies else f"{state['best_loss']:.4g}"
-    return f"{label}, validation {best}"
+    return f"{label}, best validation {best}"
 
 
 def _diagnosis(stage, examples, loss, epoch, step):

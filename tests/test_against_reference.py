@@ -98,6 +98,25 @@ def test_dropout_keeps_as_many_as_it_says():
     assert abs(kept - 0.8) < 0.005  # four standard deviations
 
 
+def test_dropout_rescales_unless_told_not_to():
+    x, rng = np.ones((100, 10)), np.random.default_rng(0)
+    assert set(np.unique(Dropout(0.5)(x, rng))) == {0, 2}
+    assert set(np.unique(Dropout(0.5, rescale=False)(x, rng))) == {0, 1}
+
+
+def test_dropout_keeps_where_a_float32_from_the_generator_is_below_keep():
+    drawn = np.random.default_rng(0).random(5, np.float32)
+    kept = Dropout(float(drawn[2]))(np.ones((1, 5)), np.random.default_rng(0)) != 0
+    np.testing.assert_array_equal(kept[0], drawn < drawn[2])
+
+
+def test_unfold_and_fold_pad_nothing_unless_told():
+    x = np.arange(12.0).reshape(1, 3, 4, 1)
+    patches = unfold(x, 2, 2)
+    np.testing.assert_array_equal(patches, unfold(x, 2, 2, pad=0))
+    np.testing.assert_array_equal(fold(patches, x.shape), fold(patches, x.shape, pad=0))
+
+
 def test_the_table_reaches_every_way_of_computing_a_convolution(monkeypatch):
     chosen = set()
 
@@ -116,15 +135,68 @@ def test_the_table_reaches_every_way_of_computing_a_convolution(monkeypatch):
     assert chosen == {"definition", "winograd", "fourier"}
 
 
+@pytest.mark.parametrize("size", [(8, 8), (9, 5), (6, 13)])
+@pytest.mark.parametrize("pad", [0, 1, 3])
+def test_the_multiplications_of_every_method_are_those_of_its_products(size, pad):
+    r, s, c, k = kernel = (3, 3, 2, 5)
+    p, q = size[0] + 2 * pad - 2, size[1] + 2 * pad - 2
+    assert convolution.Unfolded(pad).multiplications(size, kernel) == p * q * r * s * c * k
+    winograd = convolution.winograd(size, kernel[:2], pad)
+    tiles = -(-p // 4) * -(-q // 4)  # of 6 x 6 inputs and 4 x 4 outputs
+    assert winograd.multiplications(kernel) == tiles * (36 * 36 * c + 36 * c * k + 16 * 36 * k)
+    fourier = convolution.fourier(size, kernel[:2], pad)
+    products = len(fourier.b)
+    assert fourier.multiplications(kernel) == products * (size[0] * size[1] * c + c * k + p * q * k)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 2, 5), (5, 4, 3, 2), (1, 1, 1, 1)])
+def test_the_cost_of_fourier_is_known_before_its_matrices_are_made(kernel):
+    for pad in range(4):
+        for size in np.ndindex(6, 7):
+            size = size[0] + kernel[0], size[1] + kernel[1]
+            made = convolution.fourier(size, kernel[:2], pad).multiplications(kernel)
+            assert convolution.fourier_multiplications(size, kernel, pad) == made
+
+
+KERNELS = [
+    (3, 3, 1, 2),
+    (3, 3, 3, 16),
+    (3, 3, 12, 24),
+    (5, 5, 3, 2),
+    (5, 5, 16, 16),
+    (8, 8, 1, 8),
+    (8, 7, 24, 48),
+    (1, 1, 4, 4),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_a_convolution_is_computed_with_the_fewest_multiplications_the_definitions_counted_once_and_a_half(kernel):
+    for pad in range(4):
+        for extent in range(max(1, kernel[0] - 2 * pad), 17):
+            size = extent, extent + 1
+            definition = convolution.Unfolded(pad)
+            costs = {definition: 1.5 * definition.multiplications(size, kernel)}
+            if kernel[:2] == (3, 3):
+                tiles = convolution.winograd(size, kernel[:2], pad)
+                costs[tiles] = tiles.multiplications(kernel)
+            whole = convolution.fourier(size, kernel[:2], pad)
+            costs[whole] = whole.multiplications(kernel)
+            chosen = convolution.choose(np.zeros((1, *size, kernel[2])), np.zeros(kernel), pad)
+            assert chosen == (definition if pad >= min(kernel[:2]) else min(costs, key=costs.get))
+
+
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
 
 @given(shapes, st.sampled_from([0.0, 0.5, 0.9]), SEEDS)
 def test_sgd_and_rmsprop_are_the_references_over_several_steps(shape, momentum, seed):
     rng = np.random.default_rng(seed)
-    start, gradients = rng.normal(size=shape), [10.0 ** rng.integers(-8, 1) * rng.normal(size=shape) for _ in range(3)]
+    start = np.trunc(2 * rng.normal(size=shape))  # biases start at 0
+    gradients = [10.0 ** rng.integers(-8, 1) * rng.normal(size=shape) for _ in range(3)]
     for mine, theirs in (
         (optimizers.SGD(0.1, momentum), lambda w, g, s: reference_optimizers.sgd(w, g, s, 0.1, momentum)),
+        (optimizers.SGD(0.1), lambda w, g, s: reference_optimizers.sgd(w, g, s, 0.1, 0.0)),
         (optimizers.RMSProp(0.005), lambda w, g, s: reference_optimizers.rmsprop(w, g, s, 0.005)),
         (optimizers.RMSProp(0.1, 0.5, 1e-2), lambda w, g, s: reference_optimizers.rmsprop(w, g, s, 0.1, 0.5, 1e-2)),
     ):
@@ -133,6 +205,12 @@ def test_sgd_and_rmsprop_are_the_references_over_several_steps(shape, momentum, 
             mine.step(params, {"w": g})
             w, state = theirs(w, g, state)
             close(params["w"], w)
+
+
+@pytest.mark.parametrize("optimizer", [optimizers.SGD(0.1, 0.5), optimizers.RMSProp(0.1)], ids=["SGD", "RMSProp"])
+def test_the_state_starts_at_0_whatever_the_weights_are(optimizer):
+    optimizer.step({"w": np.array([np.inf, -1.0], np.float32)}, {"w": np.zeros(2, np.float32)})
+    assert optimizer.state["w"].tobytes() == np.zeros(2, np.float32).tobytes()
 
 
 @given(shapes, st.sampled_from([0.3, 0.9, 1.9365, 100.0]), SEEDS)

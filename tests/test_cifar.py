@@ -172,6 +172,7 @@ def test_a_data_dir_is_the_only_place_searched_then_the_environment_then_the_cac
 
     put(f"cache/minifit/{which}", test=1)
     assert count() == 1
+    (tmp_path / "elsewhere").mkdir()
     monkeypatch.setenv("MINIFIT_DATA", str(tmp_path / "elsewhere"))
     assert count() == 1, "an environment without the files falls through to the cache"
     put(f"elsewhere/{which}", test=2)
@@ -299,6 +300,17 @@ def test_a_damaged_archive_is_one_line_with_its_name(tmp_path, which, damage):
     write(tmp_path, {ARCHIVE[which]: DAMAGED[damage](good)})
     line = refusal(which, tmp_path)
     assert line.startswith(f"{tmp_path / ARCHIVE[which]}: damaged archive: ") and len(line) < len(str(tmp_path)) + 150
+
+
+@both
+@pytest.mark.parametrize("way", [loose, archived])
+def test_of_a_damaged_file_in_the_cache_the_line_says_how_to_get_another(tmp_path, which, way):
+    files = published(which, small_set(which))
+    files[NAMES[which][0]] = b"half"
+    way(which, tmp_path / "cache" / "minifit" / which, files)
+    way(which, tmp_path / "given", files)
+    assert refusal(which, None).endswith("; remove it to download it again")
+    assert "remove" not in refusal(which, tmp_path / "given")
 
 
 @pytest.mark.parametrize("name", ["data_batch_2.bin", "cifar-10-binary.tar.gz"])

@@ -102,6 +102,7 @@ def test_a_data_dir_is_the_only_place_searched_then_the_environment_then_the_cac
     cached = write(tmp_path / "cache" / "minifit" / "mnist", small_set(train=1))
     assert len(data.load("mnist").images) == 1
 
+    (tmp_path / "elsewhere").mkdir()
     monkeypatch.setenv("MINIFIT_DATA", str(tmp_path / "elsewhere"))
     assert len(data.load("mnist").images) == 1, "an environment without the files falls through to the cache"
     write(tmp_path / "elsewhere" / "mnist", small_set(train=2))
@@ -123,10 +124,19 @@ def test_only_what_is_missing_is_called_missing(tmp_path):
 
 
 def test_without_files_and_network_the_line_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
     monkeypatch.setenv("MINIFIT_DATA", str(tmp_path / "elsewhere"))
     line = refusal(None)
     for part in (tmp_path / "elsewhere", tmp_path / "cache", "asked for a download", *mnist.FILES, "run.py digits"):
         assert str(part) in line
+
+
+def test_an_environment_that_names_no_folder_is_refused_although_the_cache_has_the_set(tmp_path, monkeypatch):
+    cached = write(tmp_path / "cache" / "minifit" / "mnist", small_set())
+    for nowhere in (tmp_path / "absent", cached / IMAGES):
+        monkeypatch.setenv("MINIFIT_DATA", str(nowhere))
+        assert refusal(None) == f"MINIFIT_DATA names {nowhere}, which is not a folder"
+    assert len(data.load("mnist", cached).images) == 7, "a data dir goes before it"
 
 
 HEADER = bytes([0, 0, 8, 3, 0, 0, 0, 7, 0, 0, 0, 28, 0, 0, 0, 28])
@@ -165,6 +175,16 @@ def test_a_wrong_file_is_one_line_with_its_name_and_the_reason(tmp_path, wrong, 
     (tmp_path / (IMAGES + ending)).write_bytes(content)
     line = refusal(tmp_path)
     assert line.startswith(f"{tmp_path / (IMAGES + ending)}: ") and reason in line
+
+
+def test_of_a_damaged_file_in_the_cache_the_line_says_how_to_get_another(tmp_path):
+    cached = write(tmp_path / "cache" / "minifit" / "mnist", small_set())
+    write(tmp_path / "given", small_set())
+    for folder in (cached, tmp_path / "given"):
+        (folder / LABELS).write_bytes(b"half")
+    advice = "; remove it to download it again"
+    assert refusal(None).startswith(f"{cached / LABELS}: not an idx file") and refusal(None).endswith(advice)
+    assert "remove" not in refusal(tmp_path / "given")
 
 
 @pytest.mark.parametrize("name, array, reason", [
@@ -238,6 +258,11 @@ def test_drawn_digits_have_the_form_of_every_set():
     assert drawn.images.shape == (60, 28, 28, 1) and drawn.images.dtype == np.float32
     assert drawn.test_images.shape == (20, 28, 28, 1) and drawn.test_labels.dtype == np.int64
     assert 0 <= drawn.images.min() < 0.1 and 0.9 < drawn.images.max() <= 1
+
+
+def test_a_folder_for_digits_is_one_line_because_they_are_drawn(tmp_path):
+    with pytest.raises(UserError, match=r"--data-dir .*: digits are drawn here, not read"):
+        data.load("digits", tmp_path, train=4, test=4)
 
 
 @pytest.mark.parametrize("setting, value", [("train", 0), ("test", -1), ("seed", -1)])

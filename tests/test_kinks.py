@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import strict
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
 from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Reshape, Sequential, Softmax
 from minifit.losses import cross_entropy, distillation_loss, hint_loss, log_softmax
+from minifit.regressors import pieces_of, regressor
 
 SEEDS = st.integers(0, 2**32 - 1)
 FAR = np.array([[1e4, -1e4, 0.0], [-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4]])
@@ -49,6 +51,7 @@ def test_pooling_sends_the_whole_gradient_to_the_first_of_the_tied_inputs(size, 
         ([5, 5, 5, 5], 3, 1, [1, 2, 0, 0]),
         ([1, 5, 1, 5, 1], 3, 2, [0, 1, 0, 2, 0]),
         ([1, 2, 5, 2, 1], 3, 2, [0, 0, 3, 0, 0]),  # both windows choose the shared input
+        ([1, 2, 5, 2, 1], 3, 1, [0, 0, 6, 0, 0]),  # all three do, each at another offset
         ([1, 2, 3, 4, 5], 2, 2, [0, 1, 0, 2, 3]),  # the last window is cut off
         ([7, 7, 7], 5, 2, [1, 0, 0]),  # a window larger than the map
         ([9, 1, 2, 8], 1, 3, [1, 0, 0, 2]),  # a stride beyond the window: inputs that nobody sees
@@ -106,6 +109,16 @@ def test_softmax_and_log_softmax_are_scipys_for_logits_of_any_size(dtype):
         np.testing.assert_allclose(y, special.softmax(FAR / tau, axis=1), rtol=64 * exact)
         dx, _ = Softmax(tau).backward(np.ones_like(y), cache)
         np.testing.assert_allclose(dx, np.zeros_like(y), atol=exact / tau)
+
+
+def test_softmax_is_over_the_last_axis_and_at_temperature_1_unless_told():
+    x, dy = np.random.default_rng(0).normal(size=(2, 3, 4, 5)), np.random.default_rng(1).normal(size=(2, 3, 4, 5))
+    y, cache = Softmax().forward(x)
+    np.testing.assert_allclose(y, special.softmax(x, axis=-1), rtol=1e-14)
+    np.testing.assert_allclose(log_softmax(x), special.log_softmax(x, axis=-1), rtol=1e-13)
+    dx, _ = Softmax().backward(dy, cache)
+    row, _ = Softmax().backward(dy[:, 1, 2], Softmax().forward(x[:, 1, 2])[1])
+    np.testing.assert_allclose(dx[:, 1, 2], row, rtol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -171,6 +184,12 @@ def test_distillation_of_an_empty_batch_is_refused():
         distillation_loss(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0, int), 3.0, 1.0)
 
 
+def test_dropout_that_keeps_everything_draws_nothing():
+    x, rng = np.ones((3, 4)), np.random.default_rng(0)
+    np.testing.assert_array_equal(Dropout(1)(x, rng), x)
+    assert rng.random() == np.random.default_rng(0).random()
+
+
 def test_maps_of_one_pixel_are_maps():
     x = np.array([[[[2.0, -3.0]]]])
     w = np.arange(1.0, 19.0).reshape(3, 3, 2, 1)
@@ -180,7 +199,8 @@ def test_maps_of_one_pixel_are_maps():
 
 
 # name of what must refuse, what it must say, and the attempt
-W, B = np.zeros((3, 3, 2, 4)), np.zeros(4)
+W, W4, B = np.zeros((3, 3, 2, 4)), np.zeros((4, 4, 2, 4)), np.zeros(4)
+SHAPE, RNG = (5, 4, 3), np.random.default_rng(0)
 REFUSED = [
     (r"Linear: input \(2, 3\); wanted \(N, 4\)", lambda: Linear(np.zeros((4, 5)), np.zeros(5))(np.zeros((2, 3)))),
     (r"Linear: input \(2, 4, 1\)", lambda: Linear(np.zeros((4, 5)), np.zeros(5))(np.zeros((2, 4, 1)))),
@@ -189,15 +209,23 @@ REFUSED = [
     (r"Conv2d: input \(1, 5, 5, 1\); wanted \(N, H, W, 2\)", lambda: Conv2d(W, B)(np.zeros((1, 5, 5, 1)))),
     (r"Conv2d: input \(1, 2, 5, 2\); .* 3x3 kernel, pad 0", lambda: Conv2d(W, B)(np.zeros((1, 2, 5, 2)))),
     (r"Conv2d: input \(1, 5, 2, 2\); .* 3x3 kernel, pad 0", lambda: Conv2d(W, B)(np.zeros((1, 5, 2, 2)))),
+    (r"Conv2d: input \(1, 1, 5, 2\); .* pad 1", lambda: Conv2d(W4, B, pad=1)(np.zeros((1, 1, 5, 2)))),
+    (r"Conv2d: input \(1, 5, 1, 2\); .* pad 1", lambda: Conv2d(W4, B, pad=1)(np.zeros((1, 5, 1, 2)))),
     (r"Conv2d: input \(5, 5, 2\)", lambda: Conv2d(W, B)(np.zeros((5, 5, 2)))),
     (r"Conv2d: w \(3, 3, 2, 4\) and b \(1,\)", lambda: Conv2d(W, np.zeros(1))),
     (r"Conv2d: w \(3, 4\)", lambda: Conv2d(np.zeros((3, 4)), B)),
-    (r"Conv2d: pad -1 is negative", lambda: Conv2d(W, B, pad=-1)),
+    (r"Conv2d: pad -1; wanted an integer", lambda: Conv2d(W, B, pad=-1)),
+    (r"Conv2d: pad 1.5; wanted an integer", lambda: Conv2d(W, B, pad=1.5)),
     (r"Maxout: input \(2, 5\) does not divide into 2 pieces", lambda: Maxout(2)(np.zeros((2, 5)))),
     (r"Maxout: 0 pieces", lambda: Maxout(0)),
+    (r"Maxout: 2.5 pieces; wanted an integer", lambda: Maxout(2.5)),
     (r"MaxPool2d: input \(2, 5\)", lambda: MaxPool2d(2, 2)(np.zeros((2, 5)))),
+    (r"MaxPool2d: input \(1, 0, 5, 2\)", lambda: MaxPool2d(2, 2)(np.zeros((1, 0, 5, 2)))),
+    (r"MaxPool2d: input \(1, 5, 0, 2\)", lambda: MaxPool2d(2, 2)(np.zeros((1, 5, 0, 2)))),
     (r"MaxPool2d: size 0, stride 1", lambda: MaxPool2d(0, 1)),
     (r"MaxPool2d: size 1, stride 0", lambda: MaxPool2d(1, 0)),
+    (r"MaxPool2d: size 2.5, stride 1; wanted integers", lambda: MaxPool2d(2.5, 1)),
+    (r"MaxPool2d: size 2, stride 1.0; wanted integers", lambda: MaxPool2d(2, 1.0)),
     (r"Softmax: tau 0.0 is not positive", lambda: Softmax(0.0)),
     (r"Softmax: tau -1.0 is not positive", lambda: Softmax(-1.0)),
     (r"Softmax: tau nan is not positive", lambda: Softmax(float("nan"))),
@@ -221,14 +249,68 @@ REFUSED = [
         lambda: distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 1]), 0, 1.0),
     ),
     (
+        r"distillation_loss: lam -0.5; wanted 0 or more",
+        lambda: distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 1]), 3.0, -0.5),
+    ),
+    (
+        r"distillation_loss: lam nan; wanted 0 or more",
+        lambda: distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 1]), 3.0, float("nan")),
+    ),
+    (
         r"distillation_loss: a label is outside 0..2",
         lambda: distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 5]), 3.0, 1.0),
     ),
     (r"hint_loss: guided \(2, 1\) and hint \(2, 3\) differ", lambda: hint_loss(np.zeros((2, 1)), np.zeros((2, 3)))),
+    (r"regressor none: guided \(5, 4, 3\) and hint \(5, 4, 2\)", lambda: regressor("none", SHAPE, (5, 4, 2), 2, RNG)),
+    (r"regressor 'deconv': wanted", lambda: regressor("deconv", SHAPE, (5, 4, 2), 2, RNG)),
+    (r"regressor conv: guided \(60,\)", lambda: regressor("conv", (60,), SHAPE, 2, RNG)),
+    (r"regressor conv: guided .* and hint \(60,\)", lambda: regressor("conv", SHAPE, (60,), 2, RNG)),
+    (r"regressor conv: hint \(6, 4, 3\) is larger", lambda: regressor("conv", SHAPE, (6, 4, 3), 2, RNG)),
+    (r"regressor conv: hint \(5, 5, 3\) is larger", lambda: regressor("conv", SHAPE, (5, 5, 3), 2, RNG)),
+    (r"needs a maxout or ReLU", lambda: pieces_of(Sequential([Flatten(), MaxPool2d(2, 2)]))),
 ]
 
 
-@pytest.mark.parametrize(("message", "attempt"), REFUSED, ids=[message for message, _ in REFUSED])
+@pytest.mark.parametrize(("message", "attempt"), REFUSED, ids=[message.replace("\\", "") for message, _ in REFUSED])
 def test_what_would_broadcast_or_be_cut_off_is_refused_by_name_and_shape(message, attempt):
     with pytest.raises(ValueError, match=message):
         attempt()
+
+
+def test_integers_of_numpy_are_integers():
+    one, two = np.int64(1), np.int32(2)
+    x = integers(0, 2, 5, 4, 2)
+    for given_, plain in ((Conv2d(W, B, one), Conv2d(W, B, 1)), (MaxPool2d(two, one), MaxPool2d(2, 1))):
+        np.testing.assert_array_equal(given_(x), plain(x))
+    np.testing.assert_array_equal(Maxout(two)(x), Maxout(2)(x))
+
+
+@pytest.mark.parametrize("on_host", range(3))
+def test_losses_of_arrays_of_two_libraries_are_refused(on_host):
+    arrays = [strict.asarray(a) for a in (np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 2]))]
+    arrays[on_host] = arrays[on_host].get()
+    logits, teacher_logits, labels = arrays
+    with pytest.raises(TypeError, match="arrays of one library"):
+        distillation_loss(logits, teacher_logits, labels, 3.0, 1.0)
+    if on_host != 1:
+        with pytest.raises(TypeError, match="arrays of one library"):
+            cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("kind", ["conv", "fc"])
+@pytest.mark.parametrize("pieces", [None, 1, 3])
+def test_a_regressor_starts_at_uniform_weights_no_wider_than_it_is_told_and_at_zero_biases(kind, pieces):
+    rng = np.random.default_rng(0)
+    for settings, width in (({}, 0.05), ({"width": 0.5}, 0.5)):
+        made = regressor(kind, (6, 5, 4), (4, 4, 7), pieces, rng, **settings)
+        w, b = made.params.values()
+        assert w.shape[-1] == b.size == (pieces or 1) * (7 if kind == "conv" else 4 * 4 * 7)
+        assert w.dtype == b.dtype == np.float32
+        assert 0.9 * width < abs(w).max() <= width
+        assert not b.any()
+        assert made(np.zeros((2, 6, 5, 4), np.float32)).shape == (2, 4, 4, 7)
+
+
+def test_a_block_has_the_pieces_of_its_last_non_linearity():
+    assert pieces_of(Sequential([Maxout(2), Flatten(), Maxout(5), MaxPool2d(2, 2)])) == 5
+    assert pieces_of(Sequential([Maxout(2), ReLU(), MaxPool2d(2, 2)])) is None

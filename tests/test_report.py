@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minifit import plots, report
+from minifit import UserError, plots, report
 
 PAPER = {"teacher": 0.55, "backprop": 1.9, "kd": 0.65, "fitnet": 0.51}
 
@@ -201,23 +201,25 @@ def test_a_plan_adds_up_only_what_is_left():
     assert report.plan_table(rows[:1]).endswith("Nothing is left to train.")
 
 
-def test_networks_stand_beside_the_published_counts_and_equal_notes_share_a_number():
+def test_networks_are_counted_twice_beside_the_published_counts_and_equal_notes_share_a_number():
     rows = [
-        {"network": "MNIST teacher", "layers": 4, "weights": 360816, "multiplications": 28673136},
-        {"network": "FitNet 3", "layers": 13, "weights": 1503304, "multiplications": 323_950_000, "note": "as printed"},
-        {"network": "SVHN FitNet", "layers": 13, "weights": 1503304, "multiplications": 323_950_000},
+        {"network": "MNIST teacher", "layers": 4, "weights": ("361K", 360816, 360816), "notes": []},
+        {"network": "FitNet 3", "layers": 13, "weights": ("1.6M", 1503304, 1695304), "notes": ["fc", "as printed"]},
+        {"network": "SVHN FitNet", "layers": 13, "weights": (None, 1503304, 1695304), "notes": ["fc"]},
     ]
-    rows[0] |= {"published_weights": "361K", "published_multiplications": None, "note": None}
-    rows[1] |= {"published_weights": 1.6e6, "published_multiplications": 392_000_000}
-    rows[2] |= {"note": "as printed"}
+    rows[0] |= {"multiplications": (None, 28673136, 28673136)}
+    rows[1] |= {"multiplications": ("392M", 323_946_376, 324_138_376)}
+    rows[2] |= {"multiplications": (None, 323_946_376, 324_138_376)}
     assert report.networks_table(rows) == text("""
-        network        layers    weights  paper  multiplications  paper  note
-        -------------  ------  ---------  -----  ---------------  -----  ----
-        MNIST teacher       4    360,816   361K           28.67M      -
-        FitNet 3           13  1,503,304   1.6M          323.95M   392M     1
-        SVHN FitNet        13  1,503,304      -          323.95M      -     1
+                               weights    weights    weights  mult.     mult.     mult.
+        network        layers    paper   2 pieces   as built  paper  2 pieces  as built  notes
+        -------------  ------  -------  ---------  ---------  -----  --------  --------  -----
+        MNIST teacher       4     361K    360,816    360,816      -    28.67M    28.67M
+        FitNet 3           13     1.6M  1,503,304  1,695,304   392M   323.95M   324.14M  1, 2
+        SVHN FitNet        13        -  1,503,304  1,695,304      -   323.95M   324.14M  1
 
-         1  as printed
+         1  fc
+         2  as printed
     """)
     assert "note" not in report.networks_table(rows[:1])
 
@@ -287,6 +289,20 @@ def test_every_tick_of_a_log_axis_is_named_by_its_own_value(monkeypatch):
     assert names == [r"$5\cdot10^{-4}$", "0.001", "0.002", "0.005"]
 
 
+@pytest.mark.parametrize("low", [1.0, 2.1, 3.01, 5.1, 7.1, 9.9, 41.0])
+@pytest.mark.parametrize("ratio", [1.0, 2.0, 4.9, 12.0, 100.0, 999.0, 1e4, 1e25])
+@pytest.mark.parametrize("end", [[], [0.0]])
+def test_a_log_axis_has_at_least_three_ticks(low, ratio, end, monkeypatch):
+    _, error = drawn(monkeypatch, epochs("kd", [low * ratio, low, *end]), "unused", "title")
+    ticks, (bottom, top) = error.get_yticks(), error.get_ylim()
+    assert 3 <= len(ticks) <= 15 and bottom <= min(ticks) and max(ticks) <= top and len(set(ticks)) == len(ticks)
+
+
+def test_the_error_that_a_label_tells_is_said_to_be_the_best(monkeypatch):
+    _, error = drawn(monkeypatch, epochs("kd", [90.0, 86.0, 88.0]), "unused", "title")
+    assert [t.get_text() for t in error.texts if t.get_position()[0] > 1] == ["KD, best 86.00"]
+
+
 def test_the_labels_of_curves_that_end_together_do_not_overlap(monkeypatch):
     metrics = [m for stage in ("teacher", "backprop", "kd", "fitnet") for m in epochs(stage, [5.0, 1.0])]
     for axes in drawn(monkeypatch, metrics, "unused", "title"):
@@ -340,7 +356,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         plots.plot_curves(RUNS["one epoch"], path, "second")
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

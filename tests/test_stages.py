@@ -1,5 +1,6 @@
 """Algorithm 1 twice: by minifit, and by the reference's forward, differences and optimiser, with no backward code."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ from properties import as_reference, close
 from minifit import fitnets, optimizers
 from minifit.audit import built, settled
 from minifit.fitnets import gradient, measure
-from minifit.layers import Conv2d, Sequential
+from minifit.layers import Conv2d, Dropout, Sequential
 from minifit.networks import Conv, FullyConnected, Output
 from minifit.regressors import pieces_of, regressor
 from reference import losses as reference_losses
@@ -143,12 +144,31 @@ def test_norms_go_with_every_stage():
     norms = {"0.0.w": 0.9}
     for stage in (
         fitnets.teacher(teacher, norms),
+        fitnets.teacher_all(teacher, norms),
         fitnets.backprop(student, norms),
         fitnets.kd(student, teacher, TAU, LAM, norms),
         fitnets.hint(student, teacher, middle, 2, 1, norms),
         fitnets.fitnet(student, teacher, TAU, LAM, norms),
     ):
         assert stage.norms is norms
+
+
+def test_the_teachers_last_phase_is_its_first_without_noise():
+    _, teacher, _, x, labels = actors()
+    first, last = fitnets.teacher(teacher), fitnets.teacher_all(teacher)
+    assert (first.noise, last.noise) == (True, False)
+    assert last == replace(first, name="teacher_all", noise=False)
+    noisy = Sequential([Dropout(0.5)]) + teacher
+    with_noise, without = (
+        gradient(stage(noisy), x, None, labels, 1, np.random.default_rng(0))[0]
+        for stage in (fitnets.teacher, fitnets.teacher_all)
+    )
+    assert with_noise != without == measure(fitnets.teacher(noisy), x, None, labels, 1)[0]
+
+
+def test_the_errors_are_the_examples_whose_largest_logit_is_not_their_labels():
+    logits = np.array([[9.0, 1.0, 2.0], [1.0, 3.0, 2.0], [0.0, 1.0, 2.0], [0.0, 1.0, 0.0]])
+    assert measure(fitnets.backprop(Sequential([])), logits, None, np.array([0, 1, 2, 0]), 1)[1] == 1
 
 
 def test_what_a_stage_measures_is_the_references_loss_and_a_count_of_errors():
@@ -183,6 +203,20 @@ def test_a_slice_shares_its_layers_and_a_sum_renumbers_their_parameters():
     np.testing.assert_array_equal(guided(x), middle(student[1](student[0](x))))
     np.testing.assert_array_equal((student[0][0] + student[0][1])(x), student[0](x))
     assert Sequential([]).weight_gradients(x, []) == {}
+
+
+def test_nothing_below_the_first_layer_with_parameters_is_propagated_back_to(monkeypatch):
+    student, _, _, x, _ = actors()
+    network = Sequential([Dropout(0.5), Sequential([Dropout(0.5), *student[0]])]) + student[1:]
+    y, cache = network.forward(x)
+    wanted = network.backward(np.ones_like(y), cache)[1]
+    lowest = student[0][0]
+    monkeypatch.setattr(lowest, "backward", None)
+    grads = network.weight_gradients(np.ones_like(y), cache)
+    assert grads.keys() == wanted.keys() == network.params.keys()
+    for name, g in grads.items():
+        close(g, wanted[name])
+    assert Sequential([Dropout(0.5), Sequential([])]).weight_gradients(x, [None, []]) == {}
 
 
 @pytest.mark.parametrize(("epoch", "lam"), [(0, 4.0), (5, 4.0), (6, 3.5), (8, 2.5), (11, 1.0), (12, 1.0), (500, 1.0)])

@@ -27,6 +27,7 @@ ORDER = (
     "report",
     "plots",
     "runs",
+    "outline",
     "gradcheck",
     "audit",
 )

@@ -30,6 +30,8 @@ def load(name, data_dir=None, progress=True, **settings):
     elif name in cifar.SETS:
         name, images, labels, test_images, test_labels = cifar.load(name, data_dir, progress, **settings)
     elif name == "digits":
+        if data_dir is not None:
+            raise UserError(f"--data-dir {data_dir}: digits are drawn here, not read; leave it out")
         name, images, labels, test_images, test_labels = digits.load(**settings)
     else:
         raise UserError(f"there is no data set {name!r}: choose mnist, digits, cifar10 or cifar100")

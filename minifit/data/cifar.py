@@ -82,10 +82,11 @@ def load(name, data_dir=None, progress=True, mirrors=MIRRORS):
     """
     published = SETS[name]
     source = find(published, data_dir, progress, mirrors)
-    read = {file: _read(published, place, content) for file, place, content in _contents(published, source)}
-    test, missing = _choose(published, read, source)
-    if missing:
-        raise UserError(f"{source}: has no {', '.join(missing)} in it")
+    with files.reading(*(source.values() if isinstance(source, dict) else [source])):
+        read = {file: _read(published, place, content) for file, place, content in _contents(published, source)}
+        test, missing = _choose(published, read, source)
+        if missing:
+            raise UserError(f"{source}: has no {', '.join(missing)} in it")
 
     images, labels, digests = zip(*(read[file] for file in published.train), strict=True)
     test_images, test_labels, test_digest = read[test]

@@ -1,6 +1,7 @@
 """Files of published data sets: where they may lie, how they are downloaded, and what is wrong with them."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ def find(title, search, download, wanted, cache, data_dir=None):
     search(folder): (what is there, in words what is missing or "")    wanted: in words what a user can put into `cache`
 
     Searched: `data_dir` and nowhere else, if it is given, because a folder named by hand must not be silently replaced
-    by another; otherwise $MINIFIT_DATA, then the cache.
+    by another; otherwise $MINIFIT_DATA, which must be a folder if it is set, then the cache.
     """
     if data_dir is not None:
         folder = Path(data_dir).expanduser()
@@ -29,6 +30,8 @@ def find(title, search, download, wanted, cache, data_dir=None):
     places = [cache]
     if os.environ.get("MINIFIT_DATA"):
         places.insert(0, Path(os.environ["MINIFIT_DATA"]).expanduser())
+        if not places[0].is_dir():
+            raise UserError(f"MINIFIT_DATA names {places[0]}, which is not a folder")
     for place in places:
         found, missing = search(place)
         if not missing:
@@ -78,6 +81,18 @@ def _reason(error):
         return "wrong checksum"
     kind = type(error).__name__
     return error.strerror or {"ConnectionError": "no connection", "ChunkedEncodingError": "broke off"}.get(kind, kind)
+
+
+@contextmanager
+def reading(*paths):
+    """A complaint about what lies in the cache ends with what to do."""
+    try:
+        yield
+    except UserError as error:
+        cache = pooch.os_cache("minifit")
+        if any(path.is_relative_to(cache) for path in paths):
+            raise UserError(f"{error}; remove it to download it again") from None
+        raise
 
 
 def read(path):

@@ -46,9 +46,10 @@ def load(data_dir=None, progress=True, mirrors=MIRRORS):
     Only the official bytes are called MNIST: its look-alikes come in files of the same names.
     """
     paths = find(data_dir, progress, mirrors)
-    (images, labels, test_images, test_labels), digests = zip(*map(_read, paths, (3, 1, 3, 1)), strict=True)
-    _check(images, labels, *paths[:2])
-    _check(test_images, test_labels, *paths[2:])
+    with files.reading(*paths):
+        (images, labels, test_images, test_labels), digests = zip(*map(_read, paths, (3, 1, 3, 1)), strict=True)
+        _check(images, labels, *paths[:2])
+        _check(test_images, test_labels, *paths[2:])
 
     name = "MNIST"
     if digests != tuple(sha256 for _, sha256 in FILES.values()):
