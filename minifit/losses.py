@@ -37,7 +37,7 @@ def distillation_loss(logits, teacher_logits, labels, tau, lam):
         raise ValueError(f"distillation_loss: tau {tau} is not positive")
     if not lam >= 0:
         raise ValueError(f"distillation_loss: lam {lam}; wanted 0 or more")
-    xp = array_module(logits, teacher_logits, labels)
+    xp = array_module(logits, teacher_logits)
     hard, dhard = cross_entropy(logits, labels)
     p_teacher = xp.exp(log_softmax(teacher_logits / tau))
     log_p = log_softmax(logits / tau)

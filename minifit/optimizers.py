@@ -45,5 +45,5 @@ def max_norm(w, limit):
     (R, S, C, K) and w (D, E) alike.
     """
     xp = array_module(w)
-    norm = xp.sqrt((w * w).sum(axis=tuple(range(w.ndim - 1)), keepdims=True))
+    norm = xp.sqrt((w * w).sum(axis=tuple(range(w.ndim - 1))))
     w *= xp.minimum(1, limit / xp.maximum(norm, limit / 2))

@@ -1,4 +1,4 @@
-"""How many examples Hypothesis draws: HYPOTHESIS_PROFILE=long looks further than the ordinary suite.
+"""How many examples Hypothesis draws: HYPOTHESIS_PROFILE=long looks further than the ordinary suite, mutants is quick.
 
 The ordinary profile is derandomised: what turns a test red is then a change of the code and never the day's luck, and a
 failure is the same on every machine. The long one draws anew each time, and prints how to repeat what it finds.
@@ -6,9 +6,19 @@ failure is the same on every machine. The long one draws anew each time, and pri
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ordinary", max_examples=5, derandomize=True, deadline=None, suppress_health_check=slow)
 settings.register_profile("long", max_examples=100, deadline=None, suppress_health_check=slow, print_blob=True)
+quick = [Phase.explicit, Phase.generate]  # a mutant is dead at its first example, and nobody reads the smallest
+settings.register_profile("mutants", settings.get_profile("ordinary"), phases=quick)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
+
+
+def pytest_sessionstart(session):
+    """A mutant is tested in a fork of a process that has already planned convolutions: with the original's code."""
+    from minifit import convolution
+
+    for planned in (convolution._fewest, convolution.winograd, convolution.fourier):
+        planned.cache_clear()

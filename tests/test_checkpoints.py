@@ -86,7 +86,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(step, tmp_path, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="a.h5: .*No space"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"a\.h5: .*No space"):
         patch.setattr(checkpoints.os, step, full)
         checkpoints.save(tmp_path / "a.h5", {"epoch": 2}, weights={"w": np.zeros(2)})
     assert (tmp_path / "a.h5").read_bytes() == before and os.listdir(tmp_path) == ["a.h5"]

@@ -266,13 +266,13 @@ def dots(axes):
     return {line.get_color(): line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"}
 
 
-def test_the_dot_is_the_epoch_with_fewest_errors_and_among_equals_the_smallest_loss(monkeypatch):
+def test_the_dot_is_the_first_epoch_with_the_fewest_errors(monkeypatch):
     metrics = epochs("kd", [2.0, 1.0, 1.0, 1.5], [4.0, 3.0, 2.0, 1.0]) + epochs("hint", [None] * 3, [3.0, 1.0, 2.0])
     hint, _, error = drawn(monkeypatch, metrics, "unused", "title")
-    assert dots(error) == {plots.COLOURS["kd"]: [[3, 1.0]]}
-    assert dots(hint) == {plots.COLOURS["hint"]: [[2, 1.1]]}
-    _, error = drawn(monkeypatch, metrics[:4], "unused", "title", chosen={"kd": 2})
     assert dots(error) == {plots.COLOURS["kd"]: [[2, 1.0]]}
+    assert dots(hint) == {plots.COLOURS["hint"]: [[2, 1.1]]}
+    _, error = drawn(monkeypatch, metrics[:4], "unused", "title", chosen={"kd": 3})
+    assert dots(error) == {plots.COLOURS["kd"]: [[3, 1.0]]}
 
 
 def test_an_error_of_zero_is_drawn_at_a_floor_that_says_zero(monkeypatch):
