@@ -106,6 +106,10 @@ DIGITS = replace(
     train=5_000,
     validation=1_000,
     test=2_000,
+    teacher=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=8, epochs=8, patience=8),
+    stage1=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=6, epochs=6, patience=6),
+    student=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=12, epochs=12, patience=12),
+    lam_end=12,
 )  # [ours], as the data themselves
 
 EXPERIMENTS = {
