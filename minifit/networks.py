@@ -76,6 +76,7 @@ MNIST_FITNET = Network(
         Conv(12, 3, pool=(2, 2), norm=1.9365),
         Output(10, norm=1.9365),
     ),
+    slice=32,
 )
 
 
@@ -91,22 +92,22 @@ def cifar_teacher(name, classes):
             FullyConnected(500, pieces=5, norm=1.9),
             Output(classes, norm=1.9365),
         ),
-        slice=64,
+        slice=32,
     )
 
 
-def cifar_student(name, *groups, classes=10):
+def cifar_student(name, *groups, classes=10, slice=16):
     """Table 7: three groups of 3x3 maxout layers, pooled 2x2, 2x2 and over the whole map, then fc and softmax."""
     pools = ((2, 2), (2, 2), (8, 8))
     blocks = []
     for group, pool in zip(groups, pools, strict=True):
         blocks += [Conv(channels, 3, pad=1) for channels in group[:-1]] + [Conv(group[-1], 3, pad=1, pool=pool)]
-    return Network(name, (32, 32, 3), (*blocks, FullyConnected(500, pieces=5), Output(classes)))
+    return Network(name, (32, 32, 3), (*blocks, FullyConnected(500, pieces=5), Output(classes)), slice)
 
 
 CIFAR10_TEACHER = cifar_teacher("CIFAR-10 teacher", 10)
 CIFAR100_TEACHER = cifar_teacher("CIFAR-100 teacher", 100)
-FITNET_1 = cifar_student("FitNet 1", (16, 16, 16), (32, 32, 32), (48, 48, 64))
+FITNET_1 = cifar_student("FitNet 1", (16, 16, 16), (32, 32, 32), (48, 48, 64), slice=8)
 FITNET_2 = cifar_student("FitNet 2", (16, 32, 32), (48, 64, 80), (96, 96, 128))
 FITNET_3 = cifar_student("FitNet 3", (32, 48, 64, 64), (80, 80, 80, 80), (128, 128, 128))
 FITNET_4 = cifar_student("FitNet 4", (32, 32, 32, 48, 48), (80,) * 6, (128,) * 6)

@@ -21,7 +21,8 @@ from minifit.layers import Sequential
 from minifit.optimizers import SGD, RMSProp, max_norm
 from minifit.workers import Team, shared
 
-LANES = 8  # the most partial sums of a minibatch, and so the most workers of use
+LANES = 8  # the most partial sums of a minibatch, and so the most workers of use ...
+LANES_MEMORY = 2**27  # ... and fewer, but two at least, where they would take more bytes than this
 CHUNK = 250  # images that a device evaluates at once; a host takes a slice
 
 
@@ -88,16 +89,17 @@ class Pass:
         sizes = {name: p.size for name, p in self.params.items()}
         self.spans = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
         total, dtype = sum(sizes.values()), next(iter(self.params.values())).dtype
+        self.lanes = min(LANES, max(2, LANES_MEMORY // (total * dtype.itemsize)))
         self.weights = shared((total,), dtype) if self.on_host else None
         self.edition, self.read = shared((1,), np.int64), 0  # of the weights: the newest, and this process's own
-        self.sums = shared((LANES, total), dtype) if self.on_host else self.xp.zeros((1, total), dtype)
+        self.sums = shared((self.lanes, total), dtype) if self.on_host else self.xp.zeros((1, total), dtype)
         self.team = Team(workers if self.on_host else 1, {"gradient": self._gradient, "measure": self._measure})
 
     def gradient(self, indices, epoch, noise):
         """(loss, grads) over the minibatch `indices` of the training set; noise seeds its masks."""
         n = len(indices)
         slices = [indices[i : i + self.slice_size] for i in range(0, n, self.slice_size)]
-        lanes = min(LANES, len(slices))
+        lanes = min(self.lanes, len(slices))
         self._publish()
         losses = self.team.run("gradient", [(k, slices[k::lanes], n, epoch, noise) for k in range(lanes)])
         total = self.sums[0]
