@@ -331,6 +331,8 @@ class Run:
 
 
 def refuse_other_settings(folder, old, new):
+    """UserError that names every setting in which a run differs from what is asked for now."""
+    old, new = (flat(settings) for settings in (old, new))
     differing = [
         f"{name} {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
         for name in {**old, **new}
@@ -338,3 +340,11 @@ def refuse_other_settings(folder, old, new):
     ]
     if differing:
         raise UserError(f"{folder} holds a run with other settings: {'; '.join(differing)}. Name another --runs folder")
+
+
+def flat(settings, prefix=""):
+    """{"teacher": {"lr": 1}} -> {"teacher.lr": 1}."""
+    found = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found

@@ -442,3 +442,9 @@ def test_the_recorded_commit_marks_a_changed_working_copy(monkeypatch):
 
     monkeypatch.setattr(checkpoints.subprocess, "run", missing)
     assert runs.commit() is None
+
+
+def test_a_refused_schedule_is_named_down_to_the_number_that_differs(new_run, finished):
+    other = replace(CONFIG, student=replace(CONFIG.student, lr=0.5))
+    line = refusal(new_run(finished, other).__enter__)
+    assert f"student.lr {CONFIG.student.lr}, now 0.5." in line and line.count(", now ") == 1
