@@ -142,7 +142,7 @@ def test_what_is_finished_is_kept_without_a_step(new_run, finished, monkeypatch)
     [
         ({"config": replace(CONFIG, tau=2.0)}, "tau 3.0, now 2.0"),
         ({"config": replace(CONFIG, train=40)}, "train 48, now 40"),
-        ({"config": replace(CONFIG, student=replace(SCHEDULE, lr=0.5))}, '"lr": 0.5'),
+        ({"config": replace(CONFIG, student=replace(SCHEDULE, lr=0.5))}, "student.lr 0.01, now 0.5"),
         ({"seed": 1}, "seed 0, now 1"),
     ],
 )
