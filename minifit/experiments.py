@@ -22,9 +22,9 @@ class Config:
     test: int  # images of the test set: the first ones
 
     teacher: Schedule
-    teacher_all: int  # epochs at most for which it then goes on, over all images, until their losses meet; 0: none
+    teacher_all: int  # epochs at most that the teacher then goes on, over all images, until losses meet; 0: none
     keep_input: float  # what dropout keeps of the teacher's input
-    keep: float  # ... and of the input of its later layers
+    keep: float  # what dropout keeps of the input of its later layers
 
     stage1: Schedule  # of the hint stage
     guided: int  # g, the student's layer that is guided
@@ -36,10 +36,10 @@ class Config:
 
     student: Schedule  # of backprop, kd and fitnet
     tau: float  # of teacher and student, eq. 1
-    lam: float  # lambda of eq. 2, at first ...
-    lam_final: float  # ... and at last
-    lam_start: int  # the epoch in which it begins to fall
-    lam_end: int  # the epoch in which it has fallen
+    lam: float  # lambda of eq. 2 at first
+    lam_final: float  # lambda at last
+    lam_start: int  # the epoch in which lambda begins to fall
+    lam_end: int  # the epoch in which lambda has fallen
 
     init: Literal["uniform", "scaled"]  # of teacher and student; scaled: every layer's outputs have variance 1
     width: float  # of U(-width, width)
