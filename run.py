@@ -29,7 +29,7 @@ from reference import paper
 
 @dataclass(frozen=True)
 class Command(experiments.Config):
-    stage: Literal["teacher", "teacher_all", "backprop", "kd", "hint", "fitnet", "all"] = "all"  # the stage to bring up, with what it needs
+    stage: Literal["teacher", "teacher_all", "backprop", "kd", "hint", "fitnet", "all"] = "all"  # with all it needs
     preset: Literal["default", "paper"] = "default"  # the settings that the options below start from
     backend: Literal["numpy", "cupy"] = "numpy"
     data_dir: str | None = None  # where the data set lies; else MINIFIT_DATA, the cache, or a download
