@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.step import NETWORKS
 from minifit import networks
-from minifit.convolution import Unfolded, choose, fourier, winograd
+from minifit.convolution import SMALL, Stacked, Unfolded, choose, fourier, winograd
 from minifit.layers import Conv2d, Sequential
 from minifit.report import table
 
@@ -40,6 +40,8 @@ def convolutions(layer, x):
 def errors(name, size, kernel, pad, rng):
     x, w = rng.normal(size=(IMAGES, *size, kernel[2])), rng.normal(size=kernel)
     methods = {"definition": Unfolded(pad)}
+    if len(x) * w.size <= SMALL:
+        methods["stacked"] = Stacked(pad)
     if kernel[:2] == (3, 3):
         methods["Winograd"] = winograd(size, (3, 3), pad)
     if sum(size) + 2 * pad <= LARGEST:

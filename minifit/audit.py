@@ -17,6 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from minifit import UserError, fitnets, layers, losses
+from minifit.convolution import FEW
 from minifit.gradcheck import Comparison, GradientError, KinkCrossed, comparisons
 from minifit.layers import (
     Conv2d,
@@ -35,6 +36,7 @@ from minifit.networks import Conv, FullyConnected, Network, Output, build
 from minifit.regressors import pieces_of, regressor
 
 TRIES = 60  # draws of a network before its row fails for want of one clear of kinks
+MANY = FEW, FEW + 1  # images, that convolutions have innermost in memory
 COORDINATES = 8  # arrays of at most so many elements are compared along every coordinate as well
 KEY = (
     "worst relative error of dx and each parameter by differences (tolerance 1e-8)|complex step (1e-13)|adjoint (1e-13)"
@@ -133,10 +135,10 @@ def linear(integer, rng):
     return of_layer(Linear(rng.normal(size=(d, e)), rng.normal(size=e)), rng.normal(size=(integer(1, 4), d)))
 
 
-def conv(integer, rng, kernel=None, pad=None, channels=(1, 3), filters=(1, 4), outputs=(1, 6)):
+def conv(integer, rng, kernel=None, pad=None, channels=(1, 3), filters=(1, 4), outputs=(1, 6), batch=(1, 3)):
     r, s = kernel or (integer(1, 4), integer(1, 4))
     pad = integer(0, 3) if pad is None else pad
-    n, c, k = integer(1, 3), integer(*channels), integer(*filters)
+    n, c, k = integer(*batch), integer(*channels), integer(*filters)
     h, w = (max(1, integer(*outputs) + size - 1 - 2 * pad) for size in (r, s))
     return of_layer(Conv2d(rng.normal(size=(r, s, c, k)), rng.normal(size=k), pad), rng.normal(size=(n, h, w, c)))
 
@@ -181,23 +183,23 @@ def built(blocks, shape, rng, **dropout):
     return settled(build(Network("audit", shape, blocks), rng, dtype=np.float64, **dropout), rng)
 
 
-def block(integer, rng, block, seed=None, **dropout):
+def block(integer, rng, block, seed=None, batch=(1, 3), **dropout):
     shape = integer(3, 6), integer(3, 5), integer(1, 3)
-    return of_layer(built((block,), shape, rng, **dropout), rng.normal(size=(integer(1, 3), *shape)), seed)
+    return of_layer(built((block,), shape, rng, **dropout), rng.normal(size=(integer(*batch), *shape)), seed)
 
 
-def pair(integer, rng, pieces=2, **dropout):
+def pair(integer, rng, pieces=2, batch=(1, 4), **dropout):
     """A thin deep student, a shallow teacher, x and labels; layer 2 of the one is as large as layer 1 of the other."""
     shape, classes = (integer(4, 6), integer(3, 5), integer(1, 2)), integer(2, 4)
     thin = Conv(2, 3, pad=1, pieces=pieces), Conv(integer(1, 2), 3, pad=1, pool=(2, 2), pieces=pieces)
     student = built((*thin, FullyConnected(2, pieces and 5), Output(classes)), shape, rng, **dropout)
     teacher = built((Conv(integer(1, 3), 4, pad=1, pool=(2, 2), pieces=pieces), Output(classes)), shape, rng)
-    n = integer(1, 4)
+    n = integer(*batch)
     return student, teacher, rng.normal(size=(n, *shape)), rng.integers(0, classes, n)
 
 
-def part(integer, rng, index):
-    student, _, x, _ = pair(integer, rng)
+def part(integer, rng, index, **settings):
+    student, _, x, _ = pair(integer, rng, **settings)
     return of_layer(student[index], x if not index.start else student[: index.start](x))
 
 
@@ -249,6 +251,7 @@ CASES = [
     Case("Conv2d 1x1", partial(conv, kernel=(1, 1), pad=0), affine=True),
     Case("Conv2d 3x3", partial(conv, kernel=(3, 3), channels=(12, 13), filters=(24, 25), outputs=(5, 12)), affine=True),
     Case("Conv2d 5x5", partial(conv, kernel=(5, 5), channels=(3, 5), filters=(3, 6), outputs=(4, 7)), affine=True),
+    Case("Conv2d of many images", partial(conv, batch=MANY), affine=True),
     Case("Conv2d 8x7 pad 3", partial(conv, kernel=(8, 7), pad=3, channels=(2, 5), filters=(2, 6)), affine=True),
     Case("Maxout 1", partial(maxout, pieces=1), affine=True),
     Case("Maxout 2", partial(maxout, pieces=2)),
@@ -271,12 +274,18 @@ CASES = [
     Case("Sequential of ReLU, ReLU", partial(elementwise, layer=Sequential([ReLU(), Sequential([ReLU()])]))),
     Case("block conv maxout", partial(block, block=Conv(2, 3)), kinks=True),
     Case("block conv maxout pool", partial(block, block=Conv(2, 3, pad=3, pool=(3, 2))), kinks=True),
+    Case(
+        "block conv maxout pool of many images",
+        partial(block, block=Conv(2, 3, pad=3, pool=(3, 2)), batch=MANY),
+        kinks=True,
+    ),
     Case("block conv ReLU pool", partial(block, block=Conv(3, 2, pool=(2, 2), pieces=None)), kinks=True),
     Case("block dropout conv maxout", partial(block, block=Conv(2, 3), keep_input=0.8, seed=3), kinks=True),
     Case("block fc maxout 5", partial(block, block=FullyConnected(3, pieces=5)), kinks=True),
     Case("block fc ReLU", partial(block, block=FullyConnected(3, pieces=None)), kinks=True),
     Case("block output", partial(block, block=Output(4)), affine=True),
     Case("student", partial(part, index=slice(None)), kinks=True),
+    Case("student of many images", partial(part, index=slice(None), batch=MANY), kinks=True),
     Case("student[:2]", partial(part, index=slice(2)), kinks=True),
     Case("student[1:3]", partial(part, index=slice(1, 3)), kinks=True),
     Case("regressor conv maxout 2", partial(mapping, kind="conv", pieces=2), kinks=True),

@@ -1,4 +1,4 @@
-"""How a convolution is computed: the definition by unfolding, or minimal filtering where that multiplies less.
+"""How a convolution is computed: the definition, unfolded or stacked, or minimal filtering where that multiplies less.
 
 Every method has the same three functions, and gives the same numbers up to rounding:
 
@@ -13,25 +13,30 @@ from functools import lru_cache
 import numpy as np
 
 from minifit.backend import array_module
-from minifit.patches import fold, unfold
+from minifit.patches import fold, images_innermost, unfold
+
+SMALL = 10**6  # multiplications of a matrix product up to which OpenBLAS does not pack the matrices first
+FEW = 8  # images, below which their numbers are too short a run
 
 
 def choose(x, w, pad):
     """The method for this input: the one place that decides, by counting multiplications.
 
-    The definition's count once and a half, for the R*S copies of the input that it makes. A GPU is given the
-    definition: there one large product is quick and many small ones are slow. So is padding so wide that windows hold
-    nothing else: the definition gives them exact zeros, on which pieces with equal biases tie as they should.
+    A GPU is given the definition: there one large product is quick and many small ones are slow.
     """
-    definition = Unfolded(pad)
-    if array_module(x) is not np or pad >= min(w.shape[:2]) or not len(x):
-        return definition
-    return _fewest(definition, x.shape[1:3], w.shape, pad)
+    if array_module(x) is not np or not len(x):
+        return Unfolded(pad)
+    stacked = len(x) >= FEW and len(x) * w.size <= SMALL
+    return _fewest(Stacked(pad) if stacked else Unfolded(pad), x.shape[1:3], w.shape, pad)
 
 
 @lru_cache(maxsize=1024)
 def _fewest(definition, size, kernel, pad):
-    method, fewest = definition, 1.5 * definition.multiplications(size, kernel)
+    # Padding so wide that windows hold nothing else is left to the definition, which gives them exact zeros: on these,
+    # pieces with equal biases tie as they should.
+    method, fewest = definition, definition.weight * multiplications(size, kernel, pad)
+    if pad >= min(kernel[:2]):
+        return definition
     if kernel[:2] == (3, 3):
         other = winograd(size, kernel[:2], pad)
         if other.multiplications(kernel) < fewest:
@@ -41,15 +46,18 @@ def _fewest(definition, size, kernel, pad):
     return method
 
 
+def multiplications(size, kernel, pad):
+    """Of the definition, for an image of that size (H, W)."""
+    r, s, c, k = kernel
+    return (size[0] + 2 * pad - r + 1) * (size[1] + 2 * pad - s + 1) * r * s * c * k
+
+
 @dataclass(frozen=True)
 class Unfolded:
     """The definition: a row of the unfolded input times w.reshape(R*S*C, K)."""
 
     pad: int
-
-    def multiplications(self, size, kernel):
-        r, s, c, k = kernel
-        return (size[0] + 2 * self.pad - r + 1) * (size[1] + 2 * self.pad - s + 1) * r * s * c * k
+    weight = 1.5  # of one of its multiplications, beside those of minimal filtering: it copies the input R*S times
 
     def forward(self, x, w):
         r, s, c, k = w.shape
@@ -69,6 +77,94 @@ class Unfolded:
         dy = dy.reshape(-1, k)
         patches = unfold(kept, r, s, self.pad).reshape(len(dy), r * s * c)
         return (patches.T @ dy).reshape(w.shape)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """The definition for few channels and several images, which lie innermost in memory: x as (H, W, C, N).
+
+    R rows of the map, stacked, are copied once: (P, W, R, C, N). The windows along a row then overlap in memory and
+    need no copy, and every output pixel is a small matrix product, (K, S R C) (S R C, N). All that is done to the
+    output element by element runs over long stretches of memory, however few the channels.
+    """
+
+    pad: int
+    weight = 0.7  # of one of its multiplications, beside those of minimal filtering: it copies less
+
+    def forward(self, x, w):
+        x = images_innermost(x)
+        return _images_outermost(_correlate(x, w, self.pad, self.pad)), x
+
+    def backward(self, dy, kept, w):
+        # The gradient of x is the correlation of dy, padded to the full, with the filters turned by half a circle.
+        r, s, _, _ = w.shape
+        turned = w[::-1, ::-1].transpose(0, 1, 3, 2)
+        dx = _correlate(images_innermost(dy), turned, r - 1 - self.pad, s - 1 - self.pad)
+        return _images_outermost(dx), self.weight_gradient(dy, kept, w)
+
+    def weight_gradient(self, dy, kept, w):
+        r, s, c, k = w.shape
+        stacked = _stack(kept, r, self.pad)
+        dy = np.ascontiguousarray(dy.transpose(1, 2, 0, 3))  # (P, Q, N, K)
+        dw = np.zeros((s, r * c * k), dy.dtype)
+        for taps, pixels, windows in _windows(stacked, s, self.pad):
+            parts = np.empty((windows.shape[1], windows.shape[2], k), dy.dtype)
+            ones = np.ones(len(parts), dy.dtype)
+            for x_row, dy_row in zip(windows, dy[:, pixels], strict=True):
+                np.matmul(x_row, dy_row, out=parts)  # Q times (S R C, N) (N, K)
+                dw[taps] += (ones @ parts.reshape(len(parts), -1)).reshape(-1, r * c * k)
+        return dw.reshape(s, r, c, k).transpose(1, 0, 2, 3)
+
+
+def _correlate(x, w, pad_rows, pad_columns):
+    """x (H, W, C, N), w (R, S, C, K) -> (P, Q, K, N). Negative padding leaves out rows or columns at each border."""
+    r, s, c, k = w.shape
+    x = x[max(0, -pad_rows) : x.shape[0] - max(0, -pad_rows), max(0, -pad_columns) : x.shape[1] - max(0, -pad_columns)]
+    stacked = _stack(x, r, max(0, pad_rows))
+    p, wide, _, _, n = stacked.shape
+    pad_columns = max(0, pad_columns)
+    # Beyond S, padding makes windows that meet nothing.
+    y = (np.zeros if pad_columns >= s else np.empty)((p, wide + 2 * pad_columns - s + 1, k, n), x.dtype)
+    filters = w.transpose(1, 0, 2, 3).reshape(s, r * c, k)
+    for taps, pixels, windows in _windows(stacked, s, pad_columns):
+        np.matmul(filters[taps].reshape(-1, k).T, windows, out=y[:, pixels])
+    return y
+
+
+def _stack(x, r, pad):
+    """x (H, W, C, N) -> (P, W, R, C, N): R rows of the map above one another, zeros beyond its border."""
+    h, w, c, n = x.shape
+    p = h + 2 * pad - r + 1
+    stacked = (np.zeros if pad else np.empty)((p, w, r, c, n), x.dtype)
+    for i in range(r):
+        first = max(0, pad - i)
+        last = max(first, min(p, h + pad - i))
+        stacked[first:last, :, i] = x[first + i - pad : last + i - pad]
+    return stacked
+
+
+def _windows(stacked, s, pad):
+    """What a kernel of S columns covers of stacked rows (P, W, R, C, N), for outputs at which it covers as many.
+
+    Yields (taps, pixels, windows): which of the S columns meet the map, at which of the Q outputs of a row, and there
+    the windows (P, Q', S' R C, N), which share their memory.
+    """
+    p, wide, r, c, n = stacked.shape
+    step_p, step_q, _, step_c, step_n = stacked.strides
+    q = wide + 2 * pad - s + 1
+    first, last = min(pad, q), max(min(pad, q), wide + pad - s + 1)  # outputs whose windows lie within the map
+    for start, stop in [*((i, i + 1) for i in range(first)), (first, last), *((i, i + 1) for i in range(last, q))]:
+        taps = slice(max(0, pad - start), min(s, wide + pad - start))
+        if start < stop and taps.start < taps.stop:
+            shape = p, stop - start, (taps.stop - taps.start) * r * c, n
+            offset = (start - pad + taps.start) * step_q
+            windows = np.ndarray(shape, stacked.dtype, stacked, offset, (step_p, step_q, step_c, step_n))
+            yield taps, slice(start, stop), windows
+
+
+def _images_outermost(y):
+    """(P, Q, K, N) -> (N, P, Q, K), without a copy."""
+    return y.transpose(3, 0, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)

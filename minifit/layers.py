@@ -8,6 +8,7 @@ A layer is parameters and two pure methods; nothing else is stored:
 Layers follow their inputs: float32 in, float32 out; float64 in the tests; NumPy or CuPy.
 """
 
+from functools import reduce
 from math import prod
 from numbers import Integral
 from types import MappingProxyType
@@ -34,6 +35,7 @@ class Layer:
         return self.backward(dy, cache)[1]
 
     def __call__(self, x, rng=None):
+        """y alone; a layer may leave out what only its backward needs."""
         return self.forward(x, rng)[0]
 
     def __add__(self, other):
@@ -60,6 +62,11 @@ class Sequential(Layer):
             x, cache = layer.forward(x, rng)
             caches.append(cache)
         return x, caches
+
+    def __call__(self, x, rng=None):
+        for layer in self.layers:
+            x = layer(x, rng)
+        return x
 
     def backward(self, dy, cache):
         return self._backward(dy, cache, first=0)
@@ -138,7 +145,7 @@ class Conv2d(Layer):
             raise ValueError(f"Conv2d: input {x.shape}; wanted (N, H, W, {c}) under a {r}x{s} kernel, pad {self.pad}")
         method = choose(x, w, self.pad)
         y, kept = method.forward(x, w)
-        y += b
+        _add_bias(y, b)
         return y, (method, kept)
 
     def backward(self, dy, cache):
@@ -163,22 +170,29 @@ class Maxout(Layer):
         self.pieces = pieces
 
     def forward(self, x, rng=None):
+        first, *others = self._pieces(x)
+        xp, y, larger = array_module(x), first, []
+        for z in others:
+            larger.append(z > y)
+            y = xp.maximum(y, z)
+        return (y if others else y.copy()), larger
+
+    def __call__(self, x, rng=None):
+        first, *others = self._pieces(x)
+        return reduce(array_module(x).maximum, others, first) if others else first.copy()
+
+    def _pieces(self, x):
         m, k = self.pieces, x.shape[-1] // self.pieces
         if m * k != x.shape[-1]:
             raise ValueError(f"Maxout: input {x.shape} does not divide into {m} pieces")
-        xp, larger = array_module(x), []
-        y = x[..., :k]
-        for piece in range(1, m):
-            z = x[..., piece * k : (piece + 1) * k]
-            larger.append(z > y)
-            y = xp.maximum(y, z)
-        return (y.copy() if m == 1 else y), larger
+        return [x[..., piece * k : (piece + 1) * k] for piece in range(m)]
 
     def backward(self, dy, cache):
         # The winner is the last piece that was larger than all before it: from the last one down, each takes its
         # share of dy, and what nobody took is the first one's.
         xp, m, k = array_module(dy), self.pieces, dy.shape[-1]
-        dx = xp.empty((*dy.shape[:-1], m * k), dy.dtype)
+        dy = _laid_out_as(cache, dy)
+        dx = xp.empty_like(dy, shape=(*dy.shape[:-1], m * k))
         for piece in range(m - 1, 0, -1):
             taken = dx[..., piece * k : (piece + 1) * k]
             xp.multiply(dy, cache[piece - 1], out=taken)
@@ -201,12 +215,20 @@ class MaxPool2d(Layer):
         self.size, self.stride = size, stride
 
     def forward(self, x, rng=None):
-        if x.ndim != 4 or not (x.shape[1] and x.shape[2]):
-            raise ValueError(f"MaxPool2d: input {x.shape}; wanted (N, H, W, C) of at least one pixel")
+        self._check(x)
         # Along each row, then down the columns: 2 size steps, not size^2, and the same first winner in reading order.
         across, larger_across = self._pool(x, axis=2)
         y, larger_down = self._pool(across, axis=1)
         return y, (x.shape, across.shape, larger_across, larger_down)
+
+    def __call__(self, x, rng=None):
+        self._check(x)
+        # Down the columns first, in long stretches of memory: a maximum may be taken in any order.
+        return self._largest(self._largest(x, axis=1), axis=2)
+
+    def _check(self, x):
+        if x.ndim != 4 or not (x.shape[1] and x.shape[2]):
+            raise ValueError(f"MaxPool2d: input {x.shape}; wanted (N, H, W, C) of at least one pixel")
 
     def backward(self, dy, cache):
         shape, across, larger_across, larger_down = cache
@@ -222,17 +244,27 @@ class MaxPool2d(Layer):
     def _pool(self, x, axis):
         xp, before, larger = array_module(x), (slice(None),) * axis, []
         first, *others = self._windows(x.shape[axis])
-        y = x[(*before, first[0])].copy()
+        y = x[(*before, first[0])].copy(order="K")
         for inputs, reached in others:
             z, so_far = x[(*before, inputs)], y[(*before, reached)]
             larger.append(z > so_far)
             xp.maximum(so_far, z, out=so_far)
         return y, larger
 
+    def _largest(self, x, axis):
+        xp, before = array_module(x), (slice(None),) * axis
+        first, *others = self._windows(x.shape[axis])
+        y = x[(*before, first[0])].copy(order="K")
+        for inputs, reached in others:
+            so_far = y[(*before, reached)]
+            xp.maximum(so_far, x[(*before, inputs)], out=so_far)
+        return y
+
     def _unpool(self, dy, shape, larger, axis):
         # As in Maxout: the last input that was larger than all before it takes dy, the first one what is left.
         xp, before = array_module(dy), (slice(None),) * axis
-        dx, left = xp.zeros(shape, dy.dtype), dy.copy()
+        left = _laid_out_as(larger, dy).copy(order="K")
+        dx = xp.zeros_like(left, shape=shape)
         first, *others = self._windows(shape[axis])
         for (inputs, reached), was_larger in zip(reversed(others), reversed(larger), strict=True):
             rest = left[(*before, reached)]
@@ -320,7 +352,32 @@ class Reshape(Layer):
         return dy.reshape(cache), {}
 
 
+def _add_bias(y, b):
+    """y += b, in place and along memory: y (N, P, Q, K), which convolutions give with channels or images innermost."""
+    pixels = y.transpose(1, 2, 3, 0)
+    if pixels.flags.c_contiguous and len(y) > 1:
+        pixels += b.repeat(len(y)).reshape(len(b), len(y))
+    else:
+        y += b
+
+
 def _sum_rows(dy):
-    """dy (..., K) -> (K,), as a product with ones: BLAS adds long columns several times faster than a reduction."""
-    rows = dy.reshape(-1, dy.shape[-1])
-    return array_module(dy).ones(len(rows), dy.dtype) @ rows
+    """dy (N, P, Q, K) -> (K,), as products with ones: BLAS adds long columns several times faster than a reduction."""
+    xp, n, k = array_module(dy), len(dy), dy.shape[-1]
+    pixels = dy.transpose(1, 2, 3, 0)
+    if pixels.flags.c_contiguous and n > 1:
+        rows = (pixels.reshape(-1, n) @ xp.ones(n, dy.dtype)).reshape(-1, k)
+    else:
+        rows = dy.reshape(-1, k)
+    return xp.ones(len(rows), dy.dtype) @ rows
+
+
+def _laid_out_as(arrays, dy):
+    """dy, with its axes in memory as those of the arrays: operations on arrays that lie alike run along memory."""
+    if not arrays:
+        return dy
+    same = array_module(dy).empty_like(arrays[0], dtype=dy.dtype, shape=dy.shape)
+    if same.strides == dy.strides:
+        return dy
+    same[...] = dy
+    return same

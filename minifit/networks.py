@@ -48,7 +48,8 @@ class Network:
     name: str
     input: tuple[int, int, int]
     blocks: tuple
-    # Images that pass it together on a CPU: few, for the cache; more, where transforming large filters weighs more.
+    # Images that pass it together on a CPU: few, for the cache; more, where channels are few or transforming large
+    # filters weighs more.
     slice: int = 16
 
 
@@ -107,8 +108,8 @@ def cifar_student(name, *groups, classes=10, slice=16):
 
 CIFAR10_TEACHER = cifar_teacher("CIFAR-10 teacher", 10)
 CIFAR100_TEACHER = cifar_teacher("CIFAR-100 teacher", 100)
-FITNET_1 = cifar_student("FitNet 1", (16, 16, 16), (32, 32, 32), (48, 48, 64), slice=8)
-FITNET_2 = cifar_student("FitNet 2", (16, 32, 32), (48, 64, 80), (96, 96, 128))
+FITNET_1 = cifar_student("FitNet 1", (16, 16, 16), (32, 32, 32), (48, 48, 64), slice=32)
+FITNET_2 = cifar_student("FitNet 2", (16, 32, 32), (48, 64, 80), (96, 96, 128), slice=32)
 FITNET_3 = cifar_student("FitNet 3", (32, 48, 64, 64), (80, 80, 80, 80), (128, 128, 128))
 FITNET_4 = cifar_student("FitNet 4", (32, 32, 32, 48, 48), (80,) * 6, (128,) * 6)
 FITNET_4_100 = cifar_student("FitNet 4, 100 classes", (32, 32, 32, 48, 48), (80,) * 6, (128,) * 6, classes=100)

@@ -14,6 +14,11 @@ def pad_borders(x, pad):
     return padded
 
 
+def images_innermost(x):
+    """x (N, H, W, C) -> (H, W, C, N), contiguous; a copy only where x does not lie so in memory."""
+    return array_module(x).ascontiguousarray(x.transpose(1, 2, 3, 0))
+
+
 def unfold(x, r, s, pad=0):
     """The patch of x under every position of an R x S kernel, as rows.
 

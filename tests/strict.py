@@ -30,7 +30,7 @@ FUNCTIONS = {
     "concatenate": "tup axis out",
     "copyto": "dst src casting where",
     "dot": "a b out",
-    "empty_like": "prototype dtype order",
+    "empty_like": "prototype dtype order shape",
     "expand_dims": "a axis",
     "matmul": "a b out",
     "max": "a axis out keepdims",
@@ -41,7 +41,7 @@ FUNCTIONS = {
     "take": "a indices axis out",
     "tensordot": "a b axes",
     "where": "condition x y",
-    "zeros_like": "a dtype order",
+    "zeros_like": "a dtype order shape",
 }
 CREATIONS = {
     "arange": "start stop step dtype",
@@ -68,6 +68,7 @@ METHODS = {
     "min": "axis out keepdims",
     "prod": "axis dtype out keepdims",
     "ravel": "order",
+    "repeat": "repeats axis",
     "reshape": "shape order",  # the shape one tuple or several integers
     "squeeze": "axis",
     "std": "axis dtype out ddof keepdims",

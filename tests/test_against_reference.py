@@ -124,7 +124,7 @@ def test_the_table_reaches_every_way_of_computing_a_convolution(monkeypatch):
         method, at = convolution.choose(x, w, pad), (x.shape[1:3], w.shape[:2], pad)
         by_winograd = w.shape[:2] == (3, 3) and method is convolution.winograd(*at)
         by_fourier = method is convolution.fourier(*at)
-        chosen.add("winograd" if by_winograd else "fourier" if by_fourier else "definition")
+        chosen.add("winograd" if by_winograd else "fourier" if by_fourier else type(method).__name__)
         return method
 
     monkeypatch.setattr(layers, "choose", spy)
@@ -132,7 +132,7 @@ def test_the_table_reaches_every_way_of_computing_a_convolution(monkeypatch):
     for case in [case for case in LAYERS if case.name.startswith("Conv2d")] * 5:
         problem = case.draw(lambda low, high: int(rng.integers(low, high, endpoint=True)), rng)
         problem(problem.arrays)
-    assert chosen == {"definition", "winograd", "fourier"}
+    assert chosen == {"Unfolded", "Stacked", "winograd", "fourier"}
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 5), (6, 13)])
@@ -140,7 +140,7 @@ def test_the_table_reaches_every_way_of_computing_a_convolution(monkeypatch):
 def test_the_multiplications_of_every_method_are_those_of_its_products(size, pad):
     r, s, c, k = kernel = (3, 3, 2, 5)
     p, q = size[0] + 2 * pad - 2, size[1] + 2 * pad - 2
-    assert convolution.Unfolded(pad).multiplications(size, kernel) == p * q * r * s * c * k
+    assert convolution.multiplications(size, kernel, pad) == p * q * r * s * c * k
     winograd = convolution.winograd(size, kernel[:2], pad)
     tiles = -(-p // 4) * -(-q // 4)  # of 6 x 6 inputs and 4 x 4 outputs
     assert winograd.multiplications(kernel) == tiles * (36 * 36 * c + 36 * c * k + 16 * 36 * k)
@@ -170,20 +170,35 @@ KERNELS = [
 ]
 
 
+@pytest.mark.parametrize(("n", "definition"), [(1, convolution.Unfolded), (8, convolution.Stacked)])
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
-def test_a_convolution_is_computed_with_the_fewest_multiplications_the_definitions_counted_once_and_a_half(kernel):
+def test_a_convolution_is_computed_with_the_fewest_multiplications_each_methods_weighed(kernel, n, definition):
     for pad in range(4):
         for extent in range(max(1, kernel[0] - 2 * pad), 17):
             size = extent, extent + 1
-            definition = convolution.Unfolded(pad)
-            costs = {definition: 1.5 * definition.multiplications(size, kernel)}
+            weight = {convolution.Unfolded: 1.5, convolution.Stacked: 0.7}[definition]
+            costs = {definition(pad): weight * convolution.multiplications(size, kernel, pad)}
             if kernel[:2] == (3, 3):
                 tiles = convolution.winograd(size, kernel[:2], pad)
                 costs[tiles] = tiles.multiplications(kernel)
             whole = convolution.fourier(size, kernel[:2], pad)
             costs[whole] = whole.multiplications(kernel)
-            chosen = convolution.choose(np.zeros((1, *size, kernel[2])), np.zeros(kernel), pad)
-            assert chosen == (definition if pad >= min(kernel[:2]) else min(costs, key=costs.get))
+            chosen = convolution.choose(np.zeros((n, *size, kernel[2])), np.zeros(kernel), pad)
+            assert chosen == (definition(pad) if pad >= min(kernel[:2]) else min(costs, key=costs.get))
+
+
+@pytest.mark.parametrize(
+    ("n", "filters", "method"),
+    [
+        (7, 62_500, convolution.Unfolded),
+        (8, 2, convolution.Stacked),
+        (8, 62_500, convolution.Stacked),
+        (8, 62_501, convolution.Unfolded),
+    ],
+)
+def test_few_images_and_large_products_are_unfolded(n, filters, method):
+    x, w = np.zeros((n, 2, 2, 2), np.float32), np.zeros((1, 1, 2, filters), np.float32)
+    assert type(convolution.choose(x, w, 0)) is method
 
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
@@ -222,13 +237,21 @@ def test_max_norm_is_the_references_in_place(shape, limit, seed):
     close(w, expected)
 
 
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.sampled_from([(1, 1), (2, 3), (4, 5)]), SEEDS)
-@example(3, 3, 1, (12, 24), 0)  # by Winograd
-@example(5, 5, 3, (4, 5), 0)  # by Fourier
-def test_convolution_and_both_its_gradients_are_scipys_correlations(r, s, pad, channels, seed):
+@given(
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.sampled_from([(1, 1), (2, 3), (4, 5)]),
+    st.sampled_from([2, 8]),
+    SEEDS,
+)
+@example(3, 3, 1, (12, 24), 2, 0)  # by Winograd
+@example(5, 5, 3, (4, 5), 2, 0)  # by Fourier
+@example(3, 5, 3, (2, 3), 8, 0)  # of many images, with padding as wide as the kernel
+def test_convolution_and_both_its_gradients_are_scipys_correlations(r, s, pad, channels, images, seed):
     (c, k), rng = channels, np.random.default_rng(seed)
     h, w_ = max(1, r - 2 * pad) + 3, max(1, s - 2 * pad) + 2
-    x, w, b = rng.normal(size=(2, h, w_, c)), rng.normal(size=(r, s, c, k)), rng.normal(size=k)
+    x, w, b = rng.normal(size=(images, h, w_, c)), rng.normal(size=(r, s, c, k)), rng.normal(size=k)
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     layer = Conv2d(w, b, pad)
     y, cache = layer.forward(x)
@@ -238,9 +261,9 @@ def test_convolution_and_both_its_gradients_are_scipys_correlations(r, s, pad, c
         expected = [correlate(image, w[..., i], mode="valid", method="direct")[..., 0] + b[i] for image in padded]
         close(y[..., i], np.stack(expected))
         for j in range(c):
-            dw = sum(correlate(padded[n, ..., j], dy[n, ..., i], mode="valid", method="direct") for n in range(2))
+            dw = sum(correlate(padded[n, ..., j], dy[n, ..., i], mode="valid", method="direct") for n in range(images))
             close(grads["w"][:, :, j, i], dw)
-    for n in range(2):
+    for n in range(images):
         for j in range(c):
             full = sum(convolve(dy[n, ..., i], w[:, :, j, i], mode="full", method="direct") for i in range(k))
             close(dx[n, ..., j], full[pad : pad + h, pad : pad + w_])
@@ -248,14 +271,15 @@ def test_convolution_and_both_its_gradients_are_scipys_correlations(r, s, pad, c
 
 
 @pytest.mark.parametrize("pad", [0, 1, 2, 3])
-@pytest.mark.parametrize(("size", "channels"), [(3, (12, 24)), (5, (4, 5)), (8, (3, 4))])
-def test_convolution_of_every_size_of_map_is_its_definition_by_unfold_and_fold(size, channels, pad):
+@pytest.mark.parametrize("images", [2, 8])
+@pytest.mark.parametrize(("size", "channels"), [(3, (12, 24)), (5, (4, 5)), (8, (3, 4)), (2, (2, 3))])
+def test_convolution_of_every_size_of_map_is_its_definition_by_unfold_and_fold(size, channels, images, pad):
     (c, k), rng = channels, np.random.default_rng(pad)
     w, b = rng.normal(size=(size, size, c, k)), rng.normal(size=k)
     layer, least = Conv2d(w, b, pad), max(1, size - 2 * pad)
     for height in range(least, least + 9):
         for width in range(least, least + 9):
-            x = rng.normal(size=(2, height, width, c))
+            x = rng.normal(size=(images, height, width, c))
             y, cache = layer.forward(x)
             patches = unfold(x, size, size, pad)
             close(y, np.einsum("npqrsc,rsck->npqk", patches, w) + b)
