@@ -129,7 +129,8 @@ def train(name, arguments):
     perform(run, command.stage, where)
     if config.retrain:
         say("\nAgain, on all images, for the epochs that were best:\n")
-        perform(run.on_all(), command.stage, where and Path(where) / "all")
+        run = run.on_all()
+        perform(run, command.stage, where and Path(where) / "all")
     return 0
 
 
@@ -145,6 +146,8 @@ def perform(run, goal, teacher_from=None):
             say(outline.teacher_line(run))
         for line in outline.regressor_lines(run, stages):
             say(line)
+        if run.whitening:
+            say(f"Whitened by what the training images tell, kept in {run.whitening}.")
         say("")
         say(report.plan_table(outline.outline(run, stages)) + "\n")
         for stage in stages:

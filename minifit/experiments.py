@@ -158,7 +158,7 @@ CIFAR10_PAPER = replace(
 CIFAR10 = replace(
     CIFAR10_PAPER,
     retrain=False,
-    teacher=Schedule("rmsprop", lr=0.001, lr_final=0.02, lr_end=12, epochs=12, patience=12),
+    teacher=Schedule("rmsprop", lr=0.0002, lr_final=0.02, lr_end=12, epochs=12, patience=12),
     teacher_width=0.5,
     keep_input=1.0,
     keep=1.0,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minifit import UserError, checkpoints
 from minifit.checkpoints import digest, read_json, write_json, write_text
-from minifit.runs import differences, flat
+from minifit.runs import differences, flat, whole_lines
 
 # What makes a teacher what it is, beside its schedule. Any seed will do.
 SETTINGS = (
@@ -48,9 +48,8 @@ def take_teacher(run, source):
         summary["stages"][name] = figures | {"from": str(source)}
         write_json(run.folder / "summary.json", summary)
         run.forget_after(name)
-        lines = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
-        kept = "".join(run.lines()) + "".join(line for line in lines if json.loads(line)["stage"] == name)
-        write_text(run.folder / "metrics.jsonl", kept)
+        lines = [line for line in whole_lines(source / "metrics.jsonl") if json.loads(line)["stage"] == name]
+        write_text(run.folder / "metrics.jsonl", "".join(run.lines() + lines))
         record["identity"] |= {"settings": run.settings(), "from": str(source)}
         checkpoints.save(path, record, **groups)  # last: before it, nothing else counts
 

@@ -73,14 +73,20 @@ class Run:
         self.needs = {name: needs[name] for name in needs if name != "teacher_all" or c.teacher_all}
         self.kept = {}  # outputs of the teacher, by set and layer
 
+    @property
+    def whitening(self):
+        """The file of what whitening takes of the training images; None where images are not whitened."""
+        if self.config.preprocessing != "whitened":
+            return None
+        return (self.cache or self.folder) / f"whitening-{digest([self.stored['train'][0]])}.h5"
+
     @cached_property
     def sets(self):
         """{"train", "validation", "test"}: Examples as networks see them, which the training images alone decide."""
         train, *others = (images for images, _ in self.stored.values())
-        if self.config.preprocessing == "whitened":
-            cache = (self.cache or self.folder) / f"whitening-{digest([train])}.h5"
+        if self.whitening:
             with threadpool_limits(1, user_api="blas"):  # whose sums depend on the number of threads
-                train, others = whitened(train, others, cache)
+                train, others = whitened(train, others, self.whitening)
         else:
             train, *others = map(unit, (train, *others))
         labels = (labels for _, labels in self.stored.values())
@@ -305,14 +311,16 @@ class Run:
 
     def plot(self):
         """curves.png and filters.png, of what there is."""
-        names = " and ".join(network.name for network in self.networks.values())
-        summary, title = self.summary(), f"{self.data.name}: {names}, seed {self.seed}"
+        names = {of: network.name for of, network in self.networks.items()}
+        summary, title = self.summary(), f"{self.data.name}, seed {self.seed}"
         chosen = {name: record["best_epoch"] for name, record in summary["stages"].items()}
-        plots.plot_curves(self.metrics(), self.folder / "curves.png", title, chosen)
+        who = f"{title}\n{names['teacher']}; {names['student']}"
+        plots.plot_curves(self.metrics(), self.folder / "curves.png", who, chosen)
         first = {}
         for name in summary["stages"]:
             best = checkpoints.load(self.folder / f"{name}.h5")[1]["best"]
-            first[name] = next(w for key, w in best.items() if key.startswith("0.") and key.endswith("w"))
+            of = names["teacher" if name.startswith("teacher") else "student"]
+            first[f"{name} ({of})"] = next(w for key, w in best.items() if key.startswith("0.") and key.endswith("w"))
         plots.plot_filters(first, self.folder / "filters.png", f"First layer, {title}")
 
     def with_target(self, stage, part):
@@ -385,16 +393,7 @@ class Run:
         return [json.loads(line) for line in self.lines()]
 
     def lines(self):
-        """The whole lines of metrics.jsonl, without one that a killed run did not finish."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        for number, line in enumerate(whole, start=1):
-            try:
-                json.loads(line)["stage"], json.loads(line)["epoch"]
-            except (ValueError, TypeError, KeyError):
-                raise UserError(f"{path}, line {number}: not the record of an epoch") from None
-        return whole
+        return whole_lines(self.folder / "metrics.jsonl")
 
     def forget_after(self, name):
         """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
@@ -402,6 +401,18 @@ class Run:
         done = checkpoints.load(stage)[0]["epoch"] if stage.exists() else 0
         kept = [line for line in self.lines() if json.loads(line)["stage"] != name or json.loads(line)["epoch"] <= done]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
+
+
+def whole_lines(path):
+    """The lines of a metrics.jsonl, without one that a killed run did not finish."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    for number, line in enumerate(whole, start=1):
+        try:
+            json.loads(line)["stage"], json.loads(line)["epoch"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}, line {number}: not the record of an epoch") from None
+    return whole
 
 
 def refuse_other_settings(folder, old, new):

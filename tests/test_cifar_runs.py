@@ -357,9 +357,9 @@ def test_a_narrower_teacher_is_another_network_and_is_called_so_everywhere(finis
     run, name = new_run(finished), "wide, 0.5 times as wide"
     titles = []
     monkeypatch.setattr("minifit.plots.plot_curves", lambda metrics, path, title, chosen: titles.append(title))
-    monkeypatch.setattr("minifit.plots.plot_filters", lambda weights, path, title: titles.append(title))
+    monkeypatch.setattr("minifit.plots.plot_filters", lambda weights, path, title: titles.extend(weights))
     run.plot()
-    assert len(titles) == 2 and all(name in title and "deep" in title for title in titles)
+    assert titles == [f"noise, seed 0\n{name}; deep", f"teacher ({name})", *(f"{s} (deep)" for s in STAGES[1:])]
     assert name in command.report.results_table(run.summary())
     assert json.loads((finished / "summary.json").read_text())["teacher"] == name
     assert outline.outline(run, ["teacher"])[0]["trains"] == name

@@ -19,11 +19,11 @@ class Dataset:
     test_labels: np.ndarray
 
 
-def load(name, data_dir=None, progress=True, train=5000, test=2000, **settings):
+def load(name, data_dir=None, progress=True, train=None, test=None, **settings):
     """The Dataset called `name`: "mnist", "cifar10" or "cifar100", read from `data_dir`, or found, or downloaded; or
     "digits", drawn here.
 
-    train, test: how many images are wanted: as many are drawn, while what is read is read whole
+    train, test: how many images are wanted, if not any number: as many are drawn, while what is read is read whole
     settings: of digits, `seed`; of the others, `mirrors`
     """
     if name == "mnist":
@@ -33,7 +33,8 @@ def load(name, data_dir=None, progress=True, train=5000, test=2000, **settings):
     elif name == "digits":
         if data_dir is not None:
             raise UserError(f"--data-dir {data_dir}: digits are drawn here, not read; leave it out")
-        name, images, labels, test_images, test_labels = digits.load(train, test, **settings)
+        settings |= {part: count for part, count in (("train", train), ("test", test)) if count is not None}
+        name, images, labels, test_images, test_labels = digits.load(**settings)
     else:
         raise UserError(f"there is no data set {name!r}: choose mnist, digits, cifar10 or cifar100")
     return Dataset(name, images, labels.astype(np.int64), test_images, test_labels.astype(np.int64))
