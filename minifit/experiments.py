@@ -164,8 +164,8 @@ CIFAR10 = replace(
     keep=1.0,
     stage1=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=4, epochs=4, patience=4),
     regressor_init="normal",
-    student=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=9, epochs=9, patience=9),
-    lam_end=9,
+    student=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=10, epochs=10, patience=10),
+    lam_end=10,
     init="scaled",
 )
 
