@@ -449,6 +449,28 @@ def test_cifar_100_is_trained_from_files_in_the_published_format(small_cifar_100
     assert weights["10.1.w" if "10.1.w" in weights else "10.0.w"].shape == (500, 100)
 
 
+def test_cifar_10_itself_stands_beside_the_papers_figures_on_however_many_test_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command.Run, "plot", lambda _: None)
+    (images, labels), (test_images, test_labels) = small_set("cifar100", train=12, test=7).values()
+    named = data.Dataset("CIFAR-10 with 7 test images", images, labels % 10, test_images, test_labels % 10)
+    monkeypatch.setattr(command.data, "load", lambda *_, **__: named)
+    assert command.main(["cifar10-fitnet1", "--runs", str(tmp_path), *small()]) == 0
+    table = capsys.readouterr().out.partition("method")[2]
+    rows = {line.split("  ")[0]: line.split() for line in table.splitlines()}
+    assert "9.82" in rows["teacher"] and "10.99" in rows["FitNet"]
+    assert "CIFAR-10 with 7 test images, 7 test images" in table and "0.05 times as wide" in table
+    assert "those of its own teacher" in table
+
+
+def test_the_papers_accuracies_are_shown_as_errors():
+    results = {name: errors for name, (_, errors) in command.paper.RESULTS.items()}
+    fitnets = [results[f"cifar10-fitnet{i}"]["fitnet"] for i in (1, 2, 3, 4)]
+    assert fitnets == [10.99, 8.94, 8.9, 8.39] and results["cifar10-fitnet4"]["teacher"] == 9.82
+    assert results["cifar100-fitnet4"] == {"teacher": 36.46, "fitnet": 35.04}
+    assert results["cifar10-107m-7"]["fitnet"] == 9.9 and "fitnet" not in results["cifar10-30m-5"]
+    assert results["mnist"] == command.paper.TABLE_4
+
+
 def test_the_paper_preset_trains_again_on_all_images_and_says_so(small_cifar_100, tmp_path, capsys):
     arguments = ["--data-dir", str(small_cifar_100), "--runs", str(tmp_path / "runs"), "--stage", "backprop"]
     assert command.main(["cifar100-fitnet1", *arguments, *small("--retrain")]) == 0
