@@ -3,6 +3,7 @@
 python run.py digits                   all stages on digits that minifit draws itself, in minutes
 python run.py mnist --stage hint       stage 1 of Algorithm 1 on MNIST, and the teacher it needs
 python run.py mnist --preset paper     the paper's settings: up to 500 epochs a stage
+python run.py cifar10-fitnet1          CIFAR-10 and the student FitNet 1; the other experiments are listed below
 python run.py networks                 every network of the paper, counted
 python run.py audit                    every gradient against the derivative of its forward pass
 python run.py mnist --help             every setting
@@ -13,6 +14,7 @@ import io
 import os
 import shlex
 import sys
+import textwrap
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -21,6 +23,7 @@ import numpy as np
 
 from minifit import UserError, data, experiments, networks, outline, report
 from minifit.backend import use
+from minifit.handover import take_teacher
 from minifit.runs import Run
 from minifit.training import TrainingError
 from minifit.workers import WorkerLost, available
@@ -33,6 +36,7 @@ class Command(experiments.Config):
     preset: Literal["default", "paper"] = "default"  # the settings that the options below start from
     backend: Literal["numpy", "cupy"] = "numpy"
     data_dir: str | None = None  # where the data set lies; else MINIFIT_DATA, the cache, or a download
+    teacher_from: str | None = None  # the directory of a run, whose trained teacher is taken instead of training one
     runs: str = "runs"  # results go to RUNS/<experiment>/seed<SEED>
     seed: int = 0
     workers: int = available()  # processes; results do not depend on it
@@ -116,29 +120,46 @@ def train(name, arguments):
         raise UserError(f"--workers {command.workers}: wanted 1 or more")
     xp = use(command.backend)
     progress = sys.stderr.isatty()
-    wanted = {"train": config.train + config.validation, "test": config.test} if experiment.data == "digits" else {}
+    wanted = {"train": config.train + config.validation, "test": config.test}
     dataset = data.load(experiment.data, data_dir=command.data_dir, progress=progress, **wanted)
-    folder = Path(command.runs) / name / f"seed{command.seed}"
-    run = Run(folder, name, command.preset, experiment, config, command.seed, dataset, xp, command.workers, progress)
+    runs, where = Path(command.runs), command.teacher_from
+    folder = runs / name / f"seed{command.seed}"
+    arguments = config, command.seed, dataset, xp, command.workers, progress, runs / ".cache"
+    run = Run(folder, name, command.preset, experiment, *arguments)
+    perform(run, command.stage, where)
+    if config.retrain:
+        say("\nAgain, on all images, for the epochs that were best:\n")
+        run = run.on_all()
+        perform(run, command.stage, where and Path(where) / "all")
+    return 0
+
+
+def perform(run, goal, teacher_from=None):
+    """Trains the stages that the goal takes, and prints what lies ahead, what happens and what came out."""
     with run:
-        stages = run.plan(command.stage)
-        sizes = f"{config.train:,} images to train on, {config.validation:,} to validate, {config.test:,} to test"
-        say(f"{dataset.name}: {sizes}; seed {command.seed}; {command.workers} workers; {folder}/")
+        if teacher_from:
+            take_teacher(run, teacher_from)
+        stages, folder = run.plan(goal), run.folder
+        sizes = "{train:,} images to train on, {validation:,} to validate, {test:,} to test".format(**run.sizes)
+        say(f"{run.data.name}: {sizes}; seed {run.seed}; {run.workers} workers; {folder}/")
         if {"kd", "hint"} & set(stages):
-            say(f"The teacher's outputs are computed once and kept: {outline.memory(run) / 2**20:.0f} MiB.")
+            say(outline.teacher_line(run))
+        for line in outline.regressor_lines(run, stages):
+            say(line)
+        if run.whitening:
+            say(f"Whitened by what the training images tell, kept in {run.whitening}.")
         say("")
         say(report.plan_table(outline.outline(run, stages)) + "\n")
         for stage in stages:
             record, fresh = run.make(stage, lambda epoch: say(report.epoch_line(epoch)))
-            say(report.stage_line(stage, record, len(run.sets["test"]), folder) + ("" if fresh else " (kept)"))
+            kept = f" (from {record['from']})" if "from" in record else "" if fresh else " (kept)"
+            say(report.stage_line(stage, record, run.sizes["test"], folder) + kept)
             if fresh or stage == stages[-1]:
                 run.plot()
-        summary = run.summary()
-        published = paper.TABLE_4 if dataset.name == "MNIST" else None
-        if command.stage == "all":
-            say("\n" + report.results_table(summary, published))
+        if goal == "all":
+            of, published = paper.RESULTS.get(run.name, ("", {}))
+            say("\n" + report.results_table(run.summary(), published if run.data.name.startswith(of) else None))
         say(f"\n{folder}/: summary.json, metrics.jsonl, curves.png, filters.png")
-    return 0
 
 
 def show_networks():
@@ -152,12 +173,16 @@ def show_networks():
         "Its fully connected maxout layer has 5 pieces, as the text says: so it is built and trained. The published "
         "counts are those of 2 pieces in every maxout layer."
     )
+    as_printed = [
+        "As printed, with a first block of 32-48-64-64, it gives neither published figure. 64-64-64-64 would: "
+        f"{likely.weights:,} weights and {report.count(likely.multiplications)} multiplications."
+    ]
+    budget = ["Table 6 gives no counts: this is the budget of multiplications that the series keeps to."]
     own = {
-        networks.FITNET_3: [
-            "As printed, with a first block of 32-48-64-64, it gives neither published figure. 64-64-64-64 would: "
-            f"{likely.weights:,} weights and {report.count(likely.multiplications)} multiplications."
-        ],
+        networks.FITNET_3: as_printed,
+        networks.FITNET_3_100: as_printed,
         networks.FITNET_4_100: ["The published figure is that of 10 classes; 100 classes have 45,000 weights more."],
+        **dict.fromkeys((*networks.DEPTH_30M, *networks.DEPTH_107M), budget),
     }
     rows = []
     for network in networks.NETWORKS:
@@ -180,6 +205,8 @@ def main(arguments):
     commands = [*experiments.EXPERIMENTS, "networks", "audit"]
     if not arguments or arguments[0] in ("-h", "--help"):
         say(__doc__.strip())
+        listed = textwrap.fill(", ".join(experiments.EXPERIMENTS), 100, break_on_hyphens=False)
+        say(f"\nThe experiments:\n{listed}")
         return 0
     name, *rest = arguments
     try:

@@ -31,34 +31,35 @@ class Stage:
     loss: Callable  # (prediction, target, labels, epoch) -> (loss, d(loss)/d(prediction))
     classifies: bool = True  # its network ends in logits, so that it is judged by its errors and not by its loss
     norms: dict | None = None  # {parameter name: largest norm of a filter}
+    rates: dict | None = None  # {parameter name: times the learning rate}
     noise: bool = True  # whether dropout drops, where the network has any
 
 
-def teacher(network, norms=None):
+def teacher(network, norms=None, rates=None):
     """The teacher, on labels."""
-    return Stage("teacher", network, None, _on_labels, norms=norms)
+    return Stage("teacher", network, None, _on_labels, norms=norms, rates=rates)
 
 
-def teacher_all(network, norms=None):
+def teacher_all(network, norms=None, rates=None):
     """The trained teacher, on labels still but without its dropout: pylearn2's last phase, over all images."""
-    return Stage("teacher_all", network, None, _on_labels, norms=norms, noise=False)
+    return Stage("teacher_all", network, None, _on_labels, norms=norms, rates=rates, noise=False)
 
 
-def backprop(student, norms=None):
+def backprop(student, norms=None, rates=None):
     """The student alone, on labels."""
-    return Stage("backprop", student, None, _on_labels, norms=norms)
+    return Stage("backprop", student, None, _on_labels, norms=norms, rates=rates)
 
 
-def kd(student, teacher, tau, lam, norms=None, name="kd"):
+def kd(student, teacher, tau, lam, norms=None, rates=None, name="kd"):
     """The student on eq. 2, all of W_S.   lam: epoch -> lambda"""
 
     def loss(logits, teacher_logits, labels, epoch):
         return distillation_loss(logits, teacher_logits, labels, tau, lam(epoch))
 
-    return Stage(name, student, teacher, loss, norms=norms)
+    return Stage(name, student, teacher, loss, norms=norms, rates=rates)
 
 
-def hint(student, teacher, regressor, guided, hint, norms=None):
+def hint(student, teacher, regressor, guided, hint, norms=None, rates=None, name="hint"):
     """Lines 1-5 of Algorithm 1: W_Guided* = argmin L_HT(W_Guided, W_r).   guided, hint: the indices g and h
 
     The slices share their layers, so that line 5, copying W_Guided* back into the student, has already happened.
@@ -69,12 +70,12 @@ def hint(student, teacher, regressor, guided, hint, norms=None):
     def loss(prediction, hint, labels, epoch):
         return hint_loss(prediction, hint)
 
-    return Stage("hint", w_guided + regressor, w_hint, loss, classifies=False, norms=norms)  # lines 3, 4
+    return Stage(name, w_guided + regressor, w_hint, loss, classifies=False, norms=norms, rates=rates)  # lines 3, 4
 
 
-def fitnet(student, teacher, tau, lam, norms=None):
+def fitnet(student, teacher, tau, lam, norms=None, rates=None):
     """Line 6: W_S* = argmin L_KD(W_S) over the whole student, from where the hint stage left it."""
-    return kd(student, teacher, tau, lam, norms, name="fitnet")
+    return kd(student, teacher, tau, lam, norms, rates, name="fitnet")
 
 
 def gradient(stage, x, target, labels, epoch, rng=None, share=1.0):

@@ -98,12 +98,16 @@ def cifar_teacher(name, classes):
 
 
 def cifar_student(name, *groups, classes=10, slice=16):
-    """Table 7: three groups of 3x3 maxout layers, pooled 2x2, 2x2 and over the whole map, then fc and softmax."""
+    """Tables 6 and 7: three groups of 3x3 maxout layers, pooled 2x2, 2x2 and over the whole map; then fc, softmax."""
     pools = ((2, 2), (2, 2), (8, 8))
     blocks = []
     for group, pool in zip(groups, pools, strict=True):
         blocks += [Conv(channels, 3, pad=1) for channels in group[:-1]] + [Conv(group[-1], 3, pad=1, pool=pool)]
     return Network(name, (32, 32, 3), (*blocks, FullyConnected(500, pieces=5), Output(classes)), slice)
+
+
+def with_100_classes(network):
+    return replace(network, name=f"{network.name}, 100 classes", blocks=(*network.blocks[:-1], Output(100)))
 
 
 CIFAR10_TEACHER = cifar_teacher("CIFAR-10 teacher", 10)
@@ -112,7 +116,21 @@ FITNET_1 = cifar_student("FitNet 1", (16, 16, 16), (32, 32, 32), (48, 48, 64), s
 FITNET_2 = cifar_student("FitNet 2", (16, 32, 32), (48, 64, 80), (96, 96, 128), slice=32)
 FITNET_3 = cifar_student("FitNet 3", (32, 48, 64, 64), (80, 80, 80, 80), (128, 128, 128))
 FITNET_4 = cifar_student("FitNet 4", (32, 32, 32, 48, 48), (80,) * 6, (128,) * 6)
-FITNET_4_100 = cifar_student("FitNet 4, 100 classes", (32, 32, 32, 48, 48), (80,) * 6, (128,) * 6, classes=100)
+FITNET_1_100, FITNET_2_100, FITNET_3_100, FITNET_4_100 = map(with_100_classes, (FITNET_1, FITNET_2, FITNET_3, FITNET_4))
+
+# Table 6: deeper and thinner at about the same number of multiplications.
+DEPTH_30M = (
+    cifar_student("30M, 5 layers", (64,), (64,), (64,)),
+    cifar_student("30M, 7 layers", (16, 32), (32, 64), (64,)),
+    cifar_student("30M, 9 layers", (16, 32), (32, 32, 32), (48, 64)),
+    replace(FITNET_1, name="30M, 11 layers"),
+)
+DEPTH_107M = (
+    cifar_student("107M, 5 layers", (128,), (128,), (128,)),
+    cifar_student("107M, 7 layers", (32, 64), (80, 80), (128,)),
+    cifar_student("107M, 9 layers", (32, 32), (64, 80, 80), (96, 128)),
+    replace(FITNET_2, name="107M, 11 layers"),
+)
 
 NETWORKS = (
     MNIST_TEACHER,
@@ -123,8 +141,28 @@ NETWORKS = (
     FITNET_2,
     FITNET_3,
     FITNET_4,
+    FITNET_1_100,
+    FITNET_2_100,
+    FITNET_3_100,
     FITNET_4_100,
+    *DEPTH_30M,
+    *DEPTH_107M,
 )
+
+
+def widened(network, times):
+    """The network with so many times its channels and units: another one, whose name says so."""
+    if times == 1:
+        return network
+    blocks = [
+        replace(block, channels=max(1, round(times * block.channels)))
+        if isinstance(block, Conv)
+        else replace(block, units=max(1, round(times * block.units)))
+        if isinstance(block, FullyConnected)
+        else block
+        for block in network.blocks
+    ]
+    return replace(network, name=f"{network.name}, {times:g} times as wide", blocks=tuple(blocks))
 
 
 def as_counted(network):
@@ -200,6 +238,13 @@ def norms(network, layers):
     for i, (block, layer) in enumerate(zip(network.blocks, layers, strict=False)):
         limits |= {f"{i}.{name}": block.norm for name in layer.params if name.endswith("w") and block.norm}
     return limits
+
+
+def rates(network, layers, conv):
+    """{parameter name: conv} of the convolutions of a network, as times the learning rate."""
+    named = zip(network.blocks, range(len(layers)), strict=False)
+    own = {str(i) for block, i in named if isinstance(block, Conv)}
+    return {name: conv for name in layers.params if name.partition(".")[0] in own}
 
 
 def count(layers, x):

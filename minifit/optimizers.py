@@ -1,4 +1,7 @@
-"""SGD with momentum, RMSProp and max-norm: step(params, grads), in place. They know arrays by name, and no layers."""
+"""SGD with momentum, RMSProp and max-norm: step(params, grads), in place. They know arrays by name, and no layers.
+
+rates: {name: times the learning rate} of the arrays that learn at a rate of their own.
+"""
 
 from minifit.backend import array_module
 
@@ -6,15 +9,15 @@ from minifit.backend import array_module
 class SGD:
     """v <- momentum v - lr g;   w <- w + v."""
 
-    def __init__(self, lr, momentum=0.0):
-        self.lr, self.momentum = lr, momentum
+    def __init__(self, lr, momentum=0.0, rates=None):
+        self.lr, self.momentum, self.rates = lr, momentum, rates or {}
         self.state = {}
 
     def step(self, params, grads):
         for name, w in params.items():
             v = self.state.setdefault(name, array_module(w).zeros_like(w))
             v *= self.momentum
-            v -= self.lr * grads[name]
+            v -= self.lr * self.rates.get(name, 1.0) * grads[name]
             w += v
 
 
@@ -25,8 +28,8 @@ class RMSProp:
     U(-.005, .005) moves at all.
     """
 
-    def __init__(self, lr, decay=0.9, floor=1e-5):
-        self.lr, self.decay, self.floor = lr, decay, floor
+    def __init__(self, lr, decay=0.9, floor=1e-5, rates=None):
+        self.lr, self.decay, self.floor, self.rates = lr, decay, floor, rates or {}
         self.state = {}
 
     def step(self, params, grads):
@@ -35,7 +38,7 @@ class RMSProp:
             m = self.state.setdefault(name, xp.zeros_like(w))
             m *= self.decay
             m += (1 - self.decay) * g * g
-            w -= self.lr * g / xp.maximum(xp.sqrt(m), self.floor)
+            w -= self.lr * self.rates.get(name, 1.0) * g / xp.maximum(xp.sqrt(m), self.floor)
 
 
 def max_norm(w, limit):

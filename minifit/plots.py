@@ -25,22 +25,25 @@ COLOURS = {
 def plot_curves(metrics, path, title, chosen=None):
     """Loss and validation error of every stage against the epoch, one PNG; a dot marks the epoch that was kept.
 
-    metrics: one dict an epoch (stage, epoch, train_loss, validation_loss, validation_error but for hints)
+    metrics: one dict an epoch (stage, epoch, train_loss; where there are validation images, validation_loss and, but
+    for hints, validation_error)
     chosen: stage -> epoch; by default the first with the smallest validation error, of a hint with the smallest loss
     """
     from matplotlib.figure import Figure
 
-    runs = {stage: [m for m in metrics if m["stage"] == stage] for stage in NAMES}
+    hints = dict.fromkeys(m["stage"] for m in metrics if _kind(m["stage"]) == "hint")
+    runs = {stage: [m for m in metrics if m["stage"] == stage] for stage in {**NAMES, **hints}}
     runs = {stage: run for stage, run in runs.items() if run}
     if not runs:
         raise ValueError("plot_curves: metrics holds no epoch of any stage")
     panels = []
-    classifiers = {stage: run for stage, run in runs.items() if stage != "hint"}
-    if "hint" in runs:  # a squared distance in feature space: no scale in common with the other losses
-        panels.append(("hint loss, stage 1", {"hint": runs["hint"]}, "validation_loss"))
+    classifiers = {stage: run for stage, run in runs.items() if stage not in hints}
+    if hints:  # a squared distance in feature space: no scale in common with the other losses
+        panels.append(("hint loss, stage 1", {stage: runs[stage] for stage in hints}, "validation_loss"))
     if classifiers:
         panels.append(("loss of each stage", classifiers, "validation_loss"))
-        panels.append(("validation error, %", classifiers, "validation_error"))
+        if any("validation_error" in m for run in classifiers.values() for m in run):
+            panels.append(("validation error, %", classifiers, "validation_error"))
 
     widths = [0.75 if len(stages) == 1 and name.startswith("hint") else 1 for name, stages, _ in panels]
     figure = Figure(figsize=(1.2 + 4.3 * sum(widths), 4.2), layout="constrained")
@@ -49,6 +52,11 @@ def plot_curves(metrics, path, title, chosen=None):
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0], panels, strict=True):
         _draw_panel(axes, *panel, chosen or {})
     _save(figure, path)
+
+
+def _kind(stage):
+    """ "hint" of a second or further hint stage too."""
+    return "hint" if stage.startswith("hint_") else stage
 
 
 def _draw_panel(axes, heading, runs, key, chosen):
@@ -63,18 +71,19 @@ def _draw_panel(axes, heading, runs, key, chosen):
     for (stage, k), y in curves.items():
         epochs = np.array([m["epoch"] for m in runs[stage]])
         y = np.maximum(y, floor)
-        style = {"color": COLOURS[stage], "clip_on": False, "zorder": 3}
+        style = {"color": COLOURS[_kind(stage)], "clip_on": False, "zorder": 3}
         if k == "train_loss":
             axes.plot(epochs, y, "--", lw=1, alpha=0.7, marker="_" if len(y) == 1 else None, **style)
             continue
         axes.plot(epochs, y, "-", lw=1.8, **style)
-        measures = [m.get("validation_error", m["validation_loss"]) for m in runs[stage]]
+        measures = [m.get("validation_error", m.get("validation_loss", np.nan)) for m in runs[stage]]
         kept = epochs[np.nan_to_num(measures, nan=np.inf).argmin()]
         best = np.flatnonzero(epochs == chosen.get(stage, kept))
         axes.plot(epochs[best], y[best], "o", ms=7, mec="white", mew=1.2, **(style | {"zorder": 4}))
-        finite = y[np.isfinite(y)]
+        shown = y if np.isfinite(y).any() else curves.get((stage, "train_loss"), y)
+        finite = shown[np.isfinite(shown)]
         value = f", best {curves[stage, k][best[0]]:.2f}" if key == "validation_error" and len(best) else ""
-        ends.append((finite[-1] if len(finite) else high, LABELS[stage] + value, COLOURS[stage]))
+        ends.append((finite[-1] if len(finite) else high, LABELS.get(stage, stage) + value, COLOURS[_kind(stage)]))
 
     # Labels keep the order of the curves' ends and are pushed apart until they can be read.
     ends.sort()

@@ -1,5 +1,6 @@
 """The regressor r(v; W_r) of eq. 3: gives the guided layer's output the shape of the hint, and is then discarded."""
 
+import os
 from math import prod
 
 import numpy as np
@@ -19,6 +20,8 @@ def regressor(kind, guided, hint, pieces, rng, width=0.05, xp=np, dtype=np.float
     pieces: the non-linearity of the hint layer itself, Maxout(pieces) or, for None, ReLU. Section 2.2 of the paper.
     """
     m = pieces or 1
+    if kind == "fc":
+        refuse_more_than_memory(weights(kind, guided, hint, pieces))
     if kind == "none":
         if guided != hint:
             raise UserError(f"regressor none: guided {guided} and hint {hint} differ; conv or fc would fit")
@@ -38,6 +41,30 @@ def regressor(kind, guided, hint, pieces, rng, width=0.05, xp=np, dtype=np.float
         )
     w, b = draw((k1, k2, guided[2], m * hint[2]), rng, width, xp, dtype)
     return Sequential([Conv2d(w, b), activation(pieces)])
+
+
+def weights(kind, guided, hint, pieces):
+    """How many weights a regressor has, before any is allocated; 0 where none is needed or none would fit."""
+    m = pieces or 1
+    if kind == "fc":
+        return prod(guided) * m * prod(hint)
+    if kind == "none" or len(guided) != 3 or len(hint) != 3:
+        return 0
+    return max(0, guided[0] - hint[0] + 1) * max(0, guided[1] - hint[1] + 1) * guided[2] * m * hint[2]
+
+
+def refuse_more_than_memory(n):
+    """UserError for more weights than this machine could train.
+
+    Training holds them in single precision about ten times: as drawn, in float64; as the workers read them; two sums of
+    gradients; the optimiser's state; the best so far; and the file that is written.
+    """
+    needed, there = 40 * n, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"regressor fc: its {n:,} weights take about {needed / 2**30:.1f} GiB to train, and this machine has "
+            f"{there / 2**30:.1f}; conv would fit"
+        )
 
 
 def pieces_of(layer):

@@ -99,7 +99,7 @@ def results_table(summary, published=None, markdown=False):
     places = max((len(text.partition(".")[2]) for text in paper.values()), default=0)
     # FitNet's time is that of both stages of Algorithm 1, or its row would look cheaper than it is.
     seconds = {stage: record["seconds"] for stage, record in stages.items()}
-    hint_seconds = seconds.pop("hint", 0.0)
+    hint_seconds = sum(seconds.pop(stage) for stage in list(seconds) if stage.startswith("hint"))
     if "fitnet" in seconds:
         seconds["fitnet"] += hint_seconds
     unit, size = ("minutes", 60) if max(seconds.values(), default=0) >= 60 else ("seconds", 1)
@@ -125,6 +125,13 @@ def results_table(summary, published=None, markdown=False):
 
     images = summary["test_images"]
     captions = [f"{summary['data']}, {images:,} test images, seed {summary['seed']}, preset {summary['preset']}."]
+    if "teacher" in summary:
+        captions.append(f"Teacher: {summary['teacher']}. Student: {summary['student']}.")
+        captions.append(f"Trained on {summary['train_images']:,} images; {_chosen(summary['validation_images'])}.")
+    if "from" in stages.get("teacher", {}):
+        captions.append(f"The teacher was trained in {stages['teacher']['from']}.")
+    if paper and summary["preset"] != "paper":
+        captions.append("The paper's figures are those of its own teacher and of schedules of up to 500 epochs.")
     errors = (stages.get(stage, {}).get("test_error") for stage in ("fitnet", "kd", "backprop", "teacher"))
     error = next(filter(None, errors), None)
     if error and images:
@@ -135,17 +142,24 @@ def results_table(summary, published=None, markdown=False):
     return table(lines, header, markdown) + "\n\n" + (" " if markdown else "\n").join(captions)
 
 
+def _chosen(validation):
+    return f"{validation:,} others chose the epoch" if validation else "no images were left to choose the epoch"
+
+
 def epoch_line(record):
     """One line after an epoch: how it went and how long it took."""
     error = f", validation error {record['validation_error']:.2f} %" if "validation_error" in record else ""
-    losses = f"loss {record['train_loss']:.4g}, validation loss {record['validation_loss']:.4g}"
+    losses = f"loss {record['train_loss']:.4g}"
+    if "validation_loss" in record:
+        losses += f", validation loss {record['validation_loss']:.4g}"
     return f"{record['stage']} epoch {record['epoch']}: {losses}{error}, {duration(record['seconds'])}"
 
 
 def stage_line(stage, record, test_images=None, folder=None):
     """One line after a stage: how well it does, at which epoch, how long it took and where it lies."""
     if record.get("test_error") is None and record.get("validation_error") is None:
-        measure, validation = f"loss {record['test_loss']:.4g}", f"{record['validation_loss']:.4g}"
+        measure = f"loss {record['test_loss']:.4g}" + (f" ({test_images:,} images)" if test_images else "")
+        validation = f"{record['validation_loss']:.4g}" if "validation_loss" in record else "none"
     else:
         measure, validation = "error -", "among the training images"
         if record.get("validation_error") is not None:

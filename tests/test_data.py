@@ -77,10 +77,9 @@ def test_what_was_written_is_what_is_read(tmp_path, spelling, subfolder):
         (loaded.images, loaded.labels, (arrays[IMAGES], arrays[LABELS])),
         (loaded.test_images, loaded.test_labels, (arrays[TEST_IMAGES], arrays[TEST_LABELS])),
     ):
-        assert images.dtype == np.float32 and labels.dtype == np.int64
+        assert images.dtype == np.uint8 and labels.dtype == np.int64
         assert images.shape == (len(labels), 28, 28, 1)
-        assert images.min() >= 0 and images.max() <= 1
-        np.testing.assert_array_equal(np.rint(255 * images[..., 0]), stored[0])
+        np.testing.assert_array_equal(images[..., 0], stored[0])
         np.testing.assert_array_equal(labels, stored[1])
 
 
@@ -255,9 +254,9 @@ def test_an_unknown_set_is_one_line_that_lists_the_known_ones():
 def test_drawn_digits_have_the_form_of_every_set():
     drawn = data.load("digits", train=60, test=20)
     assert drawn.name == "digits"
-    assert drawn.images.shape == (60, 28, 28, 1) and drawn.images.dtype == np.float32
+    assert drawn.images.shape == (60, 28, 28, 1) and drawn.images.dtype == np.uint8
     assert drawn.test_images.shape == (20, 28, 28, 1) and drawn.test_labels.dtype == np.int64
-    assert 0 <= drawn.images.min() < 0.1 and 0.9 < drawn.images.max() <= 1
+    assert 0 <= drawn.images.min() < 26 and 229 < drawn.images.max() <= 255
 
 
 def test_a_folder_for_digits_is_one_line_because_they_are_drawn(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from minifit import UserError, checkpoints, data, fitnets, runs, training
+from minifit.data.preprocessing import unit
 from minifit.experiments import DIGITS, EXPERIMENTS, Experiment
 from minifit.networks import Conv, Network, Output, build
 from minifit.outline import outline
@@ -33,8 +34,8 @@ CONFIG = replace(
     teacher=replace(SCHEDULE, optimizer="sgd", momentum=0.5),
     stage1=SCHEDULE,
     student=SCHEDULE,
-    guided=2,
-    hint=1,
+    guided=(2,),
+    hint=(1,),
     lam_end=4,
     keep_input=0.8,
     keep=0.5,
@@ -123,7 +124,8 @@ def test_the_plan_says_what_each_stage_trains_and_how_far_it_is(new_run, finishe
         perform(new_run(tmp_path), "backprop", interrupt_at("backprop", 1))
     rows = {row["stage"]: row for row in outline(new_run(tmp_path), fitnets.NAMES)}
     assert [rows[name]["state"] for name in fitnets.NAMES] == ["to train", "at epoch 1", *["to train"] * 3]
-    assert rows["hint"]["trains"] == "student, layers 1-2, and regressor" and rows["teacher"]["trains"] == "teacher"
+    assert rows["hint"]["trains"] == "deep, layers 1-2, and regressor"
+    assert rows["teacher"]["trains"] == "wide" and rows["kd"]["trains"] == "deep"
     assert [rows[name]["loss"] for name in fitnets.NAMES] == ["labels", "labels", "eq. 2", "eq. 3", "eq. 2"]
     assert rows["teacher"]["weights"] == 8 * 8 * 10 + 3 * 3 * 5 * 12 + 6 * 10
     assert all(row["epochs"] == 2 and row["estimate"] > 0 for row in rows.values())
@@ -180,7 +182,7 @@ def test_student_stages_of_a_seed_start_from_the_same_weights_and_other_seeds_fr
 
 @pytest.mark.parametrize("init", ["scaled", "uniform"])
 def test_weights_start_as_the_settings_say(init, new_run, tmp_path):
-    config = replace(CONFIG, init=init, regressor_init=init, width=0.25, regressor_width=0.125, hint=2, guided=3)
+    config = replace(CONFIG, init=init, regressor_init=init, width=0.25, regressor_width=0.125, hint=(2,), guided=(3,))
     run = new_run(tmp_path, config)
     network = run.stage("teacher").network
     perform(run, "teacher")
@@ -216,10 +218,10 @@ def test_the_teacher_is_called_as_trained_and_without_noise_and_its_file_is_not_
     best = checkpoints.load(finished / "teacher.h5")[1]["best"]  # with dropout in front, names count from 1
     checkpoints.restore(teacher.params, {f"{k[0]}.{int(k[2]) - 1}{k[3:]}": a for k, a in best.items()}, "")
     for part, images in (("train", digits.images[:48]), ("test", digits.test_images)):
-        np.testing.assert_allclose(run.with_target(stage, part).target, teacher(images), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(run.with_target(stage, part).target, teacher(unit(images)), rtol=1e-4, atol=1e-5)
     hint = run.stage("hint")
     np.testing.assert_allclose(
-        run.with_target(hint, "validation").target, teacher[:1](digits.images[48:]), rtol=1e-4, atol=1e-5
+        run.with_target(hint, "validation").target, teacher[:1](unit(digits.images[48:])), rtol=1e-4, atol=1e-5
     )
 
 
@@ -228,7 +230,7 @@ def test_images_are_the_first_to_train_the_last_to_validate_and_the_first_to_tes
     found = {part: run.sets[part].x for part in ("train", "validation", "test")}
     wanted = {"train": digits.images[:30], "validation": digits.images[44:], "test": digits.test_images[:5]}
     for part, x in wanted.items():
-        np.testing.assert_array_equal(found[part], x)
+        np.testing.assert_array_equal(found[part], unit(x))
     assert "want more" in refusal(new_run, tmp_path, replace(CONFIG, train=49))
     assert "want more" in refusal(new_run, tmp_path, replace(CONFIG, test=17))
 
@@ -248,7 +250,9 @@ def test_the_test_set_is_looked_at_once_a_stage_and_after_training(new_run, tmp_
 
 def test_the_summary_holds_what_came_out_of_each_stage(new_run, finished):
     summary = json.loads((finished / "summary.json").read_text())
-    expected = {"experiment": "digits", "preset": "default", "data": "digits", "seed": 0, "test_images": 16}
+    expected = {"experiment": "digits", "preset": "default", "data": "digits", "seed": 0}
+    expected |= {"teacher": "wide", "student": "deep"}
+    expected |= {"train_images": 48, "validation_images": 16, "test_images": 16}
     assert {key: value for key, value in summary.items() if key != "stages"} == expected
     assert list(summary["stages"]) == list(fitnets.NAMES)
     run, log = new_run(finished), metrics(finished)
@@ -411,7 +415,7 @@ def misfit(new_run, folder, **changes):
 
 
 def test_a_hint_that_does_not_fit_is_one_line_with_both_shapes_and_what_would_fit(new_run, tmp_path):
-    larger = misfit(new_run, tmp_path, guided=5, hint=1)
+    larger = misfit(new_run, tmp_path, guided=(5,), hint=(1,))
     assert "(8, 8, 12)" in larger and "(10, 10, 48)" in larger and "fc would fit" in larger
     differ = misfit(new_run, tmp_path, regressor="none")
     assert differ.count("(") >= 2 and "conv or fc would fit" in differ

@@ -157,9 +157,9 @@ def test_training_lowers_the_loss(tmp_path):
 def test_an_epoch_meets_every_image_once_in_an_order_of_its_own(tmp_path, monkeypatch):
     met, gradient = [], Pass.gradient
 
-    def listening(self, indices, epoch, noise):
+    def listening(self, indices, epoch, noise, choices):
         met.append((epoch, noise, indices))
-        return gradient(self, indices, epoch, noise)
+        return gradient(self, indices, epoch, noise, choices)
 
     monkeypatch.setattr(Pass, "gradient", listening)
     run(make_stage("backprop"), SGD, tmp_path / "a.h5")

@@ -10,7 +10,7 @@ from minifit.data import cifar, digits, mnist
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images float32 (N, H, W, C) with pixels in [0, 1], in the source's order, and their labels int64 (N,)."""
+    """Images as stored, uint8 (N, H, W, C), in the source's order, and their labels int64 (N,)."""
 
     name: str  # what results may call it
     images: np.ndarray
@@ -19,11 +19,12 @@ class Dataset:
     test_labels: np.ndarray
 
 
-def load(name, data_dir=None, progress=True, **settings):
+def load(name, data_dir=None, progress=True, train=None, test=None, **settings):
     """The Dataset called `name`: "mnist", "cifar10" or "cifar100", read from `data_dir`, or found, or downloaded; or
     "digits", drawn here.
 
-    settings: of digits, the counts `train` and `test`, and `seed`
+    train, test: how many images are wanted, if not any number: as many are drawn, while what is read is read whole
+    settings: of digits, `seed`; of the others, `mirrors`
     """
     if name == "mnist":
         name, images, labels, test_images, test_labels = mnist.load(data_dir, progress, **settings)
@@ -32,12 +33,8 @@ def load(name, data_dir=None, progress=True, **settings):
     elif name == "digits":
         if data_dir is not None:
             raise UserError(f"--data-dir {data_dir}: digits are drawn here, not read; leave it out")
+        settings |= {part: count for part, count in (("train", train), ("test", test)) if count is not None}
         name, images, labels, test_images, test_labels = digits.load(**settings)
     else:
         raise UserError(f"there is no data set {name!r}: choose mnist, digits, cifar10 or cifar100")
-    return Dataset(name, _unit(images), labels.astype(np.int64), _unit(test_images), test_labels.astype(np.int64))
-
-
-def _unit(images):
-    """Bytes to float32 in [0, 1], with no float64 array on the way."""
-    return np.divide(images, np.float32(255), dtype=np.float32)
+    return Dataset(name, images, labels.astype(np.int64), test_images, test_labels.astype(np.int64))

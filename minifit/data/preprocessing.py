@@ -1,4 +1,6 @@
-"""Global contrast normalisation and ZCA whitening: how pylearn2, and with it the paper, prepares CIFAR's images.
+"""From stored bytes to what networks see: pixels in [0, 1], or global contrast normalisation and ZCA whitening.
+
+Whitening is how pylearn2, and with it the paper, prepares CIFAR's images.
 
 The statistics come from the training images that are given and from nothing else. It is they that are cached, and not
 the whitened images: 76 MB against 740, and most of the time, since to apply them is one matrix product. They are
@@ -16,6 +18,11 @@ import numpy as np
 from minifit import UserError, __version__, checkpoints
 
 SLICE = 1000  # images that are handled at once: in float64, 25 MB of CIFAR
+
+
+def unit(images):
+    """Bytes to float32 in [0, 1], with no float64 array on the way."""
+    return np.divide(images, np.float32(255), dtype=np.float32)
 
 
 def contrast(images, scale=55.0):

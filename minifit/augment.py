@@ -1,0 +1,48 @@
+"""Random flips and crops: drawn on the host from the run's generator, applied by whichever worker has the images.
+
+A crop of the image with `pad` pixels of zeros on each side, of the image's own size, is the image shifted by up to
+`pad` pixels, zeros moving in. In whitened images, zero is about the mean of each pixel over the training set.
+
+The paper flips [A.1.2]; its released code also crops, with pad = 8, from whitened images.
+"""
+
+import numpy as np
+
+from minifit.backend import array_module
+
+
+def draw(rng, count, flips=True, pad=0):
+    """What to do with each of `count` images: choices int16 (count, 3).
+
+    choices[i] = (1 to mirror it left to right or 0, pixels to shift it down, pixels to shift it right)
+    """
+    if pad < 0:
+        raise ValueError(f"draw: pad is {pad}, wanted 0 or more pixels")
+    choices = np.zeros((count, 3), np.int16)
+    if flips:
+        choices[:, 0] = rng.integers(2, size=count)
+    if pad:
+        choices[:, 1:] = rng.integers(-pad, pad + 1, (count, 2))
+    return choices
+
+
+def apply(x, choices):
+    """The images, each mirrored and then shifted as `draw` chose; x is not written to.
+
+    x (N, H, W, C), on either backend    choices (N, 3), on the host
+    """
+    N, H, W, C = x.shape
+    if choices.shape != (N, 3):
+        raise ValueError(f"apply: choices {choices.shape} for images {x.shape}, wanted ({N}, 3)")
+    mirror, down, right = (column[:, None] for column in choices.astype(np.int64).T)
+    for shift in zip(down[:, 0].tolist(), right[:, 0].tolist(), strict=True):
+        if abs(shift[0]) >= H or abs(shift[1]) >= W:
+            raise ValueError(f"apply: a shift by {shift} leaves nothing of an image of {H}x{W}")
+    # Pixel (row, column) of the result is this one of the image, or 0 where the image has none.
+    row, column = np.arange(H) - down, np.arange(W) - right
+    inside = ((row >= 0) & (row < H))[:, :, None] & ((column >= 0) & (column < W))[:, None, :]
+    column = np.where(mirror, W - 1 - column, column)
+    pixel = (np.arange(N)[:, None, None] * H + row[:, :, None]) * W + column[:, None, :]
+    xp = array_module(x)
+    y = x.reshape(N * H * W, C)[xp.asarray(np.where(inside, pixel, 0))]
+    return y if inside.all() else xp.where(xp.asarray(inside)[..., None], y, 0)

@@ -1,0 +1,72 @@
+"""A trained teacher for the students of another run: teachers are dear, and one may serve every student and seed."""
+
+import json
+from pathlib import Path
+
+from minifit import UserError, checkpoints
+from minifit.checkpoints import digest, read_json, write_json, write_text
+from minifit.runs import differences, flat, whole_lines
+
+# What makes a teacher what it is, beside its schedule. Any seed will do.
+SETTINGS = (
+    "data",
+    "images",
+    "train",
+    "validation",
+    "test",
+    "preprocessing",
+    "flips",
+    "crops",
+    "networks.teacher",
+    "epochs.teacher",
+    "teacher_all",
+    "keep_input",
+    "keep",
+    "init",
+    "width",
+)
+
+
+def take_teacher(run, source):
+    """Copies the teacher of the run directory `source` into the run's, with its figures and where it is from.
+
+    UserError where it is not what the run itself would train, but for the seed, or where the run has one of its own.
+    """
+    source = Path(source)
+    for name in ["teacher"] + ["teacher_all"] * (run.config.teacher_all > 0):
+        record, groups = _trained(run, source, name)
+        path = run.folder / f"{name}.h5"
+        if path.exists():
+            mine = checkpoints.load(path)[1]["best"]
+            if digest(mine.values()) != digest(groups["best"].values()):
+                raise UserError(f"--teacher-from {source}: {run.folder} has a {name} of its own")
+            continue
+        figures = read_json(source / "summary.json").get("stages", {}).get(name)
+        if figures is None:
+            raise UserError(f"--teacher-from {source}: its summary.json has no {name}")
+        summary = run.summary()
+        summary["stages"][name] = figures | {"from": str(source)}
+        write_json(run.folder / "summary.json", summary)
+        run.forget_after(name)
+        lines = [line for line in whole_lines(source / "metrics.jsonl") if json.loads(line)["stage"] == name]
+        write_text(run.folder / "metrics.jsonl", "".join(run.lines() + lines))
+        record["identity"] |= {"settings": run.settings(), "from": str(source)}
+        checkpoints.save(path, record, **groups)  # last: before it, nothing else counts
+
+
+def _trained(run, source, name):
+    path = source / f"{name}.h5"
+    if not path.exists():
+        raise UserError(f"--teacher-from {source}: there is no {path.name} in it")
+    record, groups = checkpoints.load(path)
+    if not record.get("finished"):
+        raise UserError(f"--teacher-from {source}: its {name} is not finished")
+    old, new = (
+        {key: value for key, value in flat(settings).items() if key in SETTINGS or key.startswith("teacher.")}
+        | {"teacher_width": settings.get("teacher_width")}
+        for settings in (record["identity"]["settings"], run.settings())
+    )
+    differing = differences(old, new)
+    if differing:
+        raise UserError(f"--teacher-from {source}: a teacher of other settings: {differing}")
+    return record, groups
