@@ -145,10 +145,11 @@ class Minifit:
     def grown(self):
         """Bytes: the peak of every process of the team, less what it held before the network was built.
 
-        An upper bound, for a page that processes share counts once for each that has touched it.
+        What they share, and never give back, counts once. An upper bound, for they need not peak at the same time.
         """
-        team = [process.pid for process in self.passes.team.processes]
-        return memory(["self", *team], "VmHWM") - self.before
+        team = ["self", *(process.pid for process in self.passes.team.processes)]
+        shared = [memory([process], "RssShmem") for process in team]
+        return memory(team, "VmHWM") - sum(shared) + max(shared) - self.before
 
 
 class Torch:

@@ -39,19 +39,19 @@ def convolutions(layer, x):
 
 def errors(name, size, kernel, pad, rng):
     x, w = rng.normal(size=(IMAGES, *size, kernel[2])), rng.normal(size=kernel)
-    methods = {"definition": Unfolded(pad)}
+    methods, single = {"definition": Unfolded(pad)}, np.dtype(np.float32)
     if len(x) * w.size <= SMALL:
         methods["stacked"] = Stacked(pad)
     if kernel[:2] == (3, 3):
-        methods["Winograd"] = winograd(size, (3, 3), pad)
+        methods["Winograd"] = winograd(size, (3, 3), pad, single)
     if sum(size) + 2 * pad <= LARGEST:
-        methods["Fourier"] = fourier(size, kernel[:2], pad)
+        methods["Fourier"] = fourier(size, kernel[:2], pad, single)
     y, kept = methods["definition"].forward(x, w)
     dy = rng.normal(size=y.shape)
     exact = y, *methods["definition"].backward(dy, kept, w)
-    chosen = choose(x, w, pad)
+    chosen = choose(x.astype(single), w, pad)
     for method_name, method in methods.items():
-        x32, w32, dy32 = (a.astype(np.float32) for a in (x, w, dy))
+        x32, w32, dy32 = (a.astype(single) for a in (x, w, dy))
         y32, kept = method.forward(x32, w32)
         found = y32, *method.backward(dy32, kept, w32)
         worst = [np.abs(a - b).max() / np.sqrt((b * b).mean()) for a, b in zip(found, exact, strict=True)]

@@ -50,7 +50,9 @@ def save(path, attributes, **groups):
                 for name, array in sorted(arrays.items()):
                     file.create_dataset(f"{group}/{name}", data=array)
                 file.require_group(group)
-        temporary.write_bytes(content.getvalue() + hashlib.sha256(content.getbuffer()).digest())
+        with open(temporary, "wb") as file:
+            file.write(content.getbuffer())
+            file.write(hashlib.sha256(content.getbuffer()).digest())
 
     write_atomically(path, write)
 

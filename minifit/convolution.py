@@ -16,6 +16,7 @@ from minifit.backend import array_module
 from minifit.patches import fold, images_innermost, unfold
 
 SMALL = 10**6  # multiplications of a matrix product up to which OpenBLAS does not pack the matrices first
+BLOCK = 2**22  # numbers of a transformed gradient that are made at a time, for the memory's sake
 FEW = 8  # images, below which their numbers are too short a run
 
 
@@ -27,22 +28,22 @@ def choose(x, w, pad):
     if array_module(x) is not np or not len(x):
         return Unfolded(pad)
     stacked = len(x) >= FEW and len(x) * w.size <= SMALL
-    return _fewest(Stacked(pad) if stacked else Unfolded(pad), x.shape[1:3], w.shape, pad)
+    return _fewest(Stacked(pad) if stacked else Unfolded(pad), x.shape[1:3], w.shape, pad, x.dtype)
 
 
 @lru_cache(maxsize=1024)
-def _fewest(definition, size, kernel, pad):
+def _fewest(definition, size, kernel, pad, dtype):
     # Padding so wide that windows hold nothing else is left to the definition, which gives them exact zeros: on these,
     # pieces with equal biases tie as they should.
     method, fewest = definition, definition.weight * multiplications(size, kernel, pad)
     if pad >= min(kernel[:2]):
         return definition
     if kernel[:2] == (3, 3):
-        other = winograd(size, kernel[:2], pad)
+        other = winograd(size, kernel[:2], pad, dtype)
         if other.multiplications(kernel) < fewest:
             method, fewest = other, other.multiplications(kernel)
     if fourier_multiplications(size, kernel, pad) < fewest:
-        method = fourier(size, kernel[:2], pad)
+        method = fourier(size, kernel[:2], pad, dtype)
     return method
 
 
@@ -192,19 +193,18 @@ class Filtered:
 
     def forward(self, x, w):
         r, s, c, k = w.shape
-        a, b, g = (matrix.astype(x.dtype, copy=False) for matrix in (self.a, self.b, self.g))
-        u = (g @ w.reshape(r * s, c * k)).reshape(len(g), c, k)
-        v = _product(b, self._cut(x))  # (F, T C), T = N tiles
-        z = _rows(len(b), v.shape[1] // c * k, x.dtype)
+        u = (self.g @ w.reshape(r * s, c * k)).reshape(-1, c, k)
+        v = _product(self.b, self._cut(x))  # (F, T C), T = N tiles
+        z = _rows(len(u), v.shape[1] // c * k, x.dtype)
         np.matmul(_split(v, c), u, out=_split(z, k))  # F times (T, C) (C, K)
-        return self._join(_product(a, z), len(x), k), (u, v, x.shape)
+        return self._join(_product(self.a, z), len(x), k), (u, v, x.shape)
 
     def backward(self, dy, kept, w):
         u, v, shape = kept
         dz = self._products(dy)
         dv = _rows(*v.shape, dy.dtype)
         np.matmul(dz, u.transpose(0, 2, 1), out=_split(dv, shape[3]))  # F times (T, K) (K, C)
-        dx = self._cut_adjoint(_product(self.b.astype(dy.dtype, copy=False).T, dv), shape)
+        dx = self._cut_adjoint(_product(self.b.T, dv), shape)
         return dx, self._filters(dz, kept, w)
 
     def weight_gradient(self, dy, kept, w):
@@ -212,12 +212,15 @@ class Filtered:
 
     def _products(self, dy):
         """The gradient with respect to the F products, (F, T, K)."""
-        return _split(_product(self.a.astype(dy.dtype, copy=False).T, self._join_adjoint(dy)), dy.shape[3])
+        return _split(_product(self.a.T, self._join_adjoint(dy)), dy.shape[3])
 
     def _filters(self, dz, kept, w):
-        _, v, shape = kept
-        du = np.matmul(_split(v, shape[3]).transpose(0, 2, 1), dz)  # F times (C, T) (T, K)
-        return (self.g.astype(dz.dtype, copy=False).T @ du.reshape(len(du), -1)).reshape(w.shape)
+        v, (r, s, c, k) = kept[1], w.shape
+        dw, some = np.zeros((r * s, c * k), dz.dtype), max(1, BLOCK // (c * k))
+        for part in (slice(i, i + some) for i in range(0, len(self.g), some)):
+            du = np.matmul(_split(v[part], c).transpose(0, 2, 1), dz[part])  # F times (C, T) (T, K)
+            dw += self.g[part].T @ du.reshape(len(du), c * k)
+        return dw.reshape(w.shape)
 
     def _cut(self, x):
         """x (N, H, W, C) -> (L1 L2, T C): every tile's inputs."""
@@ -287,7 +290,7 @@ POINTS = (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
 
 @lru_cache(maxsize=1024)
-def winograd(size, kernel, pad, m=4, points=POINTS):
+def winograd(size, kernel, pad, dtype, m=4, points=POINTS):
     """F(m x m, R x S) on tiles of the map, by Toom and Cook's matrices.   Lavin and Gray 2016.
 
     size (H, W), kernel (R, S) with R = S; m + R - 2 points, and infinity.
@@ -301,10 +304,11 @@ def winograd(size, kernel, pad, m=4, points=POINTS):
     def evaluate(coefficients):
         return np.array([[p**i for i in range(coefficients)] for p in points] + [[0] * (coefficients - 1) + [1]], float)
 
-    a, b, g = evaluate(m).T, np.linalg.inv(evaluate(n)).T, evaluate(r)
+    matrices = evaluate(m).T, np.linalg.inv(evaluate(n)).T, evaluate(r)
     outputs = tuple(extent + 2 * pad - r + 1 for extent in size)
     grid = tuple(-(-extent // m) for extent in outputs)
-    return Filtered(*(np.kron(matrix, matrix) for matrix in (a, b, g)), pad, (n, n), (m, m), grid, outputs)
+    a, b, g = (np.kron(matrix, matrix).astype(dtype) for matrix in matrices)
+    return Filtered(a, b, g, pad, (n, n), (m, m), grid, outputs)
 
 
 def fourier_multiplications(size, kernel, pad):
@@ -317,7 +321,7 @@ def fourier_multiplications(size, kernel, pad):
 
 
 @lru_cache(maxsize=1024)
-def fourier(size, kernel, pad):
+def fourier(size, kernel, pad, dtype):
     """The whole map as one tile, by the discrete Fourier transform: for large filters on small maps.
 
     Correlation is Y = X conj(W), frequency by frequency, for transforms so long that what wraps around the border meets
@@ -345,4 +349,4 @@ def fourier(size, kernel, pad):
     b = np.concatenate([(xr + xi)[pair], xr[pair], xi[pair], xr[real]])
     g = np.concatenate([wr[pair], (wr + wi)[pair], (wr - wi)[pair], wr[real]])
     a = np.concatenate([(yr + yi)[pair], -yi[pair], -yr[pair], yr[real]]).T
-    return Filtered(a, b, g, pad, size, outputs, (1, 1), outputs)
+    return Filtered(*(matrix.astype(dtype) for matrix in (a, b, g)), pad, size, outputs, (1, 1), outputs)

@@ -19,7 +19,7 @@ from minifit.backend import array_module, to_host
 from minifit.fitnets import gradient, linear, measure
 from minifit.layers import Sequential
 from minifit.optimizers import SGD, RMSProp, max_norm
-from minifit.workers import Team, shared
+from minifit.workers import Team, return_freed_memory, shared
 
 LANES = 8  # the most partial sums of a minibatch, and so the most workers of use ...
 LANES_MEMORY = 2**27  # ... and fewer, but two at least, where they would take more bytes than this
@@ -82,9 +82,11 @@ class Pass:
     """
 
     def __init__(self, stage, sets, slice_size, workers):
-        self.stage, self.params = stage, stage.network.params
-        self.xp = array_module(*self.params.values())
+        self.stage, self.xp = stage, array_module(*stage.network.params.values())
         self.on_host = self.xp is np
+        if self.on_host:
+            share(stage.network)  # before the team is forked, so that every worker reads what the optimiser wrote
+        self.params = stage.network.params
         self.sets = sets if self.on_host else {name: self._upload(s) for name, s in sets.items()}
         self.slice_size = slice_size if self.on_host else sys.maxsize
         self.chunk = slice_size if self.on_host else CHUNK
@@ -92,8 +94,6 @@ class Pass:
         self.spans = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
         total, dtype = sum(sizes.values()), next(iter(self.params.values())).dtype
         self.lanes = min(LANES, max(2, LANES_MEMORY // (total * dtype.itemsize)))
-        self.weights = shared((total,), dtype) if self.on_host else None
-        self.edition, self.read = shared((1,), np.int64), 0  # of the weights: the newest, and this process's own
         self.sums = shared((self.lanes, total), dtype) if self.on_host else self.xp.zeros((1, total), dtype)
         self.team = Team(workers if self.on_host else 1, {"gradient": self._gradient, "measure": self._measure})
 
@@ -106,7 +106,6 @@ class Pass:
         ends = [slice(i, i + self.slice_size) for i in range(0, n, self.slice_size)]
         slices = [(indices[part], None if choices is None else choices[part]) for part in ends]
         lanes = min(self.lanes, len(slices))
-        self._publish()
         losses = self.team.run("gradient", [(k, slices[k::lanes], n, epoch, noise) for k in range(lanes)])
         total = self.sums[0]
         for lane in range(1, lanes):
@@ -117,13 +116,11 @@ class Pass:
     def measure(self, name, epoch):
         """(mean loss, errors) over the set of that name, without noise."""
         n = len(self.sets[name])
-        self._publish()
         parts = self.team.run("measure", [(name, i, min(i + self.chunk, n), epoch) for i in range(0, n, self.chunk)])
         return sum(loss for loss, _ in parts) / n, sum(errors for _, errors in parts)
 
     def _gradient(self, job):
         lane, slices, n, epoch, noise = job
-        self._read()
         total, loss = self.sums[lane], 0.0
         total[...] = 0
         for i, (indices, choices) in enumerate(slices):
@@ -143,7 +140,6 @@ class Pass:
 
     def _measure(self, job):
         name, start, stop, epoch = job
-        self._read()
         part = self.sets[name][start:stop]
         loss, errors = measure(self.stage, part.x, part.target, part.labels, epoch)
         return float(loss) * (stop - start), int(errors)
@@ -156,26 +152,23 @@ class Pass:
         p, start = self.params[name], self.spans[name]
         return vector[start : start + p.size].reshape(p.shape)
 
-    def _publish(self):
-        """Makes the weights known to the workers, who read them when they next have work."""
-        if self.on_host:
-            for name, p in self.params.items():
-                self._view(self.weights, name)[...] = p
-            self.edition[0] += 1
-            self.read = int(self.edition[0])
-
-    def _read(self):
-        if self.on_host and self.read != self.edition[0]:
-            for name, p in self.params.items():
-                p[...] = self._view(self.weights, name)
-            self.read = int(self.edition[0])
-
     def __enter__(self):
         self.team.__enter__()
         return self
 
     def __exit__(self, *exception):
         self.team.__exit__(*exception)
+
+
+def share(layer):
+    """Moves the parameters of a layer, or of all layers of a network, to memory that forked processes share."""
+    if isinstance(layer, Sequential):
+        for inner in layer:
+            share(inner)
+        return
+    for name, p in layer.params.items():
+        layer.params[name] = shared(p.shape, p.dtype)
+        layer.params[name][...] = p
 
 
 def outputs(network, x, slice_size, workers, progress=False):
@@ -224,8 +217,8 @@ def fit(
     draw: (rng, n) -> how each of n training images is augmented, anew in every epoch; None: they stay as they are
     Returns what was chosen: epochs run, best epoch, its validation loss and errors.
     """
-    params, optimizer = stage.network.params, schedule.make(stage.rates)
-    n = len(sets["train"])
+    examples, optimizer = Pass(stage, sets, slice_size, workers), schedule.make(stage.rates)
+    params, n = examples.params, len(sets["train"])
     steps, validated = ceil(n / schedule.batch), len(sets["validation"]) > 0
     state = {"epoch": 0, "best_epoch": 0, "best_loss": None, "best_errors": None, "finished": False}
     best = {}
@@ -239,7 +232,7 @@ def fit(
         optimizer.state = {name: xp.asarray(a) for name, a in saved["optimizer"].items()}
         rng.bit_generator.state = state["rng"]
 
-    with Pass(stage, sets, slice_size, workers) as examples, np.errstate(all="ignore"):
+    with examples, np.errstate(all="ignore"):
         while not stopped(state, schedule, until):
             epoch, began, total = state["epoch"] + 1, time.perf_counter(), 0.0
             order = rng.permutation(n)
@@ -282,6 +275,7 @@ def fit(
             log(record)
             state |= {"finished": False, "rng": rng.bit_generator.state}
             state["finished"] = stopped(state, schedule, until)
+            return_freed_memory()  # a checkpoint is three times the weights
             checkpoints.save(
                 path,
                 {"identity": identity, **state},

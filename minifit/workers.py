@@ -132,17 +132,21 @@ class Team:
 
 
 def keep_freed_memory():
-    """Asks glibc to keep freed arrays for the next one of their size.
+    """Asks glibc to keep freed arrays for the next one of their size, until `return_freed_memory`.
 
     By default an array above 32 MiB at the most is mapped and unmapped each time, and its page faults cost more than
-    the arithmetic done on it. Elsewhere than on glibc this does nothing.
+    the arithmetic done on it. Elsewhere than on glibc neither does anything.
     """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return
     trim_threshold, mmap_max = -1, -4  # from malloc.h
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_max, 0)
+    _glibc("mallopt", trim_threshold, 2**31 - 1)
+    _glibc("mallopt", mmap_max, 0)
+
+
+def return_freed_memory():
+    """Gives what `keep_freed_memory` kept back to the system, before something else needs as much."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function, *arguments):
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), function, lambda *_: None)(*arguments)

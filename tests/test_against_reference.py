@@ -121,7 +121,7 @@ def test_the_table_reaches_every_way_of_computing_a_convolution(monkeypatch):
     chosen = set()
 
     def spy(x, w, pad):
-        method, at = convolution.choose(x, w, pad), (x.shape[1:3], w.shape[:2], pad)
+        method, at = convolution.choose(x, w, pad), (x.shape[1:3], w.shape[:2], pad, x.dtype)
         by_winograd = w.shape[:2] == (3, 3) and method is convolution.winograd(*at)
         by_fourier = method is convolution.fourier(*at)
         chosen.add("winograd" if by_winograd else "fourier" if by_fourier else type(method).__name__)
@@ -141,10 +141,10 @@ def test_the_multiplications_of_every_method_are_those_of_its_products(size, pad
     r, s, c, k = kernel = (3, 3, 2, 5)
     p, q = size[0] + 2 * pad - 2, size[1] + 2 * pad - 2
     assert convolution.multiplications(size, kernel, pad) == p * q * r * s * c * k
-    winograd = convolution.winograd(size, kernel[:2], pad)
+    winograd = convolution.winograd(size, kernel[:2], pad, np.dtype("f8"))
     tiles = -(-p // 4) * -(-q // 4)  # of 6 x 6 inputs and 4 x 4 outputs
     assert winograd.multiplications(kernel) == tiles * (36 * 36 * c + 36 * c * k + 16 * 36 * k)
-    fourier = convolution.fourier(size, kernel[:2], pad)
+    fourier = convolution.fourier(size, kernel[:2], pad, np.dtype("f8"))
     products = len(fourier.b)
     assert fourier.multiplications(kernel) == products * (size[0] * size[1] * c + c * k + p * q * k)
 
@@ -154,7 +154,7 @@ def test_the_cost_of_fourier_is_known_before_its_matrices_are_made(kernel):
     for pad in range(4):
         for size in np.ndindex(6, 7):
             size = size[0] + kernel[0], size[1] + kernel[1]
-            made = convolution.fourier(size, kernel[:2], pad).multiplications(kernel)
+            made = convolution.fourier(size, kernel[:2], pad, np.dtype("f8")).multiplications(kernel)
             assert convolution.fourier_multiplications(size, kernel, pad) == made
 
 
@@ -179,9 +179,9 @@ def test_a_convolution_is_computed_with_the_fewest_multiplications_each_methods_
             weight = {convolution.Unfolded: 1.5, convolution.Stacked: 0.7}[definition]
             costs = {definition(pad): weight * convolution.multiplications(size, kernel, pad)}
             if kernel[:2] == (3, 3):
-                tiles = convolution.winograd(size, kernel[:2], pad)
+                tiles = convolution.winograd(size, kernel[:2], pad, np.dtype("f8"))
                 costs[tiles] = tiles.multiplications(kernel)
-            whole = convolution.fourier(size, kernel[:2], pad)
+            whole = convolution.fourier(size, kernel[:2], pad, np.dtype("f8"))
             costs[whole] = whole.multiplications(kernel)
             chosen = convolution.choose(np.zeros((n, *size, kernel[2])), np.zeros(kernel), pad)
             assert chosen == (definition(pad) if pad >= min(kernel[:2]) else min(costs, key=costs.get))
