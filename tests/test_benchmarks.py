@@ -1,6 +1,9 @@
 """The benchmarks' own arithmetic, turns and processes; PyTorch's twin only where there is PyTorch."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from benchmarks import profile, step
 from benchmarks.contestants import Ceiling, Child, Minifit, memory, turn
 from minifit.networks import MNIST_FITNET, MNIST_TEACHER, Conv, FullyConnected, Network, Output
 
+ROOT = Path(__file__).parent.parent
 SMALL = Network(
     "small",
     (9, 7, 3),
@@ -163,6 +167,18 @@ def test_a_profile_accounts_for_the_step(capsys):
     operations = printed.split("| operation")[1].split("\n\n")[0]
     accounted = sum(float(cells.split("|")[2]) for cells in operations.split("\n")[2:])
     assert 0.5 * traced < accounted < 1.05 * traced
+
+
+def test_an_epochs_layers_take_a_share_of_its_time():
+    """In a process of its own, whose layers are then timed for good."""
+    tiny = ["--experiment", "digits", "--train", "64", "--workers", "1", "2"]
+    command = [sys.executable, "-m", "benchmarks.epoch", *tiny]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if "|" in line][2:]
+    stages = ("teacher", "hint", "fitnet")
+    assert [row[:2] for row in rows] == [[stage, workers] for workers in "12" for stage in stages]
+    for *_, share in rows:
+        assert 20 < float(share) < 100
 
 
 def test_the_twin_does_the_same_work():

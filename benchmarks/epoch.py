@@ -1,0 +1,84 @@
+"""What share of an epoch the layers take: python -m benchmarks.epoch
+
+Whole stages of an experiment, an epoch each, as run.py trains them: data, the teacher's outputs, slices, masks,
+optimiser, max-norm, validation, test, log and checkpoint. Every layer's methods are timed in every process; what is
+left of the processes' time is everything else.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.step import machine, positive, table
+from minifit import data, experiments, layers, workers
+from minifit.runs import Run
+
+METHODS = ("forward", "backward", "weight_gradients", "__call__")
+SLOTS = 64  # of the processes' clocks, by their number
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.epoch", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("--experiment", choices=experiments.EXPERIMENTS, default="mnist")
+    parser.add_argument("--data-dir", help="where the data set lies; else as for run.py")
+    parser.add_argument("--workers", type=positive, nargs="+", default=sorted({1, workers.available()}))
+    parser.add_argument("--train", type=positive, help="images that are trained on; else as the experiment says")
+    options = parser.parse_args(arguments)
+    print(machine(), flush=True)
+    clock = timed_layers()
+    rows = [row for count in options.workers for row in stages(options, count, clock)]
+    print("\n" + table(["stage", "workers", "seconds", "images/s", "in layers, %"], rows))
+
+
+def timed_layers():
+    """Shared seconds, one number a process, to which every call of a layer's method adds the time it took."""
+    clock, inside = workers.shared((SLOTS,), np.float64), []
+
+    def timed(method):
+        def call(*arguments):
+            if inside:  # a method that a layer's own method calls
+                return method(*arguments)
+            inside.append(method)
+            start = time.perf_counter()
+            try:
+                return method(*arguments)
+            finally:
+                clock[os.getpid() % SLOTS] += time.perf_counter() - start
+                inside.pop()
+
+        return call
+
+    for kind in layers.Layer.__subclasses__():
+        if kind is not layers.Sequential:
+            for name in METHODS:
+                setattr(kind, name, timed(getattr(kind, name)))
+    return clock
+
+
+def stages(options, count, clock):
+    """A row for each stage: how long it takes `count` workers, and how much of their time is spent in layers."""
+    experiment = experiments.EXPERIMENTS[options.experiment]
+    config = experiment.presets["default"]
+    once = {name: replace(getattr(config, name), epochs=1) for name in ("teacher", "stage1", "student")}
+    config = replace(config, **once, train=options.train or config.train)
+    sizes = {"train": config.train + config.validation, "test": config.test}
+    dataset = data.load(experiment.data, data_dir=options.data_dir, progress=False, **sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), options.experiment, "default", experiment, config, 0, dataset, np, count, False)
+        with run:
+            for name in ("teacher", "hint", "fitnet"):
+                clock[:] = 0
+                began = time.perf_counter()
+                run.make(name)
+                seconds = time.perf_counter() - began
+                share = 100 * clock.sum() / (count * seconds)
+                yield [name, str(count), f"{seconds:.1f}", f"{config.train / seconds:.0f}", f"{share:.0f}"]
+
+
+if __name__ == "__main__":
+    main()
