@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     "backend",
     "patches",
+    "filtering",
     "convolution",
     "layers",
     "losses",

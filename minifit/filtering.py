@@ -1,0 +1,195 @@
+"""Minimal filtering: convolutions by Winograd's and Fourier's transforms, with fewer multiplications.
+
+Both are three matrices, made here, and one way to apply them, whose backward pass is its exact transpose.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+BLOCK = 2**22  # numbers of a transformed gradient that are made at a time, for the memory's sake
+
+
+@dataclass(frozen=True, eq=False)
+class Filtered:
+    """Minimal filtering: a convolution is bilinear in a tile x of its input and in w, so it can be three matrices,
+
+        y = A ((G w) . (B x))       B (F, L1 L2)   G (F, R S)   A (m1 m2, F)   . element by element
+
+    with F products a tile where the definition takes m1 m2 R S. With channels, each of the F products is a small matrix
+    product over C. Every step is linear, and the backward pass is their exact transpose.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    g: np.ndarray
+    pad: int
+    tile: tuple[int, int]  # L1, L2: inputs a tile reads
+    step: tuple[int, int]  # m1, m2: outputs a tile gives
+    grid: tuple[int, int]  # tiles of a map
+    outputs: tuple[int, int]  # P, Q
+
+    def multiplications(self, kernel):
+        _, _, c, k = kernel
+        return self.grid[0] * self.grid[1] * (self.b.size * c + len(self.b) * c * k + self.a.size * k)
+
+    def forward(self, x, w):
+        r, s, c, k = w.shape
+        u = (self.g @ w.reshape(r * s, c * k)).reshape(-1, c, k)
+        v = _product(self.b, self._cut(x))  # (F, T C), T = N tiles
+        z = _rows(len(u), v.shape[1] // c * k, x.dtype)
+        np.matmul(_split(v, c), u, out=_split(z, k))  # F times (T, C) (C, K)
+        return self._join(_product(self.a, z), len(x), k), (u, v, x.shape)
+
+    def backward(self, dy, kept, w):
+        u, v, shape = kept
+        dz = self._products(dy)
+        dv = _rows(*v.shape, dy.dtype)
+        np.matmul(dz, u.transpose(0, 2, 1), out=_split(dv, shape[3]))  # F times (T, K) (K, C)
+        dx = self._cut_adjoint(_product(self.b.T, dv), shape)
+        return dx, self._filters(dz, kept, w)
+
+    def weight_gradient(self, dy, kept, w):
+        return self._filters(self._products(dy), kept, w)
+
+    def _products(self, dy):
+        """The gradient with respect to the F products, (F, T, K)."""
+        return _split(_product(self.a.T, self._join_adjoint(dy)), dy.shape[3])
+
+    def _filters(self, dz, kept, w):
+        v, (r, s, c, k) = kept[1], w.shape
+        dw, some = np.zeros((r * s, c * k), dz.dtype), max(1, BLOCK // (c * k))
+        for part in (slice(i, i + some) for i in range(0, len(self.g), some)):
+            du = np.matmul(_split(v[part], c).transpose(0, 2, 1), dz[part])  # F times (C, T) (T, K)
+            dw += self.g[part].T @ du.reshape(len(du), c * k)
+        return dw.reshape(w.shape)
+
+    def _cut(self, x):
+        """x (N, H, W, C) -> (L1 L2, T C): every tile's inputs."""
+        n, h, w, c = x.shape
+        (l1, l2), (m1, m2), (t1, t2) = self.tile, self.step, self.grid
+        rows = _rows(l1 * l2, n * t1 * t2 * c, x.dtype)
+        if self.grid == (1, 1) and self.tile == (h, w):  # one tile, which is the map
+            tiles = x.transpose(1, 2, 0, 3)
+        else:
+            whole = np.zeros((n, (t1 - 1) * m1 + l1, (t2 - 1) * m2 + l2, c), x.dtype)
+            whole[:, self.pad : self.pad + h, self.pad : self.pad + w] = x
+            tiles = np.lib.stride_tricks.sliding_window_view(whole, self.tile, axis=(1, 2))[:, ::m1, ::m2]
+            tiles = tiles.transpose(4, 5, 0, 1, 2, 3)
+        _split(rows, c).reshape(l1, l2, *tiles.shape[2:])[...] = tiles
+        return rows
+
+    def _cut_adjoint(self, rows, shape):
+        n, h, w, c = shape
+        (l1, l2), (m1, m2), (t1, t2) = self.tile, self.step, self.grid
+        if self.grid == (1, 1) and self.tile == (h, w):
+            return np.ascontiguousarray(_split(rows, c).reshape(h, w, n, c).transpose(2, 0, 1, 3))
+        tiles = _split(rows, c).reshape(l1, l2, n, t1, t2, c)
+        whole = np.zeros((n, (t1 - 1) * m1 + l1, (t2 - 1) * m2 + l2, c), rows.dtype)
+        for i in range(l1):
+            for j in range(l2):
+                whole[:, i : i + (t1 - 1) * m1 + 1 : m1, j : j + (t2 - 1) * m2 + 1 : m2] += tiles[i, j]
+        return whole[:, self.pad : self.pad + h, self.pad : self.pad + w]
+
+    def _join(self, rows, n, k):
+        """(m1 m2, T K) -> y (N, P, Q, K): the tiles' outputs side by side, less what lies beyond the border."""
+        (m1, m2), (t1, t2), (p, q) = self.step, self.grid, self.outputs
+        y = _split(rows, k).reshape(m1, m2, n, t1, t2, k).transpose(2, 3, 0, 4, 1, 5)
+        return np.ascontiguousarray(y).reshape(n, t1 * m1, t2 * m2, k)[:, :p, :q]
+
+    def _join_adjoint(self, dy):
+        n, p, q, k = dy.shape
+        (m1, m2), (t1, t2) = self.step, self.grid
+        if (p, q) != (t1 * m1, t2 * m2):
+            whole = np.zeros((n, t1 * m1, t2 * m2, k), dy.dtype)
+            whole[:, :p, :q] = dy
+            dy = whole
+        rows = _rows(m1 * m2, n * t1 * t2 * k, dy.dtype)
+        tiles = _split(rows, k).reshape(m1, m2, n, t1, t2, k)
+        tiles[...] = dy.reshape(n, t1, m1, t2, m2, k).transpose(2, 4, 0, 1, 3, 5)
+        return rows
+
+
+def _rows(count, length, dtype):
+    """An empty (count, length) array whose rows lie a little apart.
+
+    Rows at multiples of a power of two meet in the same few lines of the cache, which halves the speed of a product.
+    """
+    return np.empty((count, length + 16), dtype)[:, :length]
+
+
+def _split(rows, c):
+    """(F, T C) -> (F, T, C), without a copy."""
+    return rows.reshape(len(rows), rows.shape[1] // c, c)
+
+
+def _product(matrix, rows):
+    return np.matmul(matrix, rows, out=_rows(len(matrix), rows.shape[1], rows.dtype))
+
+
+# Reciprocal pairs keep the powers near 1: half the rounding error of the usual 0, 1, -1, 2, -2.
+POINTS = (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
+
+
+@lru_cache(maxsize=1024)
+def winograd(size, kernel, pad, dtype, m=4, points=POINTS):
+    """F(m x m, R x S) on tiles of the map, by Toom and Cook's matrices.   Lavin and Gray 2016.
+
+    size (H, W), kernel (R, S) with R = S; m + R - 2 points, and infinity.
+
+    Evaluating two polynomials at n points, multiplying the values and interpolating multiplies the polynomials,
+    g h = V_n^-1 (V_r g . V_m h); the transpose of that in h is the correlation of n inputs with g.
+    """
+    r = kernel[0]
+    n = m + r - 1
+
+    def evaluate(coefficients):
+        return np.array([[p**i for i in range(coefficients)] for p in points] + [[0] * (coefficients - 1) + [1]], float)
+
+    matrices = evaluate(m).T, np.linalg.inv(evaluate(n)).T, evaluate(r)
+    outputs = tuple(extent + 2 * pad - r + 1 for extent in size)
+    grid = tuple(-(-extent // m) for extent in outputs)
+    a, b, g = (np.kron(matrix, matrix).astype(dtype) for matrix in matrices)
+    return Filtered(a, b, g, pad, (n, n), (m, m), grid, outputs)
+
+
+def fourier_multiplications(size, kernel, pad):
+    """What `fourier` would cost, without making its matrices."""
+    (h, w), (r, s, c, k) = size, kernel
+    l1, l2 = h + pad, w + pad
+    real = (2 - l1 % 2) * (2 - l2 % 2)
+    products = real + 3 * (l1 * l2 - real) // 2
+    return products * (h * w * c + c * k + (h + 2 * pad - r + 1) * (w + 2 * pad - s + 1) * k)
+
+
+@lru_cache(maxsize=1024)
+def fourier(size, kernel, pad, dtype):
+    """The whole map as one tile, by the discrete Fourier transform: for large filters on small maps.
+
+    Correlation is Y = X conj(W), frequency by frequency, for transforms so long that what wraps around the border meets
+    only zeros. A complex product takes three real ones: Y = (k1 - k3) + i (k1 - k2) with
+    k1 = W_r (X_r + X_i), k2 = X_r (W_r + W_i), k3 = X_i (W_r - W_i). The input is real, so half of the frequencies do.
+    """
+    outputs = tuple(extent + 2 * pad - taps + 1 for extent, taps in zip(size, kernel, strict=True))
+    # Outputs read from -pad to H - 1 + pad. With length H + pad both ends, wrapped, miss the map and meet zeros.
+    l1, l2 = (extent + pad for extent in size)
+    conjugate = {(i, j): (-i % l1, -j % l2) for i in range(l1) for j in range(l2)}
+    f1, f2 = np.array([f for f in conjugate if f <= conjugate[f]], float).T
+    real = np.array([f == conjugate[f] for f in conjugate if f <= conjugate[f]])
+
+    def angles(rows, columns):
+        grid = (f1 / l1)[:, None, None] * rows[:, None] + (f2 / l2)[:, None, None] * columns
+        return 2 * np.pi * grid.reshape(len(f1), -1)
+
+    x = angles(np.arange(size[0]), np.arange(size[1]))
+    w = angles(np.arange(kernel[0]) - pad, np.arange(kernel[1]) - pad)
+    y = angles(np.arange(outputs[0]), np.arange(outputs[1]))
+    xr, xi, wr, wi = np.cos(x), -np.sin(x), np.cos(w), -np.sin(w)
+    share = np.where(real, 1, 2)[:, None] / (l1 * l2)  # of the inverse; 2 where a conjugate is left out
+    yr, yi = share * np.cos(y), -share * np.sin(y)
+    pair = ~real
+    b = np.concatenate([(xr + xi)[pair], xr[pair], xi[pair], xr[real]])
+    g = np.concatenate([wr[pair], (wr + wi)[pair], (wr - wi)[pair], wr[real]])
+    a = np.concatenate([(yr + yi)[pair], -yi[pair], -yr[pair], yr[real]]).T
+    return Filtered(*(matrix.astype(dtype) for matrix in (a, b, g)), pad, size, outputs, (1, 1), outputs)
