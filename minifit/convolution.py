@@ -28,10 +28,9 @@ def choose(x, w, pad):
     if array_module(x) is not np or not len(x):
         return Unfolded(pad)
     stacked = len(x) >= FEW and len(x) * w.size <= SMALL
-    return _fewest(Stacked(pad) if stacked else Unfolded(pad), x.shape[1:3], w.shape, pad, x.dtype)
+    return _planned(Stacked(pad) if stacked else Unfolded(pad), x.shape[1:3], w.shape, pad, x.dtype)
 
 
-@lru_cache(maxsize=1024)
 def _fewest(definition, size, kernel, pad, dtype):
     # Padding so wide that windows hold nothing else is left to the definition, which gives them exact zeros: on these,
     # pieces with equal biases tie as they should.
@@ -45,6 +44,9 @@ def _fewest(definition, size, kernel, pad, dtype):
     if fourier_multiplications(size, kernel, pad) < fewest:
         method = fourier(size, kernel[:2], pad, dtype)
     return method
+
+
+_planned = lru_cache(maxsize=1024)(_fewest)
 
 
 def multiplications(size, kernel, pad):

@@ -4,7 +4,6 @@ Both are three matrices, made here, and one way to apply them, whose backward pa
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -132,7 +131,6 @@ def _product(matrix, rows):
 POINTS = (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
 
-@lru_cache(maxsize=1024)
 def winograd(size, kernel, pad, dtype, m=4, points=POINTS):
     """F(m x m, R x S) on tiles of the map, by Toom and Cook's matrices.   Lavin and Gray 2016.
 
@@ -163,7 +161,6 @@ def fourier_multiplications(size, kernel, pad):
     return products * (h * w * c + c * k + (h + 2 * pad - r + 1) * (w + 2 * pad - s + 1) * k)
 
 
-@lru_cache(maxsize=1024)
 def fourier(size, kernel, pad, dtype):
     """The whole map as one tile, by the discrete Fourier transform: for large filters on small maps.
 

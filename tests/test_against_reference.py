@@ -1,5 +1,7 @@
 """minifit against the reference, which is loops and forward only, and against SciPy where it defines the same thing."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -117,13 +119,20 @@ def test_unfold_and_fold_pad_nothing_unless_told():
     np.testing.assert_array_equal(fold(patches, x.shape), fold(patches, x.shape, pad=0))
 
 
+def alike(one, other):
+    """Whether two methods of computing a convolution are the same one, with the same matrices."""
+    return type(one) is type(other) and all(
+        np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one)
+    )
+
+
 def test_the_table_reaches_every_way_of_computing_a_convolution(monkeypatch):
     chosen = set()
 
     def spy(x, w, pad):
         method, at = convolution.choose(x, w, pad), (x.shape[1:3], w.shape[:2], pad, x.dtype)
-        by_winograd = w.shape[:2] == (3, 3) and method is convolution.winograd(*at)
-        by_fourier = method is convolution.fourier(*at)
+        by_winograd = w.shape[:2] == (3, 3) and alike(method, convolution.winograd(*at))
+        by_fourier = alike(method, convolution.fourier(*at))
         chosen.add("winograd" if by_winograd else "fourier" if by_fourier else type(method).__name__)
         return method
 
@@ -184,7 +193,7 @@ def test_a_convolution_is_computed_with_the_fewest_multiplications_each_methods_
             whole = convolution.fourier(size, kernel[:2], pad, np.dtype("f8"))
             costs[whole] = whole.multiplications(kernel)
             chosen = convolution.choose(np.zeros((n, *size, kernel[2])), np.zeros(kernel), pad)
-            assert chosen == (definition(pad) if pad >= min(kernel[:2]) else min(costs, key=costs.get))
+            assert alike(chosen, definition(pad) if pad >= min(kernel[:2]) else min(costs, key=costs.get))
 
 
 @pytest.mark.parametrize(
