@@ -9,11 +9,22 @@ python run.py audit                    every gradient against the derivative of 
 python run.py mnist --help             every setting
 """
 
+import os
+import signal
+import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+
+    def stop(*_):
+        """What Ctrl-C does while the rest is imported, which takes a second; main, below, has more to say."""
+        os.write(1, b"\nstopped; nothing had begun\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
+
 import contextlib
 import io
-import os
 import shlex
-import sys
 import textwrap
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -69,7 +80,7 @@ def command_line(settings, program, arguments, default):
 
 
 def in_one_line(complaint, default):
-    """What tyro says in a box, as one line; for an unknown setting, with the names of all settings."""
+    """What tyro says in a box, as one line, and the names of all settings."""
     lines = [line.strip(" │╭╮╰╯─-") for line in complaint.splitlines()]
     lines = [line for line in lines if line]
     said = []
@@ -77,10 +88,7 @@ def in_one_line(complaint, default):
         if line.startswith(("For full helptext", "Argument helptext", "Perhaps you meant")):
             break
         said.append(line)
-    message = " ".join(said) or complaint.strip()
-    if "Unrecognized" in message:
-        message += f" (settings: {', '.join(names(default))})"
-    return message
+    return f"{' '.join(said) or complaint.strip()} (settings: {', '.join(names(default))})"
 
 
 def names(settings, prefix="--"):
@@ -94,7 +102,7 @@ def names(settings, prefix="--"):
 
 @dataclass(frozen=True)
 class AuditCommand:
-    row: str | None = None  # only the rows whose names begin so
+    row: str | None = None  # only the row of this name, or else those whose names begin so
     draws: int = 15  # problems drawn for each row
     seed: int = 0
     backend: Literal["numpy", "cupy"] = "numpy"
@@ -210,6 +218,8 @@ def main(arguments):
         return 0
     name, *rest = arguments
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if name == "networks":
             if rest in (["-h"], ["--help"]):
                 say("python run.py networks: every network of the paper, its weights and multiplications")

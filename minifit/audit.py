@@ -7,16 +7,20 @@ there is no such choice, and it is drawn again where the oracle says that the dr
 
 import copy
 import inspect
+import pkgutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from math import prod
+from typing import get_args
 from zlib import crc32
 
 import numpy as np
 
-from minifit import UserError, fitnets, layers, losses
+import minifit
+from minifit import UserError, experiments, fitnets, losses
 from minifit.convolution import FEW
 from minifit.gradcheck import Comparison, GradientError, KinkCrossed, comparisons
 from minifit.layers import (
@@ -39,8 +43,12 @@ TRIES = 60  # draws of a network before its row fails for want of one clear of k
 MANY = FEW, FEW + 1  # images, that convolutions have innermost in memory
 COORDINATES = 8  # arrays of at most so many elements are compared along every coordinate as well
 KEY = (
-    "worst relative error of dx and each parameter by differences (tolerance 1e-8)|complex step (1e-13)|adjoint (1e-13)"
+    "worst relative error of dx and each parameter by differences|complex step|adjoint, beside their tolerances;\n"
+    "relative to magnitude + 1e-2|1e-1|1e-1, so that absolute errors of 1e-10|1e-14|1e-14 pass whatever the magnitude"
 )
+# Public functions of losses and fitnets that need no row: log_softmax has no gradient to check, gradient and measure
+# are what a stage is asked, and linear is the schedule of lambda.
+NEITHER_LOSS_NOR_STAGE = "log_softmax", "gradient", "measure", "linear"
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Problem:
     arrays: dict  # what is differentiated: "x", unless a stage is asked, and every parameter
     examples: tuple = ()  # what else there is one of for each example: labels, the teacher's output
     seed: int | None = None  # of the noise; none without
+    settings: dict = field(default_factory=dict)  # tau and lambda of eq. 2
 
     def __call__(self, arrays):
         return self.f(arrays, self.examples, None if self.seed is None else np.random.default_rng(self.seed))
@@ -101,10 +110,10 @@ def of_loss(loss, x, *examples, **settings):
         value, dx = loss(arrays["x"], *examples, **settings)
         return value, lambda dy: {"x": dy * dx}
 
-    return Problem(loss, f, {"x": x}, examples)
+    return Problem(loss, f, {"x": x}, examples, settings=settings)
 
 
-def of_stage(stage, x, target, labels, epoch=3, seed=None):
+def of_stage(stage, x, target, labels, epoch=3, seed=None, **settings):
     def f(arrays, examples, rng):
         x, target, labels = examples
         twin, again = replace(stage, network=with_params(stage.network, arrays)), copy.deepcopy(rng)
@@ -115,7 +124,7 @@ def of_stage(stage, x, target, labels, epoch=3, seed=None):
 
         return stage.loss(twin.network(x, rng), target, labels, epoch)[0], pull
 
-    return Problem(stage, f, stage.network.params, (x, target, labels), seed)
+    return Problem(stage, f, stage.network.params, (x, target, labels), seed, settings)
 
 
 # How problems are drawn. Sizes are odd and unequal (a square hides a missing transpose), weights are of order 1.
@@ -211,7 +220,7 @@ def on_labels(integer, rng, stage, seed=None, **dropout):
 def distilled(integer, rng, stage, tau, lam, **settings):
     student, teacher, x, labels = pair(integer, rng, **settings)
     stage = stage(student, teacher, tau, fitnets.linear(lam, 1, 1, 5))
-    return of_stage(stage, x, teacher(x), labels)
+    return of_stage(stage, x, teacher(x), labels, tau=tau, lam=(lam + 1) / 2)  # half-way down in epoch 3
 
 
 def hinted(integer, rng, kind, pieces=2):
@@ -316,30 +325,53 @@ CASES = [
 ]
 
 
+def asks(case):
+    """The name of what a row asks: a layer's class, a loss, a stage, or a kind of regressor."""
+    subject = case.draw(lambda low, high: low, np.random.default_rng(0)).subject
+    if getattr(case.draw, "func", None) is mapping:
+        return regressor_name(**case.draw.keywords)
+    return type(subject).__name__ if isinstance(subject, Layer) else getattr(subject, "name", None) or subject.__name__
+
+
+def regressor_name(kind, pieces):
+    return f"regressor {kind}" + ("" if kind == "none" else " maxout" if pieces else " ReLU")
+
+
 def without_a_row():
-    """The layers, losses and stages of minifit that no case in the table asks: there should be none."""
-    asked = set()
-    for case in CASES:
-        subject = case.draw(lambda low, high: low, np.random.default_rng(0)).subject
-        asked.add(
-            type(subject).__name__ if isinstance(subject, Layer) else getattr(subject, "name", None) or subject.__name__
-        )
-    classes = [name for name, kind in inspect.getmembers(layers, inspect.isclass) if issubclass(kind, Layer)]
-    functions = [
-        name for name, _ in inspect.getmembers(losses, inspect.isfunction) if name.endswith(("loss", "entropy"))
-    ]
-    return [name for name in [*classes, *functions, *fitnets.NAMES] if name not in asked | {"Layer"}]
+    """The layers, losses, stages and kinds of regressor in minifit that no row asks: there should be none."""
+    for module in pkgutil.walk_packages(minifit.__path__, "minifit."):
+        import_module(module.name)  # a layer may be anywhere
+    names = [kind.__name__ for kind in below(Layer) if kind.__module__.startswith("minifit.")]
+    for module in losses, fitnets:
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            own = function.__module__ == module.__name__ and not name.startswith("_") and "__mutmut" not in name
+            names += [name] if own and name not in NEITHER_LOSS_NOR_STAGE else []
+    kinds = get_args(experiments.Config.__annotations__["regressor"])
+    names += dict.fromkeys(regressor_name(kind, pieces) for kind in kinds for pieces in (2, None))
+    asked = set(map(asks, CASES))
+    return [name for name in names if name not in asked]
+
+
+def below(kind):
+    """All subclasses, their own too."""
+    return [found for subclass in kind.__subclasses__() for found in (subclass, *below(subclass))]
 
 
 def examine(case, integer, rng, xp=np):
-    """The comparisons of one draw of a case that decides something."""
-    for _ in range(TRIES if case.kinks else 1):
-        problem = case.draw(integer, rng).map(xp.asarray)
+    """The comparisons of one draw of a case that decides something; those that fail, where one did before a kink."""
+    tries = TRIES if case.kinks else 1
+    for _ in range(tries):
+        problem, found = case.draw(integer, rng).map(xp.asarray), []
         try:
-            return list(comparisons(problem, problem.arrays, rng, case.affine, COORDINATES))
+            for comparison in comparisons(problem, problem.arrays, rng, case.affine, COORDINATES):
+                found.append(comparison)
+            return found
         except KinkCrossed as error:
             crossed = error
-    raise GradientError(f"no draw of {TRIES if case.kinks else 1} kept clear of kinks: {crossed}")
+        failed = [comparison for comparison in found if not comparison.ratio <= 1]
+        if failed:
+            return failed
+    raise GradientError(f"no draw of {tries} kept clear of kinks: {crossed}")
 
 
 @dataclass(frozen=True)
@@ -358,14 +390,16 @@ class Result:
 
 
 def run(draws=15, seed=0, only=None, xp=np):
-    """A Result for every row, or for those whose names begin with `only`.
+    """A Result for every row, or for the one that is called `only`, or else for those whose names begin so.
 
     Draw i of seed s is draw 0 of seed s + i, whatever other rows there are, so that a failure names the seed that
     repeats it.
     """
     if draws < 1:
         raise UserError(f"{draws} draws check nothing; one at least")
-    chosen = [case for case in CASES if case.name.startswith(only or "")]
+    if seed < 0:
+        raise UserError(f"--seed {seed}: wanted 0 or more")
+    chosen = [case for case in CASES if case.name == only] or [c for c in CASES if c.name.startswith(only or "")]
     if not chosen:
         raise UserError(f"there is no row {only!r}; the rows are {', '.join(case.name for case in CASES)}")
     return [_run(case, draws, seed, xp) for case in chosen]
@@ -385,19 +419,23 @@ def _run(case, draws, seed, xp):
             oracles = worst.setdefault(c.name, {})
             oracles[c.oracle] = max(oracles.get(c.oracle, c), c, key=lambda c: c.error)
         if wrong and not failure:
-            failure = f"{case.name}: {wrong[0]}\n  again with --row {case.name!r} --seed {s} --draws 1"
+            device = "" if xp is np else f" --backend {xp.__name__}"
+            failure = f"{case.name}: {wrong[0]}\n  again with --row {case.name!r} --seed {s} --draws 1{device}"
     return Result(case.name, draws, time.perf_counter() - began, worst, failure)
 
 
 def table(results):
     """The results as text: a row a line, then what failed and how near to its tolerance the worst came."""
     width = max(len(r.row) for r in results)
-    lines = [KEY, f"{'row':{width}}  draws  seconds"]
+    lines = [KEY, f"{'row':{width}}  draws  seconds  tolerance"]
     for r in results:
         cells = [f"d{name} {'|'.join(f'{c.error:.0e}' for c in oracles.values())}" for name, oracles in r.worst.items()]
-        rows = ["  ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)] or [""]
-        lines.append(f"{r.row:{width}}  {r.draws:5}  {r.seconds:7.2f}  {'FAILED  ' if r.failure else ''}{rows[0]}")
-        lines += [" " * (width + 18) + row for row in rows[1:]]
+        rows = ["  ".join(cells[i : i + 3]) for i in range(0, len(cells), 3)] or [""]
+        tolerances = {oracle: c.tolerance for oracles in r.worst.values() for oracle, c in oracles.items()}
+        tolerance = "|".join(f"{t:.0e}".replace("e-0", "e-") for t in tolerances.values())
+        start = f"{r.row:{width}}  {r.draws:5}  {r.seconds:7.2f}  {tolerance:16}  "
+        lines.append(f"{start}{'FAILED  ' if r.failure else ''}{rows[0]}")
+        lines += [" " * len(start) + row for row in rows[1:]]
     failures = [r.failure for r in results if r.failure]
     worst = max(results, key=lambda r: r.ratio)
     passed = f"{len(results) - len(failures)} of {len(results)} rows pass"

@@ -1,5 +1,6 @@
 """Which library owns these arrays: NumPy on the host or CuPy on a GPU. The only file that names cupy."""
 
+import os
 import sys
 
 import numpy as np
@@ -43,6 +44,14 @@ def use(name):
 def to_host(array):
     """A NumPy array with the same elements; the array itself where it already is one."""
     return array if isinstance(array, np.ndarray) else array.get()
+
+
+def refuse_more_than_memory(what, needed, otherwise):
+    """UserError where something takes more bytes than this machine has."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        needed, there = (f"{size / 2**30:,.1f}" for size in (needed, there))
+        raise UserError(f"{what} take about {needed} GiB, and this machine has {there}; {otherwise}")
 
 
 def describe(xp):

@@ -1,7 +1,7 @@
 """The experiments: one frozen Config each, every number with its source.
 
 Sources: [A.1.2], [A.2] the paper's appendix; [code] its released code; [PL] pylearn2's maxout scripts, from which the
-teachers come; [ours] chosen here, on the validation images.
+teachers come; [set] what there is of the data set; [ours] chosen here, on the validation images.
 """
 
 from dataclasses import dataclass, replace
@@ -65,8 +65,8 @@ class Experiment:
 MNIST_PAPER = Config(
     train=50_000,  # [A.2]
     validation=10_000,  # [A.2]
-    test=10_000,
-    retrain=False,
+    test=10_000,  # [set]
+    retrain=False,  # [A.2]
     preprocessing="unit",  # [A.2]
     flips=False,  # [A.2]
     crops=0,  # [A.2]
@@ -74,8 +74,8 @@ MNIST_PAPER = Config(
     teacher=Schedule(
         "sgd", lr=0.05, lr_decay=1.00004, momentum=0.5, momentum_final=0.7, momentum_end=250, epochs=500, patience=100
     ),
-    teacher_width=1.0,
-    teacher_all=500,  # [PL]
+    teacher_width=1.0,  # [A.2]
+    teacher_all=500,  # [PL]; the limit is [ours]
     keep_input=0.8,  # [PL]
     keep=0.5,  # [PL]
     # [A.2], but for RMSProp: its text says SGD, its code RMSProp, and SGD at this rate does not move from this start.
@@ -87,7 +87,7 @@ MNIST_PAPER = Config(
     regressor_width=0.05,  # [code]
     regressor_norm=0.9,  # [code]
     student=Schedule("rmsprop", lr=0.0005, epochs=500, patience=100),  # as stage1
-    guided_lr=1.0,
+    guided_lr=1.0,  # [A.2]: one rate
     tau=3.0,  # [A.2]
     lam=4.0,  # [A.2]
     lam_final=1.0,  # [A.2]; its code: 0
@@ -128,7 +128,7 @@ CIFAR10_PAPER = replace(
     MNIST_PAPER,
     train=40_000,  # [A.1.2]
     validation=10_000,  # [A.1.2]
-    test=None,  # all 10,000, or what there is of them
+    test=None,  # [set]: all 10,000, or what there is of them
     retrain=True,  # [A.1.2]
     preprocessing="whitened",  # [PL]
     flips=True,  # [A.1.2]; the teacher's too, [ours]
@@ -174,8 +174,8 @@ CIFAR10 = replace(
 # here the students' limit of 500, and the teacher's 474 of [PL].
 CIFAR100_PAPER = replace(
     CIFAR10_PAPER,
-    train=50_000,
-    validation=0,
+    train=50_000,  # [A.1.2]
+    validation=0,  # [A.1.2]
     retrain=False,
     teacher=replace(CIFAR10_PAPER.teacher, epochs=474),
 )
@@ -208,7 +208,7 @@ EXPERIMENTS = {
         "digits",
         networks.MNIST_TEACHER,
         networks.MNIST_FITNET,
-        {"default": DIGITS, "paper": replace(MNIST_PAPER, train=5_000, validation=1_000, test=2_000)},
+        {"default": DIGITS, "paper": replace(MNIST_PAPER, train=5_000, validation=1_000, test=2_000)},  # [ours]
     ),
     # Table 5, the guided layers of Table 7
     "cifar10-fitnet1": cifar10(networks.FITNET_1, 6),

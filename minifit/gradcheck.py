@@ -9,6 +9,7 @@ a map whose y is one number. For each array a and a direction v, backward claims
     adjoint        f(a + v) - f(a), to 1e-13: for maps affine in each array, where it says <dy, A v> = <A'dy, v>
 
 Both numbers are sums, and tolerances are relative to the magnitudes that were summed, so that cancellation cannot help.
+Each has an absolute floor besides, for gradients that are nearly 0: 1e-10 for differences, 1e-14 for the other two.
 
 The complex step needs a map that is analytic around a, piece by piece: maxout, max-pooling and ReLU are, because NumPy
 orders complex numbers by their real parts first. It is no witness where real parts tie (tests/test_kinks.py is), nor on
@@ -49,7 +50,7 @@ class Comparison:
 
     @property
     def error(self):
-        """Relative to the scale; infinite for a NaN."""
+        """Relative to the scale, which holds the absolute floor; infinite for a NaN."""
         error = abs(self.claimed - self.measured) / self.scale
         return error if isfinite(error) else inf
 

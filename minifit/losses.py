@@ -52,6 +52,8 @@ def hint_loss(guided, hint):
     """
     if guided.shape != hint.shape:
         raise ValueError(f"hint_loss: guided {guided.shape} and hint {hint.shape} differ")
+    if not guided.ndim:
+        raise ValueError("hint_loss: guided () is no batch; wanted (N, ...)")
     if not len(guided):
         raise ValueError("hint_loss: an empty batch has no mean")
     error = guided - hint

@@ -24,7 +24,7 @@ class SGD:
 class RMSProp:
     """m <- decay m + (1 - decay) g^2, from 0 and without bias correction;   w <- w - lr g / max(sqrt(m), floor).
 
-    The floor is pylearn2's: it bounds the step where gradients vanish, and decides whether a network started at
+    Decay and floor are pylearn2's, whose rule the released code uses. The floor bounds the step where gradients vanish, and decides whether a network started at
     U(-.005, .005) moves at all.
     """
 

@@ -1,13 +1,17 @@
 """The regressor r(v; W_r) of eq. 3: gives the guided layer's output the shape of the hint, and is then discarded."""
 
-import os
 from math import prod
 
 import numpy as np
 
 from minifit import UserError
+from minifit.backend import refuse_more_than_memory
 from minifit.layers import Conv2d, Flatten, Linear, Maxout, ReLU, Reshape, Sequential
 from minifit.networks import activation, draw
+
+# Bytes that training takes for a weight. In single precision it is held about ten times: as drawn, in float64; as the
+# workers read it; in two sums of gradients; in the optimiser's state; in the best so far; in the file that is written.
+TRAINING = 40
 
 
 def regressor(kind, guided, hint, pieces, rng, width=0.05, xp=np, dtype=np.float32):
@@ -20,13 +24,16 @@ def regressor(kind, guided, hint, pieces, rng, width=0.05, xp=np, dtype=np.float
     pieces: the non-linearity of the hint layer itself, Maxout(pieces) or, for None, ReLU. Section 2.2 of the paper.
     """
     m = pieces or 1
-    if kind == "fc":
-        refuse_more_than_memory(weights(kind, guided, hint, pieces))
+    conv_fits = weights("conv", guided, hint, pieces) > 0
     if kind == "none":
         if guided != hint:
-            raise UserError(f"regressor none: guided {guided} and hint {hint} differ; conv or fc would fit")
+            fitting = "conv or fc" if conv_fits else "fc"
+            raise UserError(f"regressor none: guided {guided} and hint {hint} differ; {fitting} would fit")
         return Sequential([])
     if kind == "fc":
+        n = weights(kind, guided, hint, pieces)
+        otherwise = "conv would fit" if conv_fits else "a smaller guided map or hint would fit"
+        refuse_more_than_memory(f"regressor fc: training its {n:,} weights would", TRAINING * n, otherwise)
         w, b = draw((prod(guided), m * prod(hint)), rng, width, xp, dtype)
         return Sequential([Flatten(), Linear(w, b), activation(pieces), Reshape(hint)])
     if kind != "conv":
@@ -51,20 +58,6 @@ def weights(kind, guided, hint, pieces):
     if kind == "none" or len(guided) != 3 or len(hint) != 3:
         return 0
     return max(0, guided[0] - hint[0] + 1) * max(0, guided[1] - hint[1] + 1) * guided[2] * m * hint[2]
-
-
-def refuse_more_than_memory(n):
-    """UserError for more weights than this machine could train.
-
-    Training holds them in single precision about ten times: as drawn, in float64; as the workers read them; two sums of
-    gradients; the optimiser's state; the best so far; and the file that is written.
-    """
-    needed, there = 40 * n, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        raise UserError(
-            f"regressor fc: its {n:,} weights take about {needed / 2**30:.1f} GiB to train, and this machine has "
-            f"{there / 2**30:.1f}; conv would fit"
-        )
 
 
 def pieces_of(layer):

@@ -38,7 +38,7 @@ class Schedule:
     lr: float
     epochs: int  # at most
     patience: int  # epochs without improvement on the validation images after which training stops
-    batch: int = 128
+    batch: int = 128  # the paper's, A.1.2 and A.2
     lr_final: float = 1.0  # times lr at epoch lr_end, reached linearly
     lr_end: int = 1
     lr_decay: float = 1.0  # divides lr after every update

@@ -6,11 +6,27 @@ Each raises AssertionError, or lets the library's own error through where someth
 from dataclasses import replace
 
 import numpy as np
+import pytest
+from scipy import special
 
 from minifit import gradcheck
-from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Reshape, Sequential, Softmax
-from reference import ops
+from minifit.fitnets import Stage
+from minifit.layers import (
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    Maxout,
+    MaxPool2d,
+    ReLU,
+    Reshape,
+    Sequential,
+    Softmax,
+)
+from reference import losses, ops, optimizers, train
 
+FAR = np.array([[1e4, -1e4, 0.0], [-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4]])
 LAYOUTS = {}  # {name: the same array, laid out otherwise in memory}
 
 
@@ -144,6 +160,26 @@ def every_parameter_has_a_gradient_of_its_shape(problem, rng):
     assert {name: g.shape for name, g in grads.items()} == {name: a.shape for name, a in problem.arrays.items()}
 
 
+def an_empty_batch_gives_no_gradient_or_is_refused(problem, rng):
+    y, _ = problem(problem.arrays)
+    none = replace(problem.take(slice(0)), seed=problem.seed)
+    if not isinstance(problem.subject, Layer):
+        with pytest.raises(ValueError, match="an empty batch has no mean"):
+            none(none.arrays)
+        return
+    nothing, pull = none(none.arrays)
+    assert nothing.shape == (0, *y.shape[1:])
+    same(pull(nothing), {name: np.zeros(a.shape) for name, a in none.arrays.items()})
+
+
+def equals_the_reference(problem, rng):
+    close(quiet(problem)(problem.arrays)[0], by_reference(problem)(problem.arrays))
+
+
+def a_single_example_equals_the_reference(problem, rng):
+    equals_the_reference(problem.take(slice(1)), rng)
+
+
 EVERY_PROBLEM = [
     backward_is_linear_in_dy,
     nothing_passed_in_is_written_to,
@@ -152,7 +188,49 @@ EVERY_PROBLEM = [
     memory_layout_does_not_matter,
     the_same_noise_gives_the_same_bits,
     every_parameter_has_a_gradient_of_its_shape,
+    an_empty_batch_gives_no_gradient_or_is_refused,
+    equals_the_reference,
+    a_single_example_equals_the_reference,
 ]
+
+
+def ties_go_to_the_first(problem, rng):
+    """Of maxout and max-pooling, on small integers: each output's first largest input takes all of its dy."""
+    layer, x = problem.subject, rng.integers(0, 3, problem.arrays["x"].shape).astype(float)
+    y, cache = layer.forward(x)
+    dy = rng.integers(1, 9, y.shape).astype(float)
+    y_by_hand, dx = np.zeros(y.shape), np.zeros(x.shape)
+    for i in np.ndindex(y.shape):
+        first = max(met_by(layer, i, x.shape), key=lambda j: x[j])  # max keeps the first of equals
+        y_by_hand[i] = x[first]
+        dx[first] += dy[i]
+    np.testing.assert_array_equal(y, y_by_hand)
+    np.testing.assert_array_equal(layer.backward(dy, cache)[0], dx)
+
+
+def met_by(layer, i, shape):
+    """The inputs that output i is the largest of: the pieces of its unit, or its window in reading order."""
+    if isinstance(layer, Maxout):
+        return [(*i[:-1], k) for k in range(i[-1], shape[-1], shape[-1] // layer.pieces)]
+    n, p, q, c = i
+    rows, columns = (range(k * layer.stride, k * layer.stride + layer.size) for k in (p, q))
+    return [(n, h, w, c) for h in rows for w in columns if h < shape[1] and w < shape[2]]
+
+
+def far_logits_are_scipys(problem, rng):
+    layer, dtype = problem.subject, problem.arrays["x"].dtype
+    with np.errstate(invalid="ignore"):
+        y, cache = layer.forward(FAR.astype(dtype))
+    exact = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(y, special.softmax(FAR / layer.tau, axis=1), rtol=64 * exact)
+    dx, _ = layer.backward(np.ones_like(y), cache)
+    np.testing.assert_allclose(dx, np.zeros_like(y), atol=exact / layer.tau)
+
+
+def max_norm_is_the_references(max_norm, w, limit):
+    expected = optimizers.max_norm(w, limit)
+    max_norm(w, limit)
+    close(w, expected)
 
 
 def as_reference(layer):
@@ -173,6 +251,33 @@ def as_reference(layer):
     if isinstance(layer, Reshape):
         return ops.reshape, layer.shape
     return {ReLU: (ops.relu,), Flatten: (ops.flatten,), Dropout: []}[type(layer)]
+
+
+def by_reference(problem):
+    """arrays -> y, from the reference's forward and losses alone, and without noise."""
+    subject, examples = problem.subject, problem.examples
+    network = subject if isinstance(subject, Layer) else getattr(subject, "network", Sequential([]))
+
+    def f(arrays):
+        x = arrays["x"] if "x" in arrays else examples[0]
+        weights = [a for name, a in arrays.items() if name != "x"]
+        y = train.forward(train.with_weights([as_reference(network)], weights), x)
+        if isinstance(subject, Layer):
+            return y
+        if isinstance(subject, Stage):
+            target = None if subject.target is None else train.forward([as_reference(subject.target)], x)
+            labels = examples[-1] if subject.classifies else None
+        else:
+            target, labels = (examples[0], None) if len(examples) == 1 else examples
+            if target.dtype.kind == "i":
+                target, labels = None, target
+        if labels is None:
+            return losses.hint_loss(y, target)
+        if target is None:
+            return losses.cross_entropy(y, labels)
+        return losses.distillation_loss(y, target, labels, **problem.settings)
+
+    return f
 
 
 def quiet(problem):

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from minifit import UserError
+from minifit.backend import refuse_more_than_memory
 
 SIZE = 28  # pixels a side
 HEIGHT = 20.0  # pixels that the unit square of STYLES spans before it is scaled
@@ -74,6 +75,9 @@ def load(train=5000, test=2000, seed=0):
     for setting, value, least in (("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"digits: {setting} is {value}, it must be at least {least}")
+    # Of each image, its bytes twice, while blocks are joined, and then its pixels in single precision.
+    needed = (train + test) * SIZE * SIZE * (2 + 4)
+    refuse_more_than_memory(f"digits: {train:,} and {test:,} images", needed, "draw fewer")
     images, labels = draw(train, seed)
     test_images, test_labels = draw(test, seed, stream=1)
     return "digits", images[..., None], labels, test_images[..., None], test_labels
