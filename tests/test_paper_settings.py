@@ -1,0 +1,162 @@
+"""Every setting of every `paper` preset is the one in reference/paper.py, or a departure that is listed here."""
+
+import inspect
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from minifit import networks
+from minifit.experiments import EXPERIMENTS
+from minifit.optimizers import RMSProp
+from reference import paper
+
+# In every paper preset: what no source settles, and what stays neutral.
+OPEN = {
+    "preprocessing": "one of two words; the numbers behind it are in test_preprocessing.py",
+    "slice": "of the machine, not of the method",
+}
+NEUTRAL = {"teacher_width": 1.0, "guided_lr": 1.0}  # times what the paper has
+NEUTRAL |= {f"{part}.{name}": 1.0 for part in ("stage1", "student") for name in ("lr_final", "lr_decay", "conv_lr")}
+NEUTRAL |= {f"{part}.{name}": 1 for part in ("stage1", "student") for name in ("lr_end", "momentum_end")}
+NEUTRAL |= {f"{part}.momentum": 0.0 for part in ("stage1", "student")}
+NEUTRAL |= {f"{part}.momentum_final": None for part in ("stage1", "student")}
+
+# {setting: (what the source has, what the preset has, why)}
+EVERYWHERE = {"teacher.batch": (None, 128, "no source at hand has the teacher's: the students'")}
+MNIST = {
+    "stage1.optimizer": ("sgd", "rmsprop", "the released code's: SGD does not move from this start"),
+    "student.optimizer": ("sgd", "rmsprop", "the released code's: SGD does not move from this start"),
+    "teacher.epochs": (None, 500, "a limit; pylearn2 has patience alone"),
+    "teacher_all": (None, 500, "a limit; pylearn2 goes on until losses meet"),
+}
+CIFAR = {
+    "crops": (8, 0, "the released code's alone; the paper has flips"),
+    "stage1.conv_lr": (0.05, 1.0, "the released code's alone"),
+    "student.conv_lr": (0.05, 1.0, "the released code's alone"),
+    "teacher.patience": (None, 100, "the students'"),
+}
+CIFAR10 = {"teacher.epochs": (474, 500, "the most, as for students, and a choice among them")}
+CIFAR100 = {
+    "validation": (10_000, 0, "all 50,000 images from the start"),
+    "train": (40_000, 50_000, "all 50,000 images from the start"),
+    "retrain": (True, False, "all 50,000 images from the start"),
+}
+DEPTH = {"retrain": (True, False, "not for Figure 2")}
+TEST_IMAGES = {"mnist": 10_000, "cifar10": None, "cifar100": None}  # None: all that there are
+
+
+def flat(settings, prefix=""):
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        yield from flat(value, f"{prefix}{f.name}.") if is_dataclass(value) else [(prefix + f.name, value)]
+
+
+def of_source(name, experiment):
+    """{setting: value} as reference/paper.py has it."""
+    mnist = experiment.data == "mnist"
+    student = paper.TRAINING["MNIST student" if mnist else "CIFAR students"]
+    teacher = paper.TRAINING["MNIST teacher" if mnist else "CIFAR-10 teacher"]
+    student, teacher, regressor, both = (
+        {key: setting.value for key, setting in group.items()}
+        for group in (student, teacher, paper.TRAINING["regressor"], paper.TRAINING["teachers"])
+    )
+    _, lam, lam_final, start, end = student["lambda"]
+    _, momentum, momentum_final, _, momentum_end = teacher["momentum"]
+    _, low, width = student["initial weights"]
+    assert -low == width and regressor["initial weights"][0] == "uniform"
+    lr = ("constant", teacher["learning rate"], None, 0, 1) if mnist else teacher["learning rate"]
+    train, validation = student["training and validation images"]
+    if "m-" in name:
+        guided, hint = paper.DEPTH_GUIDED[int(name.rpartition("-")[2])], 2
+    else:
+        pair = paper.HINTS["MNIST FitNet" if mnist else f"FitNet {name[-1]}"]
+        guided, hint = pair.guided, pair.hint
+    wanted = {
+        "train": train,
+        "validation": validation,
+        "test": TEST_IMAGES[experiment.data],
+        "retrain": student.get("then on all 50,000 images for the epochs found", False),
+        "flips": bool(student.get("flips")),
+        "crops": student.get("crops, from this much zero padding", 0),
+        "guided": (guided,),
+        "hint": (hint,),
+        "teacher_all": None if mnist else 0,
+        "keep_input": both["dropout keeps, of the input"][0],
+        "keep": both["dropout keeps, before the other layers"][0],
+        "regressor": "conv",
+        "regressor_init": "uniform",
+        "regressor_width": regressor["initial weights"][2],
+        "regressor_norm": regressor["max kernel norm"],
+        "tau": paper.TEMPERATURE.value,
+        "lam": lam,
+        "lam_final": lam_final,
+        "lam_start": max(1, start),  # epochs are counted from 1
+        "lam_end": end,
+        "init": "uniform",
+        "width": width,
+        "teacher.optimizer": "sgd",
+        "teacher.lr": lr[1],
+        "teacher.lr_final": 1.0 if mnist else lr[2] / lr[1],
+        "teacher.lr_end": lr[4],
+        "teacher.lr_decay": teacher.get("learning rate, divided at each update by", 1.0),
+        "teacher.momentum": momentum,
+        "teacher.momentum_final": momentum_final,
+        "teacher.momentum_end": momentum_end,
+        "teacher.epochs": teacher.get("epochs"),
+        "teacher.patience": teacher.get("patience, epochs"),
+        "teacher.batch": None,
+        "teacher.conv_lr": teacher.get("convolutions' share of the learning rate", 1.0),
+    }
+    for part in ("stage1", "student"):
+        wanted |= {
+            f"{part}.optimizer": student["optimiser"].lower(),
+            f"{part}.lr": student["learning rate"],
+            f"{part}.epochs": student["epochs at most, each stage"],
+            f"{part}.patience": student["patience, epochs"],
+            f"{part}.batch": student["batch"],
+            f"{part}.conv_lr": student.get("convolutions' share of the learning rate", 1.0),
+        }
+    return NEUTRAL | wanted
+
+
+def departures(name, experiment):
+    own = {"mnist": MNIST, "cifar10": CIFAR | CIFAR10, "cifar100": CIFAR | CIFAR100}[experiment.data]
+    return EVERYWHERE | own | (DEPTH if "m-" in name else {})
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "digits"])
+def test_every_number_of_the_paper_preset_is_the_papers_or_a_listed_departure(name):
+    experiment = EXPERIMENTS[name]
+    preset, source = dict(flat(experiment.presets["paper"])), of_source(name, experiment)
+    assert preset.keys() == source.keys() | OPEN.keys()
+    differ = {
+        setting: (theirs, preset[setting])
+        for setting, theirs in source.items()
+        if preset[setting] != (pytest.approx(theirs, rel=1e-12) if isinstance(theirs, float) else theirs)
+    }
+    assert differ == {setting: (theirs, ours) for setting, (theirs, ours, _) in departures(name, experiment).items()}
+
+
+def test_the_digits_paper_preset_is_mnists_on_fewer_images():
+    mnist, digits = (dict(flat(EXPERIMENTS[name].presets["paper"])) for name in ("mnist", "digits"))
+    assert {setting for setting in mnist if mnist[setting] != digits[setting]} == {"train", "validation", "test"}
+
+
+def test_rmsprop_has_the_sources_constants():
+    defaults = {name: p.default for name, p in inspect.signature(RMSProp).parameters.items()}
+    rule = paper.TRAINING["RMSProp"]
+    assert (defaults["decay"], defaults["floor"]) == (rule["decay"].value, rule["floor under the root"].value)
+
+
+@pytest.mark.parametrize(
+    ("network", "norms"),
+    [
+        (networks.MNIST_TEACHER, "MNIST teacher"),
+        (networks.MNIST_FITNET, "MNIST student"),
+        (networks.CIFAR10_TEACHER, "CIFAR-10 teacher"),
+        (networks.CIFAR100_TEACHER, "CIFAR-10 teacher"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_largest_norms_are_the_sources(network, norms):
+    assert tuple(block.norm for block in network.blocks) == paper.TRAINING[norms]["max kernel norms"].value
