@@ -179,6 +179,25 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
         os.killpg(process.pid, 0)
 
 
+@pytest.mark.parametrize("module", ["shlex", "numpy.version", "numpy.linalg", "h5py", "reference.paper"])
+def test_ctrl_c_while_python_still_imports_is_no_traceback(module, tmp_path):
+    """Stops the command as soon as it has imported that module."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "run.py", "digits", "--runs", str(tmp_path), "--workers", "1"],
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (line := process.stderr.readline()).endswith(f" {module}\n"):
+        assert line.startswith("import time:")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped" in out
+    assert all(line.startswith("import time:") for line in err.splitlines())
+
+
 @pytest.mark.parametrize("moment", ["load", "outline", "make", "plot"])
 def test_ctrl_c_is_understood_at_any_moment(moment, light, tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
@@ -238,6 +257,11 @@ def refusal(capsys, arguments, status=2):
         (["digits", "--teacher.momentum", "1"], "--teacher.momentum 1.0"),
         (["digits", "--train", "0"], "--train 0"),
         (["digits", "--seed", "-1"], "--seed -1"),
+        (["digits", "--train", "abc"], "--tau, --lam,"),
+        (["digits", "--stage", "second"], "--tau, --lam,"),
+        (["digits", "--train", "10000000000"], "10,000,001,000 and 2,000 images take about 43,809.4 GiB"),
+        (["audit", "--seed", "-1"], "--seed -1: wanted 0 or more"),
+        (["audit", "--draws", "many"], "(settings: --row, --draws, --seed, --backend)"),
         (["digits", "--workers", "0"], "--workers 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
