@@ -24,8 +24,8 @@ class SGD:
 class RMSProp:
     """m <- decay m + (1 - decay) g^2, from 0 and without bias correction;   w <- w - lr g / max(sqrt(m), floor).
 
-    Decay and floor are pylearn2's, whose rule the released code uses. The floor bounds the step where gradients vanish, and decides whether a network started at
-    U(-.005, .005) moves at all.
+    Decay and floor are pylearn2's, whose rule the released code uses. The floor bounds the step where gradients vanish,
+    and decides whether a network started at U(-.005, .005) moves at all.
     """
 
     def __init__(self, lr, decay=0.9, floor=1e-5, rates=None):

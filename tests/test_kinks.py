@@ -5,43 +5,29 @@ import pytest
 import strict
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import FAR, far_logits_are_scipys, ties_go_to_the_first
 from scipy import special
 
-from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Reshape, Sequential, Softmax
+from minifit import audit
+from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Sequential, Softmax
 from minifit.losses import cross_entropy, distillation_loss, hint_loss, log_softmax
 from minifit.regressors import pieces_of, regressor
 
 SEEDS = st.integers(0, 2**32 - 1)
-FAR = np.array([[1e4, -1e4, 0.0], [-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4]])
 
 
 def integers(seed, *shape, high=3):
     return np.random.default_rng(seed).integers(0, high, shape).astype(float)
 
 
-def pooled_by_hand(x, size, stride, dy):
-    """y and dx by the definition: each window's first largest input, in reading order, takes all of its dy."""
-    y, dx = np.zeros(dy.shape), np.zeros(x.shape)
-    for n, p, q, c in np.ndindex(dy.shape):
-        inside = [
-            (n, i, j, c)
-            for i in range(p * stride, min(p * stride + size, x.shape[1]))
-            for j in range(q * stride, min(q * stride + size, x.shape[2]))
-        ]
-        first = max(inside, key=lambda i: x[i])  # max keeps the first of equals
-        y[n, p, q, c] = x[first]
-        dx[first] += dy[n, p, q, c]
-    return y, dx
+TIES = [case for case in audit.CASES if audit.asks(case) in ("Maxout", "MaxPool2d")]
 
 
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 7), st.integers(1, 6), SEEDS)
-def test_pooling_sends_the_whole_gradient_to_the_first_of_the_tied_inputs(size, stride, h, w, seed):
-    x = integers(seed, 2, h, w, 3)
-    y, cache = MaxPool2d(size, stride).forward(x)
-    dy = integers(seed + 1, *y.shape, high=9) + 1
-    by_hand = pooled_by_hand(x, size, stride, dy)
-    np.testing.assert_array_equal(y, by_hand[0])
-    np.testing.assert_array_equal(MaxPool2d(size, stride).backward(dy, cache)[0], by_hand[1])
+@pytest.mark.parametrize("case", TIES, ids=lambda case: case.name)
+@given(data=st.data(), seed=SEEDS)
+def test_a_tie_sends_the_whole_gradient_to_the_first_of_the_tied_inputs(case, data, seed):
+    rng = np.random.default_rng(seed)
+    ties_go_to_the_first(case.draw(lambda low, high: data.draw(st.integers(low, high)), rng), rng)
 
 
 @pytest.mark.parametrize(
@@ -62,19 +48,6 @@ def test_pooling_along_a_line_can_be_followed_by_hand(values, size, stride, dx):
     y, cache = MaxPool2d(size, stride).forward(x)
     dy = 1 + np.arange(y.size, dtype=float).reshape(y.shape)
     np.testing.assert_array_equal(MaxPool2d(size, stride).backward(dy, cache)[0].ravel(), dx)
-
-
-@given(st.integers(1, 5), st.integers(1, 4), SEEDS)
-def test_maxout_sends_the_whole_gradient_to_the_first_of_the_tied_pieces(pieces, k, seed):
-    z = integers(seed, 4, pieces * k)
-    y, cache = Maxout(pieces).forward(z)
-    dy = integers(seed + 1, *y.shape, high=9) + 1
-    dx = np.zeros(z.shape)
-    for n, unit in np.ndindex(y.shape):
-        first = max(range(pieces), key=lambda m: z[n, m * k + unit])
-        assert y[n, unit] == z[n, first * k + unit]
-        dx[n, first * k + unit] = dy[n, unit]
-    np.testing.assert_array_equal(Maxout(pieces).backward(dy, cache)[0], dx)
 
 
 def test_maxout_pieces_are_a_unit_count_apart():
@@ -105,10 +78,7 @@ def test_softmax_and_log_softmax_are_scipys_for_logits_of_any_size(dtype):
     far, exact = FAR.astype(dtype), 4 * np.finfo(dtype).eps
     np.testing.assert_allclose(log_softmax(far), special.log_softmax(FAR, axis=1), rtol=exact)
     for tau in (1e-3, 1.0, 1e3):
-        y, cache = Softmax(tau).forward(far)
-        np.testing.assert_allclose(y, special.softmax(FAR / tau, axis=1), rtol=64 * exact)
-        dx, _ = Softmax(tau).backward(np.ones_like(y), cache)
-        np.testing.assert_allclose(dx, np.zeros_like(y), atol=exact / tau)
+        far_logits_are_scipys(audit.of_layer(Softmax(tau), far), None)
 
 
 def test_softmax_is_over_the_last_axis_and_at_temperature_1_unless_told():
@@ -143,45 +113,6 @@ def test_distillation_is_eq_2_at_extreme_temperatures(tau, scale, dtype):
     dhard = (special.softmax(logits, axis=1) - np.eye(3)[labels]) / 3
     dsoft = lam / tau / 3 * (special.softmax(logits / tau, axis=1) - p_teacher)
     np.testing.assert_allclose(dlogits, dhard + dsoft, rtol=rtol, atol=rtol * lam / tau)
-
-
-def layers():
-    w = np.random.default_rng(0)
-    return [
-        (Linear(w.normal(size=(6, 4)), w.normal(size=4)), (6,)),
-        (Conv2d(w.normal(size=(3, 2, 2, 4)), w.normal(size=4), pad=1), (5, 4, 2)),
-        (Conv2d(w.normal(size=(3, 3, 12, 24)), w.normal(size=24), pad=1), (8, 7, 12)),
-        (Conv2d(w.normal(size=(5, 5, 4, 5)), w.normal(size=5), pad=3), (4, 4, 4)),
-        (Maxout(2), (3, 4)),
-        (Maxout(1), (3, 4)),
-        (MaxPool2d(3, 2), (5, 4, 2)),
-        (ReLU(), (3, 2)),
-        (Softmax(2.0), (5,)),
-        (Dropout(0.5), (5,)),
-        (Flatten(), (3, 2, 2)),
-        (Reshape((4, 3)), (3, 4)),
-    ]
-
-
-@pytest.mark.parametrize(("layer", "shape"), layers(), ids=lambda value: getattr(type(value), "__name__", ""))
-def test_an_empty_batch_gives_an_empty_batch_and_no_gradient(layer, shape):
-    y, cache = layer.forward(np.zeros((0, *shape)), np.random.default_rng(0))
-    assert y.shape == (0, *layer(np.zeros((1, *shape))).shape[1:])
-    dx, grads = layer.backward(np.zeros(y.shape), cache)
-    assert dx.shape == (0, *shape)
-    for name, p in layer.params.items():
-        np.testing.assert_array_equal(grads[name], np.zeros(p.shape))
-
-
-@pytest.mark.parametrize("loss", [cross_entropy, hint_loss])
-def test_a_loss_of_an_empty_batch_is_refused(loss):
-    with pytest.raises(ValueError, match=rf"{loss.__name__}: an empty batch"):
-        loss(np.zeros((0, 3)), np.zeros((0, 3)) if loss is hint_loss else np.zeros(0, int))
-
-
-def test_distillation_of_an_empty_batch_is_refused():
-    with pytest.raises(ValueError, match="distillation_loss: an empty batch"):
-        distillation_loss(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0, int), 3.0, 1.0)
 
 
 def test_dropout_that_keeps_everything_draws_nothing():
@@ -261,7 +192,21 @@ REFUSED = [
         lambda: distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 5]), 3.0, 1.0),
     ),
     (r"hint_loss: guided \(2, 1\) and hint \(2, 3\) differ", lambda: hint_loss(np.zeros((2, 1)), np.zeros((2, 3)))),
-    (r"regressor none: guided \(5, 4, 3\) and hint \(5, 4, 2\)", lambda: regressor("none", SHAPE, (5, 4, 2), 2, RNG)),
+    (r"hint_loss: guided \(\) is no batch", lambda: hint_loss(np.zeros(()), np.zeros(()))),
+    (
+        r"regressor none: guided \(5, 4, 3\) and hint \(5, 4, 2\) differ; conv or fc would fit",
+        lambda: regressor("none", SHAPE, (5, 4, 2), 2, RNG),
+    ),
+    (r"and hint \(6, 4, 3\) differ; fc would fit", lambda: regressor("none", SHAPE, (6, 4, 3), 2, RNG)),
+    (r"and hint \(60,\) differ; fc would fit", lambda: regressor("none", SHAPE, (60,), 2, RNG)),
+    (
+        r"GiB, and this machine has .*; conv would fit",
+        lambda: regressor("fc", (10**4, 10**4, 9), (10**4, 10**4, 9), 2, RNG),
+    ),
+    (
+        r"GiB, and this machine has .*; a smaller guided map",
+        lambda: regressor("fc", (10**4, 10**4, 9), (10**5, 10**4, 9), 2, RNG),
+    ),
     (r"regressor 'deconv': wanted", lambda: regressor("deconv", SHAPE, (5, 4, 2), 2, RNG)),
     (r"regressor conv: guided \(60,\)", lambda: regressor("conv", (60,), SHAPE, 2, RNG)),
     (r"regressor conv: guided .* and hint \(60,\)", lambda: regressor("conv", SHAPE, (60,), 2, RNG)),
