@@ -162,6 +162,8 @@ REFUSED = [
     (r"Softmax: tau nan is not positive", lambda: Softmax(float("nan"))),
     (r"Dropout: keep 0 is not in \(0, 1\]", lambda: Dropout(0)),
     (r"Dropout: keep 1.5 is not in \(0, 1\]", lambda: Dropout(1.5)),
+    (r"Conv2d: w \(0, 3, 1, 2\)", lambda: Conv2d(np.zeros((0, 3, 1, 2)), np.zeros(2))),
+    (r"Conv2d: pad True; wanted an integer", lambda: Conv2d(np.zeros((1, 1, 1, 2)), np.zeros(2), pad=True)),
     (r"cross_entropy: logits \(2, 3\) and labels \(3,\)", lambda: cross_entropy(np.zeros((2, 3)), np.zeros(3, int))),
     (
         r"cross_entropy: logits \(2, 3\) and labels \(2, 1\)",
