@@ -5,6 +5,7 @@ failure is the same on every machine. The long one draws anew each time, and pri
 """
 
 import os
+import sys
 
 from hypothesis import HealthCheck, Phase, settings
 
@@ -17,7 +18,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 
 
 def pytest_sessionstart(session):
-    """A mutant is tested in a fork of a process that has already planned convolutions: with the original's code."""
+    """mutmut runs sessions in one process and its forks: the second finds what the first has left."""
     from minifit import convolution
 
-    convolution._planned.cache_clear()
+    convolution._planned.cache_clear()  # planned by the original's code
+    sys.setrecursionlimit(4000)  # Hypothesis wraps a test's settings once more for every parameter, in every session

@@ -259,7 +259,7 @@ def refusal(capsys, arguments, status=2):
         (["digits", "--seed", "-1"], "--seed -1"),
         (["digits", "--train", "abc"], "--tau, --lam,"),
         (["digits", "--stage", "second"], "--tau, --lam,"),
-        (["digits", "--train", "10000000000"], "10,000,001,000 and 2,000 images take about 43,809.4 GiB"),
+        (["digits", "--train", "10000000000"], "10,000,001,000 and 5,000 images take about 43,809.4 GiB"),
         (["audit", "--seed", "-1"], "--seed -1: wanted 0 or more"),
         (["audit", "--draws", "many"], "(settings: --row, --draws, --seed, --backend)"),
         (["digits", "--workers", "0"], "--workers 0"),

@@ -17,10 +17,10 @@ HEIGHT = 20.0  # pixels that the unit square of STYLES spans before it is scaled
 POINTS = 72  # samples of a path: under a pixel apart, so that their discs merge into a line
 BLOCK = 500  # images drawn together, from one generator
 
-JITTER = 0.027  # of a control point: sloppy writers take up to 1.6 times as much, neat ones a third
-BEND = 0.068  # of the elastic distortion's waves
-ROTATION, SHEAR, STRETCH, SHIFT = 0.28, 0.36, 0.20, 2.0  # radians (two sigma), ratio (two sigma), ratio, pixels
-NOISE = 0.14  # the largest standard deviation of a pixel's noise, of a full black of 1
+JITTER = 0.034  # of a control point: sloppy writers take up to 1.6 times as much, neat ones a third
+BEND = 0.085  # of the elastic distortion's waves
+ROTATION, SHEAR, STRETCH, SHIFT = 0.34, 0.42, 0.25, 2.5  # radians (two sigma), ratio (two sigma), ratio, pixels
+NOISE = 0.22  # the largest standard deviation of a pixel's noise, of a full black of 1
 
 # Every way of writing a digit: curves, parted by a slash, through points x,y in percent of the unit square, y
 # downwards. Equal points are one control point: curves that meet in a corner stay joined however it wanders.
@@ -70,7 +70,7 @@ STYLES = [
 ]
 
 
-def load(train=5000, test=2000, seed=0):
+def load(train=5000, test=5000, seed=0):
     """The set's name, images uint8 (N, 28, 28, 1) and labels uint8 (N,), then a disjoint draw of both for testing."""
     for setting, value, least in (("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
         if value < least:
