@@ -99,5 +99,6 @@ def regressor_lines(run, stages):
             guided, hint = run.maps(student[:g], teacher[:h])
             n = regressors.weights(kind, guided, hint, regressors.pieces_of(teacher[h - 1]))
             shapes = " to ".join("x".join(map(str, shape)) for shape in (guided, hint))
-            lines.append(f"{name}: regressor {kind} from {shapes}, {n:,} weights, {4 * n / 2**20:.1f} MiB.")
+            if n or kind == "none":  # else none fits, as the stage itself will say
+                lines.append(f"{name}: regressor {kind} from {shapes}, {n:,} weights, {4 * n / 2**20:.1f} MiB.")
     return lines

@@ -11,7 +11,7 @@ from scipy.differentiate import derivative
 from scipy.signal import convolve, correlate
 from scipy.special import log_softmax as scipys_log_softmax
 
-from minifit import audit, convolution, layers, losses, optimizers
+from minifit import audit, convolution, filtering, layers, losses, optimizers
 from minifit.layers import Conv2d, Dropout, Softmax
 from minifit.patches import fold, unfold
 from reference import ops, train
@@ -209,6 +209,14 @@ def test_sgd_and_rmsprop_are_the_references_over_several_steps(shape, momentum, 
             close(params["w"], w)
 
 
+@pytest.mark.parametrize("make", [optimizers.SGD, optimizers.RMSProp])
+def test_a_rate_multiplies_the_step_of_the_array_that_it_names(make):
+    params = {name: np.zeros(3) for name in "ab"}
+    make(0.5, rates={"a": 0.25}).step(params, {name: np.array([1.0, -2.0, 3.0]) for name in "ab"})
+    np.testing.assert_allclose(params["a"], 0.25 * params["b"], rtol=1e-15)
+    assert params["b"].all()
+
+
 @pytest.mark.parametrize("optimizer", [optimizers.SGD(0.1, 0.5), optimizers.RMSProp(0.1)], ids=["SGD", "RMSProp"])
 def test_the_state_starts_at_0_whatever_the_weights_are(optimizer):
     optimizer.step({"w": np.array([np.inf, -1.0], np.float32)}, {"w": np.zeros(2, np.float32)})
@@ -253,6 +261,20 @@ def test_convolution_and_both_its_gradients_are_scipys_correlations(r, s, pad, c
             full = sum(convolve(dy[n, ..., i], w[:, :, j, i], mode="full", method="direct") for i in range(k))
             close(dx[n, ..., j], full[pad : pad + h, pad : pad + w_])
     close(grads["b"], dy.sum(axis=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("make", [filtering.winograd, filtering.fourier])
+def test_a_gradient_of_filters_is_the_sum_of_its_blocks_and_matrices_have_the_images_dtype(make, monkeypatch):
+    rng = np.random.default_rng(0)
+    method, w = make((6, 9), (3, 3), 1, np.float64), rng.normal(size=(3, 3, 2, 5))
+    y, kept = method.forward(rng.normal(size=(2, 6, 9, 2)), w)
+    dy = rng.normal(size=y.shape)
+    whole = method.weight_gradient(dy, kept, w)
+    for at_once in (0, 1, 7):
+        monkeypatch.setattr(filtering, "BLOCK", at_once * 2 * 5)
+        close(method.weight_gradient(dy, kept, w), whole)
+    single = make((6, 9), (3, 3), 1, np.float32)
+    assert {matrix.dtype for matrix in (single.a, single.b, single.g)} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("pad", [0, 1, 2, 3])

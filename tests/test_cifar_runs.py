@@ -9,7 +9,7 @@ import strict
 from test_cifar import published, small_set, write
 
 import run as command
-from minifit import UserError, augment, checkpoints, data, fitnets, networks, optimizers, outline, regressors, training
+from minifit import UserError, augment, checkpoints, data, fitnets, networks, outline, regressors, training
 from minifit.data import preprocessing
 from minifit.experiments import CIFAR10, EXPERIMENTS, Experiment
 from minifit.handover import take_teacher
@@ -254,14 +254,6 @@ def test_convolutions_learn_at_a_rate_of_their_own_and_a_regressor_at_the_full_o
     assert biases == {"2", "3"}
     assert {name[0] for name in moved(run, "backprop")} == {"3", "4"}
     assert moved(run, "hint") == {"1.w", "1.b"}
-
-
-@pytest.mark.parametrize("make", [optimizers.SGD, optimizers.RMSProp])
-def test_a_rate_multiplies_the_step_of_the_array_that_it_names(make):
-    params = {name: np.zeros(3) for name in "ab"}
-    make(0.5, rates={"a": 0.25}).step(params, {name: np.array([1.0, -2.0, 3.0]) for name in "ab"})
-    np.testing.assert_allclose(params["a"], 0.25 * params["b"], rtol=1e-15)
-    assert params["b"].all()
 
 
 def test_without_validation_images_the_last_epoch_is_kept(tmp_path):

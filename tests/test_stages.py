@@ -139,18 +139,19 @@ def test_each_stage_trains_what_its_line_of_algorithm_1_says():
     assert stages["teacher"].network is teacher
 
 
-def test_norms_go_with_every_stage():
+def test_norms_and_rates_go_with_every_stage():
     student, teacher, middle, _, _ = actors()
-    norms = {"0.0.w": 0.9}
+    norms, rates = {"0.0.w": 0.9}, {"0.0.w": 0.05}
     for stage in (
-        fitnets.teacher(teacher, norms),
-        fitnets.teacher_all(teacher, norms),
-        fitnets.backprop(student, norms),
-        fitnets.kd(student, teacher, TAU, LAM, norms),
-        fitnets.hint(student, teacher, middle, 2, 1, norms),
-        fitnets.fitnet(student, teacher, TAU, LAM, norms),
+        fitnets.teacher(teacher, norms, rates),
+        fitnets.teacher_all(teacher, norms, rates),
+        fitnets.backprop(student, norms, rates),
+        fitnets.kd(student, teacher, TAU, LAM, norms, rates),
+        fitnets.hint(student, teacher, middle, 2, 1, norms, rates),
+        fitnets.fitnet(student, teacher, TAU, LAM, norms, rates),
     ):
         assert stage.norms is norms
+        assert stage.rates is rates
 
 
 def test_the_teachers_last_phase_is_its_first_without_noise():
