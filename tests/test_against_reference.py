@@ -188,6 +188,13 @@ def test_few_images_and_large_products_are_unfolded(n, filters, method):
     assert type(convolution.choose(x, w, 0)) is method
 
 
+def test_filtering_is_planned_in_the_dtype_of_the_images():
+    for kernel, pad in (((3, 3, 64, 128), 1), ((8, 7, 24, 48), 3)):
+        method = convolution.choose(np.zeros((8, 12, 12, kernel[2]), np.float32), np.zeros(kernel, np.float32), pad)
+        assert isinstance(method, filtering.Filtered)
+        assert {matrix.dtype for matrix in (method.a, method.b, method.g)} == {np.dtype(np.float32)}
+
+
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
 

@@ -11,7 +11,7 @@ from scipy import special
 from minifit import audit
 from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Sequential, Softmax
 from minifit.losses import cross_entropy, distillation_loss, hint_loss, log_softmax
-from minifit.regressors import pieces_of, regressor
+from minifit.regressors import pieces_of, regressor, weights
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -202,8 +202,12 @@ REFUSED = [
     (r"and hint \(6, 4, 3\) differ; fc would fit", lambda: regressor("none", SHAPE, (6, 4, 3), 2, RNG)),
     (r"and hint \(60,\) differ; fc would fit", lambda: regressor("none", SHAPE, (60,), 2, RNG)),
     (
-        r"GiB, and this machine has .*; conv would fit",
+        r"regressor fc: training its 1,620,000,000,000,000,000 weights would take .* GiB, .*; conv would fit",
         lambda: regressor("fc", (10**4, 10**4, 9), (10**4, 10**4, 9), 2, RNG),
+    ),
+    (
+        r"GiB, and this machine has .*; conv would fit",
+        lambda: regressor("fc", (10**4, 10**4, 1), (10**4, 10**4, 1), None, RNG),
     ),
     (
         r"GiB, and this machine has .*; a smaller guided map",
@@ -256,6 +260,20 @@ def test_a_regressor_starts_at_uniform_weights_no_wider_than_it_is_told_and_at_z
         assert 0.9 * width < abs(w).max() <= width
         assert not b.any()
         assert made(np.zeros((2, 6, 5, 4), np.float32)).shape == (2, 4, 4, 7)
+
+
+@pytest.mark.parametrize("pieces", [None, 1, 3])
+@pytest.mark.parametrize("guided", [(6, 5, 4), (6, 3, 4), (3, 5, 4), (3, 3, 4), (4, 4, 1), (60,)], ids=str)
+@pytest.mark.parametrize("hint", [(4, 4, 7), (4, 4, 1), (28,)], ids=str)
+@pytest.mark.parametrize("kind", ["conv", "fc", "none"])
+def test_a_regressors_size_is_known_before_it_is_made_and_0_where_none_fits(kind, guided, hint, pieces):
+    try:
+        made = regressor(kind, guided, hint, pieces, np.random.default_rng(0))
+    except ValueError:
+        assert weights(kind, guided, hint, pieces) == 0
+    else:
+        sizes = [w.size for name, w in made.params.items() if name.endswith("w")]
+        assert weights(kind, guided, hint, pieces) == sum(sizes)
 
 
 def test_a_block_has_the_pieces_of_its_last_non_linearity():
