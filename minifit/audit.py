@@ -60,7 +60,7 @@ class Problem:
     arrays: dict  # what is differentiated: "x", unless a stage is asked, and every parameter
     examples: tuple = ()  # what else there is one of for each example: labels, the teacher's output
     seed: int | None = None  # of the noise; none without
-    settings: dict = field(default_factory=dict)  # tau and lambda of eq. 2
+    settings: dict = field(default_factory=dict)  # of the loss: temperatures and lambda of eq. 2, the mean of eq. 3
 
     def __call__(self, arrays):
         return self.f(arrays, self.examples, None if self.seed is None else np.random.default_rng(self.seed))
@@ -217,20 +217,22 @@ def on_labels(integer, rng, stage, seed=None, **dropout):
     return of_stage(stage(student), x, None, labels, seed=seed)
 
 
-def distilled(integer, rng, stage, tau, lam, **settings):
+def distilled(integer, rng, stage, tau, lam, student_tau=None, **settings):
     student, teacher, x, labels = pair(integer, rng, **settings)
-    stage = stage(student, teacher, tau, fitnets.linear(lam, 1, 1, 5))
-    return of_stage(stage, x, teacher(x), labels, tau=tau, lam=(lam + 1) / 2)  # half-way down in epoch 3
+    stage = stage(student, teacher, tau, fitnets.linear(lam, 1, 1, 5), student_tau=student_tau)
+    eq_2 = {"tau": tau, "lam": (lam + 1) / 2, "student_tau": student_tau}  # half-way down in epoch 3
+    return of_stage(stage, x, teacher(x), labels, **eq_2)
 
 
-def hinted(integer, rng, kind, pieces=2):
+def hinted(integer, rng, kind, pieces=2, linear=False, mean=False):
     student, teacher, x, labels = pair(integer, rng, pieces)
     hint = 1
     if kind == "none":  # then the teacher's maps must have the shape of the student's
         teacher, hint = with_params(student, {name: rng.permuted(p) for name, p in student.params.items()}), 2
-    guided, target, pieces = student[:2](x), teacher[:hint](x), pieces_of(teacher[hint - 1])
+    guided, target, pieces = student[:2](x), teacher[:hint](x), 1 if linear else pieces_of(teacher[hint - 1])
     middle = regressor(kind, guided.shape[1:], target.shape[1:], pieces, rng, width=None, dtype=np.float64)
-    return of_stage(fitnets.hint(student, teacher, settled(middle, rng), 2, hint), x, target, labels)
+    stage = fitnets.hint(student, teacher, settled(middle, rng), 2, hint, mean=mean)
+    return of_stage(stage, x, target, labels, mean=mean)
 
 
 def entropy(integer, rng, loss, **settings):
@@ -239,9 +241,9 @@ def entropy(integer, rng, loss, **settings):
     return of_loss(loss, 3 * rng.normal(size=(n, classes)), *teacher, rng.integers(0, classes, n), **settings)
 
 
-def hint_loss(integer, rng):
+def hint_loss(integer, rng, **settings):
     shape = images(integer)
-    return of_loss(losses.hint_loss, rng.normal(size=shape), rng.normal(size=shape))
+    return of_loss(losses.hint_loss, rng.normal(size=shape), rng.normal(size=shape), **settings)
 
 
 @dataclass(frozen=True)
@@ -300,6 +302,8 @@ CASES = [
     Case("regressor conv maxout 2", partial(mapping, kind="conv", pieces=2), kinks=True),
     Case("regressor conv maxout 5", partial(mapping, kind="conv", pieces=5), kinks=True),
     Case("regressor conv ReLU", partial(mapping, kind="conv", pieces=None), kinks=True),
+    Case("regressor conv linear", partial(mapping, kind="conv", pieces=1), affine=True),
+    Case("regressor fc linear", partial(mapping, kind="fc", pieces=1), affine=True),
     Case("regressor fc maxout 2", partial(mapping, kind="fc", pieces=2), kinks=True),
     Case("regressor fc maxout 5", partial(mapping, kind="fc", pieces=5), kinks=True),
     Case("regressor fc ReLU", partial(mapping, kind="fc", pieces=None), kinks=True),
@@ -309,7 +313,12 @@ CASES = [
     Case("distillation_loss tau 1 lam 1", partial(entropy, loss=losses.distillation_loss, tau=1.0, lam=1.0)),
     Case("distillation_loss tau 20 lam 9", partial(entropy, loss=losses.distillation_loss, tau=20.0, lam=9.0)),
     Case("distillation_loss tau 0.5 lam 0", partial(entropy, loss=losses.distillation_loss, tau=0.5, lam=0.0)),
+    Case(
+        "distillation_loss tau 3 lam 4 student_tau 1",
+        partial(entropy, loss=losses.distillation_loss, tau=3.0, lam=4.0, student_tau=1.0),
+    ),
     Case("hint_loss", hint_loss),
+    Case("hint_loss mean", partial(hint_loss, mean=True)),
     Case("stage teacher", partial(on_labels, stage=fitnets.teacher, keep_input=0.8, keep=0.5, seed=4), kinks=True),
     Case("stage teacher_all", partial(on_labels, stage=fitnets.teacher_all, keep_input=0.8, keep=0.5), kinks=True),
     Case("stage backprop", partial(on_labels, stage=fitnets.backprop), kinks=True),
@@ -317,11 +326,19 @@ CASES = [
     Case("stage kd tau 1 lam 1", partial(distilled, stage=fitnets.kd, tau=1.0, lam=1.0), kinks=True),
     Case("stage kd tau 20 lam 9", partial(distilled, stage=fitnets.kd, tau=20.0, lam=9.0), kinks=True),
     Case("stage kd ReLU", partial(distilled, stage=fitnets.kd, tau=3.0, lam=4.0, pieces=None), kinks=True),
+    Case("stage kd student_tau 1", partial(distilled, stage=fitnets.kd, tau=3.0, lam=4.0, student_tau=1.0), kinks=True),
     Case("stage hint conv maxout", partial(hinted, kind="conv"), kinks=True),
     Case("stage hint conv ReLU", partial(hinted, kind="conv", pieces=None), kinks=True),
+    Case("stage hint conv linear", partial(hinted, kind="conv", linear=True), kinks=True),
+    Case("stage hint conv mean", partial(hinted, kind="conv", mean=True), kinks=True),
     Case("stage hint fc maxout", partial(hinted, kind="fc"), kinks=True),
     Case("stage hint none", partial(hinted, kind="none"), kinks=True),
     Case("stage fitnet tau 3 lam 4", partial(distilled, stage=fitnets.fitnet, tau=3.0, lam=4.0), kinks=True),
+    Case(
+        "stage fitnet student_tau 1",
+        partial(distilled, stage=fitnets.fitnet, tau=3.0, lam=4.0, student_tau=1.0),
+        kinks=True,
+    ),
 ]
 
 
@@ -334,7 +351,8 @@ def asks(case):
 
 
 def regressor_name(kind, pieces):
-    return f"regressor {kind}" + ("" if kind == "none" else " maxout" if pieces else " ReLU")
+    nonlinearity = {None: " ReLU", 1: " linear"}.get(pieces, " maxout")
+    return f"regressor {kind}" + ("" if kind == "none" else nonlinearity)
 
 
 def without_a_row():
@@ -347,7 +365,7 @@ def without_a_row():
             own = function.__module__ == module.__name__ and not name.startswith("_") and "__mutmut" not in name
             names += [name] if own and name not in NEITHER_LOSS_NOR_STAGE else []
     kinds = get_args(experiments.Config.__annotations__["regressor"])
-    names += dict.fromkeys(regressor_name(kind, pieces) for kind in kinds for pieces in (2, None))
+    names += dict.fromkeys(regressor_name(kind, pieces) for kind in kinds for pieces in (2, 1, None))
     asked = set(map(asks, CASES))
     return [name for name in names if name not in asked]
 

@@ -1,7 +1,8 @@
 """The experiments: one frozen Config each, every number with its source.
 
-Sources: [A.1.2], [A.2] the paper's appendix; [code] its released code; [PL] pylearn2's maxout scripts, from which the
-teachers come; [set] what there is of the data set; [ours] chosen here, on the validation images.
+Sources: [2.2] a section of the paper, [A.1.2], [A.2] its appendix; [code] its released code; [PL] pylearn2's maxout
+scripts, from which the teachers come; [set] what there is of the data set; [ours] chosen here, on the
+validation images.
 """
 
 from dataclasses import dataclass, replace
@@ -35,13 +36,16 @@ class Config:
     guided: tuple[int, ...]  # g, the student's layer that is guided; several are guided one after the other
     hint: tuple[int, ...]  # h, the teacher's layer that guides it; one for each g
     regressor: Literal["conv", "fc", "none"]
+    regressor_pieces: int | None  # of its maxout; 1: a linear regressor; None: the hint layer's non-linearity
     regressor_init: Literal["uniform", "normal"]  # normal: variance 1 / fan-in
     regressor_width: float  # of U(-width, width)
     regressor_norm: float  # the largest norm of one of its filters
+    hint_mean: bool  # whether eq. 3 is divided by the number of features
 
     student: Schedule  # of backprop, kd and fitnet
     guided_lr: float  # times the learning rate of the guided layers in the fitnet stage
     tau: float  # of teacher and student, eq. 1
+    student_tau: float | None  # of the student in eq. 2; None: tau
     lam: float  # lambda of eq. 2 at first
     lam_final: float  # lambda at last
     lam_start: int  # the epoch in which lambda begins to fall
@@ -83,12 +87,15 @@ MNIST_PAPER = Config(
     guided=(4,),  # [A.2]: the middle layer
     hint=(2,),  # [A.2]: the middle layer
     regressor="conv",  # [A.2]
+    regressor_pieces=None,  # [2.2]
     regressor_init="uniform",  # [code]
     regressor_width=0.05,  # [code]
     regressor_norm=0.9,  # [code]
+    hint_mean=False,  # eq. 3; its code: True
     student=Schedule("rmsprop", lr=0.0005, epochs=500, patience=100),  # as stage1
     guided_lr=1.0,  # [A.2]: one rate
     tau=3.0,  # [A.2]
+    student_tau=None,  # eq. 1; its code: 1, in effect
     lam=4.0,  # [A.2]
     lam_final=1.0,  # [A.2]; its code: 0
     lam_start=1,  # [A.2]; its code: 5
@@ -247,8 +254,9 @@ def check(experiment, config):
     wanted = {"guided": layer_of(experiment.student), "hint": layer_of(experiment.teacher)}
     side = min(experiment.student.input[:2])
     wanted["crops"] = (lambda value: 0 <= value < side), f"0 to {side - 1} pixels"
-    wanted |= dict.fromkeys(("train", "test", "slice", "lam_start", "lam_end"), at_least_1)
-    wanted |= dict.fromkeys(("tau", "width", "regressor_width", "regressor_norm", "teacher_width"), positive)
+    wanted |= dict.fromkeys(("train", "test", "slice", "lam_start", "lam_end", "regressor_pieces"), at_least_1)
+    wanted |= dict.fromkeys(("tau", "student_tau", "width", "regressor_width", "regressor_norm"), positive)
+    wanted["teacher_width"] = positive
     wanted |= dict.fromkeys(("keep_input", "keep"), probability)
     wanted |= dict.fromkeys(("validation", "teacher_all", "lam", "lam_final", "guided_lr"), not_negative)
     for part in ("teacher.", "stage1.", "student."):

@@ -50,17 +50,19 @@ def backprop(student, norms=None, rates=None):
     return Stage("backprop", student, None, _on_labels, norms=norms, rates=rates)
 
 
-def kd(student, teacher, tau, lam, norms=None, rates=None, name="kd"):
-    """The student on eq. 2, all of W_S.   lam: epoch -> lambda"""
+def kd(student, teacher, tau, lam, norms=None, rates=None, name="kd", student_tau=None):
+    """The student on eq. 2, all of W_S.   lam: epoch -> lambda    student_tau: the student's own tau, if it has one"""
 
     def loss(logits, teacher_logits, labels, epoch):
-        return distillation_loss(logits, teacher_logits, labels, tau, lam(epoch))
+        return distillation_loss(logits, teacher_logits, labels, tau, lam(epoch), student_tau)
 
     return Stage(name, student, teacher, loss, norms=norms, rates=rates)
 
 
-def hint(student, teacher, regressor, guided, hint, norms=None, rates=None, name="hint"):
+def hint(student, teacher, regressor, guided, hint, norms=None, rates=None, name="hint", mean=False):
     """Lines 1-5 of Algorithm 1: W_Guided* = argmin L_HT(W_Guided, W_r).   guided, hint: the indices g and h
+
+    mean: eq. 3 over the number of features
 
     The slices share their layers, so that line 5, copying W_Guided* back into the student, has already happened.
     """
@@ -68,14 +70,14 @@ def hint(student, teacher, regressor, guided, hint, norms=None, rates=None, name
     w_guided = student[:guided]  # line 2
 
     def loss(prediction, hint, labels, epoch):
-        return hint_loss(prediction, hint)
+        return hint_loss(prediction, hint, mean)
 
     return Stage(name, w_guided + regressor, w_hint, loss, classifies=False, norms=norms, rates=rates)  # lines 3, 4
 
 
-def fitnet(student, teacher, tau, lam, norms=None, rates=None):
+def fitnet(student, teacher, tau, lam, norms=None, rates=None, student_tau=None):
     """Line 6: W_S* = argmin L_KD(W_S) over the whole student, from where the hint stage left it."""
-    return kd(student, teacher, tau, lam, norms, rates, name="fitnet")
+    return kd(student, teacher, tau, lam, norms, rates, "fitnet", student_tau)
 
 
 def gradient(stage, x, target, labels, epoch, rng=None, share=1.0):

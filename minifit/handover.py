@@ -7,7 +7,8 @@ from minifit import UserError, checkpoints
 from minifit.checkpoints import digest, read_json, write_json, write_text
 from minifit.runs import differences, flat, whole_lines
 
-# What makes a teacher what it is, beside its schedule. Any seed will do.
+# What makes a teacher what it is, beside its schedule. Any random start will do, whatever its seed and its width: it is
+# the trained teacher that is asked.
 SETTINGS = (
     "data",
     "images",
@@ -22,15 +23,14 @@ SETTINGS = (
     "teacher_all",
     "keep_input",
     "keep",
-    "init",
-    "width",
 )
 
 
 def take_teacher(run, source):
     """Copies the teacher of the run directory `source` into the run's, with its figures and where it is from.
 
-    UserError where it is not what the run itself would train, but for the seed, or where the run has one of its own.
+    UserError where it is not what the run itself would train, but for the random start, or where the run has one of its
+    own.
     """
     source = Path(source)
     for name in ["teacher"] + ["teacher_all"] * (run.config.teacher_all > 0):

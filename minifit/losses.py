@@ -25,30 +25,37 @@ def cross_entropy(logits, labels):
     return -(hit * log_p).sum() / n, (xp.exp(log_p) - hit) / n
 
 
-def distillation_loss(logits, teacher_logits, labels, tau, lam):
+def distillation_loss(logits, teacher_logits, labels, tau, lam, student_tau=None):
     """H(y, P_S) + lam H(P_T^tau, P_S^tau), with P^tau = softmax(a / tau).   FitNets, eqs. 1 and 2.
 
     logits, teacher_logits (N, K)    labels (N,)    tau > 0, lam >= 0 Python floats
+
+    student_tau: of P_S alone, in place of tau; the released code's is in effect 1.
     """
     n, _ = _check("distillation_loss", logits, labels)
     if teacher_logits.shape != logits.shape:
         raise ValueError(f"distillation_loss: logits {logits.shape} and teacher's {teacher_logits.shape} differ")
     if not tau > 0:
         raise ValueError(f"distillation_loss: tau {tau} is not positive")
+    student_tau = tau if student_tau is None else student_tau
+    if not student_tau > 0:
+        raise ValueError(f"distillation_loss: student_tau {student_tau} is not positive")
     if not lam >= 0:
         raise ValueError(f"distillation_loss: lam {lam}; wanted 0 or more")
     xp = array_module(logits, teacher_logits)
     hard, dhard = cross_entropy(logits, labels)
     p_teacher = xp.exp(log_softmax(teacher_logits / tau))
-    log_p = log_softmax(logits / tau)
+    log_p = log_softmax(logits / student_tau)
     soft = -(p_teacher * log_p).sum() / n
-    return hard + lam * soft, dhard + (lam / (tau * n)) * (xp.exp(log_p) - p_teacher)
+    return hard + lam * soft, dhard + (lam / (student_tau * n)) * (xp.exp(log_p) - p_teacher)
 
 
-def hint_loss(guided, hint):
+def hint_loss(guided, hint, mean=False):
     """1/2 ||hint - guided||^2, summed over features, mean over the batch.   FitNets, eq. 3.
 
     guided, hint (N, ...)
+
+    mean: over the features too, as in the released code, which divides by their number.
     """
     if guided.shape != hint.shape:
         raise ValueError(f"hint_loss: guided {guided.shape} and hint {hint.shape} differ")
@@ -57,7 +64,8 @@ def hint_loss(guided, hint):
     if not len(guided):
         raise ValueError("hint_loss: an empty batch has no mean")
     error = guided - hint
-    return 0.5 * (error * error).sum() / len(error), error / len(error)
+    n = error.size if mean else len(error)
+    return 0.5 * (error * error).sum() / n, error / n
 
 
 def _check(name, logits, labels):

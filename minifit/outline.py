@@ -97,7 +97,7 @@ def regressor_lines(run, stages):
         if name in run.hints:
             _, g, h = run.pair(name)
             guided, hint = run.maps(student[:g], teacher[:h])
-            n = regressors.weights(kind, guided, hint, regressors.pieces_of(teacher[h - 1]))
+            n = regressors.weights(kind, guided, hint, run.pieces(teacher[h - 1]))
             shapes = " to ".join("x".join(map(str, shape)) for shape in (guided, hint))
             if n or kind == "none":  # else none fits, as the stage itself will say
                 lines.append(f"{name}: regressor {kind} from {shapes}, {n:,} weights, {4 * n / 2**20:.1f} MiB.")

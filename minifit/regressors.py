@@ -21,7 +21,8 @@ def regressor(kind, guided, hint, pieces, rng, width=0.05, xp=np, dtype=np.float
     fc    fully connected: N_h1 N_h2 O_h N_g1 N_g2 O_g weights a piece
     none  where the shapes already agree
 
-    pieces: the non-linearity of the hint layer itself, Maxout(pieces) or, for None, ReLU. Section 2.2 of the paper.
+    pieces: the non-linearity of the hint layer itself, Maxout(pieces) or, for None, ReLU: section 2.2 of the paper.
+    Of one piece it is linear.
     """
     m = pieces or 1
     conv_fits = weights("conv", guided, hint, pieces) > 0

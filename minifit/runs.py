@@ -113,12 +113,22 @@ class Run:
 
     def bind(self):
         """Records the settings as those of the directory, or refuses where it is of others."""
-        path, settings = self.folder / "config.json", self.settings()
-        if path.exists() and any(self.folder.glob("*.h5")):  # something is trained that would be lost
-            refuse_other_settings(self.folder, read_json(path).get("settings", {}), settings)
-        else:
+        if not self.begun():
             versions = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
-            write_json(path, {"settings": settings} | versions | describe(self.xp))
+            write_json(self.folder / "config.json", {"settings": self.settings()} | versions | describe(self.xp))
+
+    def begun(self):
+        """Whether something is trained in the directory, that would be lost; UserError where it has other settings."""
+        path = self.folder / "config.json"
+        trained = path.exists() and any(self.folder.glob("*.h5"))
+        if trained:
+            refuse_other_settings(self.folder, read_json(path).get("settings", {}), self.settings())
+        return trained
+
+    def missing(self, *goals):
+        """The stages that these goals take and that have not finished."""
+        wanted = [name for goal in goals for name in self.plan(goal)]
+        return [name for name in dict.fromkeys(wanted) if name not in self.summary()["stages"]]
 
     def __exit__(self, *exception):
         self.lock.close()
@@ -230,12 +240,12 @@ class Run:
         if name == "backprop":
             return fitnets.backprop(student, *limits)
         if name == "kd":
-            return fitnets.kd(student, self.teacher(), c.tau, self.lam(), *limits)
+            return fitnets.kd(student, self.teacher(), c.tau, self.lam(), *limits, student_tau=c.student_tau)
         for hint in self.needs[name][1:]:  # line 5, of each pair in turn; the regressors stay behind
             self.restore(student[: self.pair(hint)[1]].params, hint)
         if name in self.hints:
             return self.hint_stage(name, student, self.teacher())
-        return fitnets.fitnet(student, self.teacher(), c.tau, self.lam(), *limits)
+        return fitnets.fitnet(student, self.teacher(), c.tau, self.lam(), *limits, student_tau=c.student_tau)
 
     def limits(self, name, layers):
         """(norms, rates) of the parameters of a network, or of its first layers, in the stage of that name."""
@@ -257,13 +267,17 @@ class Run:
         guided, hint = self.maps(student[:g], teacher[:h])
         width = c.regressor_width if c.regressor_init == "uniform" else None
         rng = self.rng("regressor weights", pair)
-        w_r = regressor(c.regressor, guided, hint, pieces_of(teacher[h - 1]), rng, width, self.xp)
+        w_r = regressor(c.regressor, guided, hint, self.pieces(teacher[h - 1]), rng, width, self.xp)
         norms, rates = self.limits(name, student[:g])
         for key in w_r.params:
             layer, _, kind = key.partition(".")
             if kind == "w":
                 norms[f"{g + int(layer)}.w"] = c.regressor_norm
-        return fitnets.hint(student, teacher, w_r, g, h, norms, rates, name)
+        return fitnets.hint(student, teacher, w_r, g, h, norms, rates, name, c.hint_mean)
+
+    def pieces(self, hint):
+        """The pieces of the regressor to a layer of the teacher: that layer's own, unless the settings have others."""
+        return self.config.regressor_pieces or pieces_of(hint)
 
     def maps(self, *parts):
         """The shapes of the outputs of parts of networks for one image."""

@@ -22,28 +22,30 @@ def cross_entropy(logits, labels):
     return sum(-_log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)) / N
 
 
-def distillation_loss(logits, teacher_logits, labels, tau, lam):
+def distillation_loss(logits, teacher_logits, labels, tau, lam, student_tau=None):
     """L_KD = H(y, P_S) + lam H(P_T^tau, P_S^tau), mean over the batch.   FitNets, eq. 2.
 
     logits, teacher_logits (N, E)    labels (N,)
 
     P^tau = softmax(. / tau). The labels' term is at tau = 1 and has weight 1; lam weighs the teacher's term alone,
-    and no tau^2 makes up for the temperature's effect on the size of the gradient.
+    and no tau^2 makes up for the temperature's effect on the size of the gradient. student_tau: the student's own
+    temperature, where it is not the teacher's.
     """
     logits = np.asarray(logits, dtype=np.float64)
     if np.shape(teacher_logits) != logits.shape:
         raise ValueError(f"distillation_loss: logits {logits.shape} and teacher's {np.shape(teacher_logits)} differ")
     soft = 0.0
     for row, p_teacher in zip(logits, softmax(teacher_logits, tau), strict=True):
-        log_p_student = _log_softmax(row / tau)
+        log_p_student = _log_softmax(row / (tau if student_tau is None else student_tau))
         soft += sum(-p * log_p for p, log_p in zip(p_teacher, log_p_student, strict=True))
     return float(cross_entropy(logits, labels) + lam * soft / len(logits))
 
 
-def hint_loss(guided, hint):
+def hint_loss(guided, hint, mean=False):
     """L_HT = 1/2 ||hint - guided||^2, summed over features, mean over the batch.   FitNets, eq. 3.
 
     guided, hint (N, ...): the regressor's output on the guided layer, and the teacher's hint layer
+    mean: the mean over features, in place of their sum
     """
     guided, hint = np.asarray(guided, dtype=np.float64), np.asarray(hint, dtype=np.float64)
     if guided.shape != hint.shape:
@@ -51,7 +53,7 @@ def hint_loss(guided, hint):
     total = 0.0
     for i in np.ndindex(guided.shape):
         total += 0.5 * (hint[i] - guided[i]) ** 2
-    return float(total / len(guided))
+    return float(total / (guided.size if mean else len(guided)))
 
 
 def _log_softmax(row):

@@ -272,7 +272,7 @@ def by_reference(problem):
             if target.dtype.kind == "i":
                 target, labels = None, target
         if labels is None:
-            return losses.hint_loss(y, target)
+            return losses.hint_loss(y, target, **problem.settings)
         if target is None:
             return losses.cross_entropy(y, labels)
         return losses.distillation_loss(y, target, labels, **problem.settings)

@@ -16,6 +16,7 @@ OPEN = {
     "slice": "of the machine, not of the method",
 }
 NEUTRAL = {"teacher_width": 1.0, "guided_lr": 1.0}  # times what the paper has
+NEUTRAL |= {"hint_mean": False, "student_tau": None}  # eq. 3 and eq. 1 as they are printed
 NEUTRAL |= {f"{part}.{name}": 1.0 for part in ("stage1", "student") for name in ("lr_final", "lr_decay", "conv_lr")}
 NEUTRAL |= {f"{part}.{name}": 1 for part in ("stage1", "student") for name in ("lr_end", "momentum_end")}
 NEUTRAL |= {f"{part}.momentum": 0.0 for part in ("stage1", "student")}
@@ -84,6 +85,7 @@ def of_source(name, experiment):
         "keep_input": both["dropout keeps, of the input"][0],
         "keep": both["dropout keeps, before the other layers"][0],
         "regressor": "conv",
+        "regressor_pieces": {"the teacher's": None}[regressor["pieces"]],
         "regressor_init": "uniform",
         "regressor_width": regressor["initial weights"][2],
         "regressor_norm": regressor["max kernel norm"],
