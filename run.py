@@ -4,6 +4,8 @@ python run.py digits                   all stages on digits that minifit draws i
 python run.py mnist --stage hint       stage 1 of Algorithm 1 on MNIST, and the teacher it needs
 python run.py mnist --preset paper     the paper's settings: up to 500 epochs a stage
 python run.py cifar10-fitnet1          CIFAR-10 and the student FitNet 1; the other experiments are listed below
+python run.py compare mnist --seeds 5  all stages for each seed, and every method's errors over the seeds
+python run.py study mnist --seeds 2    one setting changed at a time, on a shorter schedule
 python run.py networks                 every network of the paper, counted
 python run.py audit                    every gradient against the derivative of its forward pass
 python run.py mnist --help             every setting
@@ -26,34 +28,46 @@ import contextlib
 import io
 import shlex
 import textwrap
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from minifit import UserError, data, experiments, networks, outline, report
+from minifit import UserError, comparison, data, experiments, networks, outline, pages, report, results, studies
 from minifit.backend import use
 from minifit.handover import take_teacher
 from minifit.runs import Run
+from minifit.several import Job, run_jobs
 from minifit.training import TrainingError
 from minifit.workers import WorkerLost, available
 from reference import paper
 
 
 @dataclass(frozen=True)
-class Command(experiments.Config):
-    stage: Literal["teacher", "teacher_all", "backprop", "kd", "hint", "fitnet", "all"] = "all"  # with all it needs
+class Common(experiments.Config):
     preset: Literal["default", "paper"] = "default"  # the settings that the options below start from
     backend: Literal["numpy", "cupy"] = "numpy"
     data_dir: str | None = None  # where the data set lies; else MINIFIT_DATA, the cache, or a download
     teacher_from: str | None = None  # the directory of a run, whose trained teacher is taken instead of training one
     runs: str = "runs"  # results go to RUNS/<experiment>/seed<SEED>
-    seed: int = 0
     workers: int = available()  # processes; results do not depend on it
 
 
-def parse(name, arguments):
+@dataclass(frozen=True)
+class Command(Common):
+    stage: Literal["teacher", "teacher_all", "backprop", "kd", "hint", "fitnet", "all"] = "all"  # with all it needs
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Several(Common):
+    seeds: int = 5  # from 0 on
+    at_once: int = 1  # seeds that train at the same time, with the workers shared out among them
+    results: str = "results"  # tables and pictures go to RESULTS/<experiment>
+
+
+def parse(name, arguments, command=Command, program="run.py"):
     """The Command for an experiment: a preset's settings, and what the arguments change in them."""
     experiment = experiments.EXPERIMENTS[name]
     preset = "default"
@@ -61,8 +75,8 @@ def parse(name, arguments):
         if flag == "--preset" or flag.startswith("--preset="):
             preset = flag.partition("=")[2] or value
     config = experiment.presets.get(preset, experiment.presets["default"])
-    default = Command(**{f.name: getattr(config, f.name) for f in fields(config)})
-    return command_line(Command, f"run.py {name}", arguments, default)
+    default = command(**{f.name: getattr(config, f.name) for f in fields(config)})
+    return command_line(command, f"{program} {name}", arguments, default)
 
 
 def command_line(settings, program, arguments, default):
@@ -117,23 +131,30 @@ def check_gradients(arguments):
     return 1 if any(result.failure for result in results) else 0
 
 
-def train(name, arguments):
-    command = parse(name, arguments)
+def settings_of(name, command):
+    """The Config in a command, checked, and the data that it wants."""
     experiment = experiments.EXPERIMENTS[name]
     config = experiments.Config(**{f.name: getattr(command, f.name) for f in fields(experiments.Config)})
     experiments.check(experiment, config)
-    if command.seed < 0:
-        raise UserError(f"--seed {command.seed}: wanted 0 or more")
-    if command.workers < 1:
-        raise UserError(f"--workers {command.workers}: wanted 1 or more")
-    xp = use(command.backend)
-    progress = sys.stderr.isatty()
+    for setting, least in (("seed", 0), ("workers", 1), ("seeds", 1), ("at_once", 1)):
+        if getattr(command, setting, least) < least:
+            flag = setting.replace("_", "-")
+            raise UserError(f"--{flag} {getattr(command, setting)}: wanted {least} or more")
+    use(command.backend)
     wanted = {"train": config.train + config.validation, "test": config.test}
-    dataset = data.load(experiment.data, data_dir=command.data_dir, progress=progress, **wanted)
-    runs, where = Path(command.runs), command.teacher_from
-    folder = runs / name / f"seed{command.seed}"
-    arguments = config, command.seed, dataset, xp, command.workers, progress, runs / ".cache"
-    run = Run(folder, name, command.preset, experiment, *arguments)
+    return config, data.load(experiment.data, data_dir=command.data_dir, progress=sys.stderr.isatty(), **wanted)
+
+
+def run_of(name, command, config, seed, dataset, runs):
+    folder, xp, progress = Path(runs) / name / f"seed{seed}", use(command.backend), sys.stderr.isatty()
+    experiment, cache = experiments.EXPERIMENTS[name], Path(runs) / ".cache"
+    return Run(folder, name, command.preset, experiment, config, seed, dataset, xp, command.workers, progress, cache)
+
+
+def train(name, arguments):
+    command = parse(name, arguments)
+    config, dataset = settings_of(name, command)
+    where, run = command.teacher_from, run_of(name, command, config, command.seed, dataset, command.runs)
     perform(run, command.stage, where)
     if config.retrain:
         say("\nAgain, on all images, for the epochs that were best:\n")
@@ -165,9 +186,122 @@ def perform(run, goal, teacher_from=None):
             if fresh or stage == stages[-1]:
                 run.plot()
         if goal == "all":
-            of, published = paper.RESULTS.get(run.name, ("", {}))
-            say("\n" + report.results_table(run.summary(), published if run.data.name.startswith(of) else None))
+            say("\n" + report.results_table(run.summary(), published_of(run.name, run.data)))
         say(f"\n{folder}/: summary.json, metrics.jsonl, curves.png, filters.png")
+
+
+def compare(name, arguments):
+    """All stages for each seed, as many seeds at once as asked for; then tables and pictures of all of them."""
+    command = parse(name, arguments, Several, "run.py compare")
+    config, dataset = settings_of(name, command)
+    runs = Path(command.runs) / ("" if command.preset == "default" else command.preset)
+    seeds = [run_of(name, command, config, seed, dataset, runs) for seed in range(command.seeds)]
+    jobs = []
+    for run in seeds:
+        if run.begun() and unfinished(run, "all"):
+            say(f"seed {run.seed}: goes on in {run.folder}")
+        if unfinished(run, "all"):
+            jobs.append(Job(f"seed {run.seed}", [child(name, command, config, run.seed, runs, command.teacher_from)]))
+    failed = carry_out(jobs, len(seeds), command.at_once)
+
+    start = experiments.EXPERIMENTS[name].presets[command.preset]
+    published, folder = published_of(name, dataset), Path(command.results) / name
+    said = f"python run.py compare {shlex.join([name, *arguments])}"
+    part = results.write_comparison(seeds, folder, said, start, published)
+    results.write_pages(folder, published)
+    say(results.as_printed(pages.of_part(command.preset, part)))
+    say(f"\n{folder}/: README.md, report.html, {command.preset}/results.json and pictures")
+    return failed
+
+
+def study(name, arguments):
+    """Each variant of the studies for each seed, from the teacher that the base trains; then a table and a plot."""
+    if name not in studies.BASES:
+        raise UserError(f"there is no study of {name}: choose {' or '.join(studies.BASES)}")
+    base = studies.BASES[name]
+    command = parse(
+        name, [*options(base, experiments.EXPERIMENTS[name].presets["default"]), *arguments], Several, "run.py study"
+    )
+    if command.preset != "default":
+        raise UserError(f"--preset {command.preset}: studies have a short schedule of their own")
+    config, dataset = settings_of(name, command)
+    variants, runs = studies.variants(studies.STUDIES), {}
+    for folder, (changes, goals) in variants.items():
+        own = replace(config, **changes)
+        experiments.check(experiments.EXPERIMENTS[name], own)
+        where = Path(command.runs) / "study" / folder
+        runs[folder] = [run_of(name, command, own, seed, dataset, where) for seed in range(command.seeds)], goals
+    jobs = []
+    for seed in range(command.seeds):
+        commands = []
+        for folder, (own, goals) in runs.items():
+            run, teacher = own[seed], command.teacher_from if folder == "base" else runs["base"][0][seed].folder
+            run.begun()
+            for goal in goals:
+                if unfinished(run, goal):
+                    words = child(name, command, run.config, seed, Path(command.runs) / "study" / folder, teacher)
+                    commands.append([*words, "--stage", goal])
+        if commands:
+            jobs.append(Job(f"seed {seed}", commands))
+    failed = carry_out(jobs, command.seeds, command.at_once)
+
+    folder, changes = Path(command.results) / name, {folder: changes for folder, (changes, _) in variants.items()}
+    said = f"python run.py study {shlex.join([name, *arguments])}"
+    found = comparison.gather_studies(studies.STUDIES, runs, changes, said, config)
+    results.write_studies(found, folder)
+    results.write_pages(folder, published_of(name, dataset))
+    say(results.as_printed(pages.of_studies(found)))
+    say(f"\n{folder}/: README.md, report.html, studies.json, studies.png")
+    return failed
+
+
+def unfinished(run, *goals):
+    """Whether something is left to train of a run, or of its second half on all images."""
+    return bool(run.missing(*goals) or (run.config.retrain and run.on_all().missing(*goals)))
+
+
+def child(name, command, config, seed, runs, teacher_from):
+    """The command that trains one seed, as a list of words."""
+    settings = {"runs": runs, "seed": seed, "workers": max(1, command.workers // command.at_once)}
+    settings |= {"backend": command.backend, "preset": command.preset}
+    settings |= {"data-dir": command.data_dir} if command.data_dir else {}
+    settings |= {"teacher-from": teacher_from} if teacher_from else {}
+    words = [word for setting, value in settings.items() for word in (f"--{setting}", str(value))]
+    changed = options(config, experiments.EXPERIMENTS[name].presets[command.preset])
+    return [str(Path(__file__).resolve()), name, *words, *changed]
+
+
+def options(config, default, prefix=""):
+    """The words of a command line that make `config` of `default`."""
+    words = []
+    for f in fields(config):
+        value, name = getattr(config, f.name), prefix + f.name.replace("_", "-")
+        if hasattr(value, "__dataclass_fields__"):
+            words += options(value, getattr(default, f.name), f"{name}.")
+        elif value != getattr(default, f.name):
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--{prefix}no-{f.name.replace('_', '-')}")
+            else:
+                words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return words
+
+
+def carry_out(jobs, seeds, at_once):
+    """Runs the jobs of the seeds that are not finished; an exit status."""
+    kept = seeds - len(jobs)
+    if kept:
+        say(f"{kept} of {seeds} seeds kept: nothing is left to train in them")
+    statuses = run_jobs(jobs, at_once, say)
+    for job, status in statuses.items():
+        if status:
+            print(f"run.py: {job} ended with exit status {status}", file=sys.stderr)
+    return max(map(abs, statuses.values()), default=0) and 1
+
+
+def published_of(name, dataset):
+    """The paper's test errors of an experiment, if they are of this data set."""
+    of, published = paper.RESULTS.get(name, ("", {}))
+    return published if dataset.name.startswith(of) else {}
 
 
 def show_networks():
@@ -210,7 +344,7 @@ def say(text):
 
 
 def main(arguments):
-    commands = [*experiments.EXPERIMENTS, "networks", "audit"]
+    commands = [*experiments.EXPERIMENTS, "compare", "study", "networks", "audit"]
     if not arguments or arguments[0] in ("-h", "--help"):
         say(__doc__.strip())
         listed = textwrap.fill(", ".join(experiments.EXPERIMENTS), 100, break_on_hyphens=False)
@@ -229,6 +363,11 @@ def main(arguments):
             return show_networks()
         if name == "audit":
             return check_gradients(rest)
+        if name in ("compare", "study"):
+            if not rest or rest[0] not in experiments.EXPERIMENTS:
+                choice = ", ".join(experiments.EXPERIMENTS if name == "compare" else studies.BASES)
+                raise UserError(f"{name} takes an experiment first: choose {choice}")
+            return (compare if name == "compare" else study)(rest[0], rest[1:])
         if name not in experiments.EXPERIMENTS:
             raise UserError(f"{name!r} is not an experiment: choose {', '.join(commands)}")
         return train(name, rest)
@@ -239,7 +378,7 @@ def main(arguments):
         print(f"run.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        kept = "the last finished epoch is kept. To go on" if name in experiments.EXPERIMENTS else "to begin again"
+        kept = "the last finished epoch is kept. To go on" if name not in ("networks", "audit") else "to begin again"
         say(f"\nstopped; {kept}: python run.py {shlex.join(arguments)}")
         return 130
     except BrokenPipeError:  # as of `run.py networks | head`: nobody reads on

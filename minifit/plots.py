@@ -51,7 +51,7 @@ def plot_curves(metrics, path, title, chosen=None):
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0], panels, strict=True):
         _draw_panel(axes, *panel, chosen or {})
-    _save(figure, path)
+    save(figure, path)
 
 
 def _kind(stage):
@@ -117,6 +117,16 @@ def _draw_panel(axes, heading, runs, key, chosen):
     axes.tick_params(length=0, labelsize=9, colors="#333333")
     axes.grid(axis="y", color="#E4E4E4", lw=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def log_axis(axes, values):
+    """A log axis of y for these values, with ticks that can be read; zeros are drawn nowhere."""
+    low, high, _ = _log_limits(values)
+    ticks = _log_ticks(low, high)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_yticks(ticks, map(_tick_name, ticks))
+    axes.minorticks_off()
 
 
 def _log_limits(values):
@@ -191,10 +201,10 @@ def plot_filters(weights, path, title):
         axes.imshow(mosaic, interpolation="nearest")
         axes.set_title(caption, loc="left", fontsize=10, x=4 / (72 * wide))
         axes.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure, path):
+def save(figure, path):
     """Writes a PNG, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

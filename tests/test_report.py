@@ -259,7 +259,7 @@ def test_curves_are_drawn_for(name, tmp_path):
 
 def drawn(monkeypatch, *args, **kwargs):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     plots.plot_curves(*args, **kwargs)
     return figures[0].axes
 

@@ -1,0 +1,127 @@
+"""A results folder: what the runs of several seeds came to, as JSON, Markdown, HTML and pictures.
+
+RESULTS/<experiment>/<preset>/results.json and its pictures     a comparison
+RESULTS/<experiment>/studies.json, studies.png                  the studies
+RESULTS/<experiment>/README.md, report.html                     a page of all of these that there are
+
+Tables are made from records alone. Only pictures ask networks anything: hints of validation images, and mistakes.
+"""
+
+import numpy as np
+
+from minifit import checkpoints, comparison, gallery, pages, plots
+from minifit.backend import to_host
+from minifit.checkpoints import read_json, write_json, write_text
+from minifit.training import outputs
+
+DIGITS_SHOWN = 4  # images whose hints are drawn
+
+
+def write_comparison(runs, folder, command, preset_config, published):
+    """Writes the part of a preset; the comparison of its runs."""
+    part = comparison.gather(runs, command, preset_config, "all")
+    own = folder / part["preset"]
+    own.mkdir(parents=True, exist_ok=True)
+    whole = [run for run, seed in zip(runs, part["seeds"], strict=True) if not seed["missing"]]
+    for name in pages.PICTURES:
+        (own / name).unlink(missing_ok=True)  # of other runs
+    if whole:
+        draw(whole, part, own, published)
+    write_json(own / "results.json", part)
+    return part
+
+
+def draw(runs, part, folder, published):
+    """The pictures of a comparison; filters, hints and mistakes are those of its first seed."""
+    title = f"{part['data']}, preset {part['preset']}"
+    seeds = [seed for seed in part["seeds"] if not seed["missing"]]
+    errors = {
+        name: {
+            kind: {s["seed"]: e for s in seeds if (e := s["methods"][name][f"{kind}_error"]) is not None}
+            for kind in ("test", "validation")
+        }
+        for name in part["methods"]
+    }
+    gallery.plot_errors(errors, folder / "errors.png", f"Errors, {title}", published)
+
+    curves = {}
+    for run in runs:
+        for line in run.metrics():
+            curves.setdefault(line["stage"], {}).setdefault(run.seed, []).append(line)
+    curves = {name: curves[name] for name in runs[0].needs if name in curves}
+    gallery.plot_seed_curves(curves, folder / "curves.png", f"Stages, {title}")
+
+    run = runs[0].on_all() if runs[0].config.retrain else runs[0]
+    title = f"{title}, seed {run.seed}"
+    kept = {name: checkpoints.load(run.folder / f"{name}.h5")[1]["best"] for name in run.summary()["stages"]}
+    plots.plot_filters(gallery.first_layers(kept), folder / "filters.png", f"First layer, {title}")
+    draw_hints(run, folder / "hints.png", title)
+    draw_mistakes(run, folder / "mistakes.png", title)
+
+
+def draw_hints(run, path, title):
+    """The hints of a few images of different labels, from the validation set where there is one."""
+    part = "validation" if run.sizes["validation"] else "train"
+    images, labels = run.stored[part]
+    first = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)][:DIGITS_SHOWN]
+    x = run.xp.asarray(run.sets[part].x[first])
+    stage = run.stage("hint")
+    before, hints = (to_host(network(x)) for network in (stage.network, stage.target))
+    run.restore(stage.network.params, "hint")
+    after = to_host(stage.network(x))
+    if hints.ndim == 4:
+        gallery.plot_hints(images[first], hints, before, after, path, f"Hints, {title}, {part} images")
+
+
+def draw_mistakes(run, path, title):
+    """The FitNet's mistakes on test images, and what the teacher makes of them."""
+    (images, labels), x = run.stored["test"], run.sets["test"].x
+    student, teacher = run.student(), run.teacher()
+    run.restore(student.params, "fitnet")
+    logits = outputs(student, x, run.slice("fitnet"), run.workers)
+    said = logits.argmax(axis=-1)
+    wrong = np.flatnonzero(said != labels)
+    likely = np.exp(logits[wrong] - logits[wrong].max(axis=-1, keepdims=True))
+    sure = 1 / likely.sum(axis=-1)
+    teacher_said = (
+        outputs(teacher, x[wrong], run.slice("teacher"), run.workers).argmax(axis=-1) if len(wrong) else wrong
+    )
+    title = f"The FitNet's {len(wrong):,} mistakes of {len(x):,} test images, {title}"
+    gallery.plot_mistakes(images[wrong], labels[wrong], said[wrong], teacher_said, sure, path, title)
+
+
+def write_studies(found, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    gallery.plot_studies(found["studies"], folder / "studies.png", f"Studies, {found['data']}: validation error, %")
+    write_json(folder / "studies.json", found)
+
+
+def write_pages(folder, published):
+    """README.md and report.html, of the parts that the folder has.   published: method -> the paper's test error"""
+    parts = {preset: folder / preset / "results.json" for preset in pages.PARTS}
+    parts = {preset: read_json(path) for preset, path in parts.items() if path.exists()}
+    blocks, some = [], None
+    if parts:
+        some = next(iter(parts.values()))
+        blocks = [pages.overview(parts, published)]
+        if published:
+            blocks.append(
+                ("text", "The paper's figures are those of its Table 4 or 5: one network each, its own teacher.")
+            )
+    for preset, part in parts.items():
+        blocks += pages.of_part(preset, part)
+        here = ((f"{preset}/{name}", caption) for name, caption in pages.PICTURES.items())
+        blocks += [("picture", path, caption) for path, caption in here if (folder / path).exists()]
+    if (folder / "studies.json").exists():
+        found = read_json(folder / "studies.json")
+        some = some or found
+        blocks += [*pages.of_studies(found), ("picture", "studies.png", "Validation error under every variant.")]
+    title = f"{some['experiment']}: {some['student']} from {some['teacher']}"
+    write_text(folder / "README.md", pages.markdown(title, blocks))
+    write_text(folder / "report.html", pages.html(title, blocks, folder))
+
+
+def as_printed(blocks):
+    """Blocks as a terminal shows them."""
+    said = [pages.table(block[2], block[1]) if block[0] == "table" else block[1] for block in blocks]
+    return "\n\n".join(said)

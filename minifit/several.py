@@ -1,0 +1,77 @@
+"""Several runs, each a process of its own, so many at once, and all of them stopped by one Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Lock
+
+PATIENCE = 30  # seconds that a process has to end after Ctrl-C
+
+
+@dataclass(frozen=True)
+class Job:
+    """A name to print before each line, and commands that are run one after another while they succeed."""
+
+    name: str
+    commands: list
+
+
+def run_jobs(jobs, at_once, tell):
+    """Runs the jobs and passes on what they print; {name: exit status}.
+
+    A job that fails does not stop the others. The processes are out of the terminal's reach, so that Ctrl-C comes to
+    them once, from here. They end when they print and nobody reads: none outlives this process for long.
+    """
+    lock, live, stopping = Lock(), set(), []
+
+    def begin(command):
+        with lock:
+            if stopping:
+                return None
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            live.add(process)
+            return process
+
+    def follow(job):
+        for command in job.commands:
+            process = begin(command)
+            if process is None:
+                return 128 + signal.SIGINT
+            with process.stdout:
+                for line in process.stdout:
+                    if line.strip() and not stopping:
+                        with lock:
+                            tell(f"{job.name} | {line.rstrip()}")
+            status = process.wait()
+            live.discard(process)
+            if status:
+                return status
+        return 0
+
+    with ThreadPoolExecutor(max(1, at_once)) as pool:
+        futures = {job.name: pool.submit(follow, job) for job in jobs}
+        try:
+            wait(futures.values())
+        except KeyboardInterrupt:
+            with lock:
+                stopping.append(True)
+            processes = list(live)
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGINT)
+            for process in processes:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
+                process.kill()
+            raise
+    return {name: future.result() for name, future in futures.items()}
