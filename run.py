@@ -38,7 +38,7 @@ from minifit import UserError, comparison, data, experiments, networks, outline,
 from minifit.backend import use
 from minifit.handover import take_teacher
 from minifit.runs import Run
-from minifit.several import Job, run_jobs
+from minifit.several import Job, options, run_jobs
 from minifit.training import TrainingError
 from minifit.workers import WorkerLost, available
 from reference import paper
@@ -269,21 +269,6 @@ def child(name, command, config, seed, runs, teacher_from):
     words = [word for setting, value in settings.items() for word in (f"--{setting}", str(value))]
     changed = options(config, experiments.EXPERIMENTS[name].presets[command.preset])
     return [str(Path(__file__).resolve()), name, *words, *changed]
-
-
-def options(config, default, prefix=""):
-    """The words of a command line that make `config` of `default`."""
-    words = []
-    for f in fields(config):
-        value, name = getattr(config, f.name), prefix + f.name.replace("_", "-")
-        if hasattr(value, "__dataclass_fields__"):
-            words += options(value, getattr(default, f.name), f"{name}.")
-        elif value != getattr(default, f.name):
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--{prefix}no-{f.name.replace('_', '-')}")
-            else:
-                words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words
 
 
 def carry_out(jobs, seeds, at_once):

@@ -35,8 +35,6 @@ def plot_errors(methods, path, title, published=None):
         "a point a seed, a grey line the same seed, a bar the mean" + "; diamonds: the paper" * bool(published),
     )
     published = published or {}
-    every = [e for errors in methods.values() for part in parts for e in errors[part].values()]
-    every += [published[name] for name in methods if name in published]
     for i, part in enumerate(parts):
         axes = figure.add_axes(((0.6 + 4.4 * i) / (1.0 + 4.4 * len(parts)), 0.11, 4.0 / (1.0 + 4.4 * len(parts)), 0.66))
         seeds = sorted({seed for errors in methods.values() for seed in errors[part]})
@@ -49,16 +47,18 @@ def plot_errors(methods, path, title, published=None):
             at = [x + spots[seed] for seed in errors[part]]
             axes.plot(at, values, "o", ms=6, color=COLOURS[name], mec="white", mew=0.8, zorder=3)
             if values:
-                mean = np.mean(values)
-                axes.plot([x - 0.27, x + 0.27], [mean, mean], color=COLOURS[name], lw=2.2, zorder=2)
-                axes.annotate(f"{mean:.2f}", (x + 0.3, mean), fontsize=9, color=COLOURS[name], va="center")
+                axes.plot([x - 0.27, x + 0.27], [np.mean(values)] * 2, color=COLOURS[name], lw=2.2, zorder=2)
             if part == "test" and name in published:
                 axes.plot(x, published[name], "D", ms=6, mfc="none", mec="#333333", zorder=4)
-        axes.set_xticks(range(len(methods)), [LABELS[name] for name in methods])
-        axes.set_xlim(-0.5, len(methods) - 0.3)
+        means = {name: np.mean(list(errors[part].values())) for name, errors in methods.items() if errors[part]}
+        said = [LABELS[name] + (f"\nmean {means[name]:.2f}" if name in means else "") for name in methods]
+        axes.set_xticks(range(len(methods)), said)
+        axes.set_xlim(-0.5, len(methods) - 0.5)
         axes.set_title(f"{part} error, %", loc="left", fontsize=10)
         bare(axes)
-        log_axis(axes, np.array(every, float))
+        shown = [error for errors in methods.values() for error in errors[part].values()]
+        shown += [published[name] for name in methods if name in published and part == "test"]
+        log_axis(axes, np.array(shown, float), span=2)
     save(figure, path)
 
 
@@ -77,6 +77,7 @@ def plot_seed_curves(metrics, path, title):
     width, height = 0.7 + 2.75 * len(metrics), 0.75 + 2.35 * len(rows)
     figure = Figure(figsize=(width, height))
     heading(figure, title, "a thin line a seed, the thick one their mean; a row has one scale, but for hints")
+    titled = set()
     for i, (key, name) in enumerate(rows):
         shared = [
             m[key] for s, seeds in metrics.items() if s[:4] != "hint" for run in seeds.values() for m in run if key in m
@@ -85,11 +86,12 @@ def plot_seed_curves(metrics, path, title):
             curves = [(m["epoch"], m[key]) for run in seeds.values() for m in run if key in m]
             at = (0.55 + 2.75 * j) / width, 1 - (0.95 + 2.35 * i + 1.7) / height
             axes = figure.add_axes((*at, 2.2 / width, 1.7 / height))
-            if i == 0 or (i == 1 and stage[:4] == "hint"):
-                axes.set_title(LABELS.get(stage, stage.replace("_", " ")), loc="left", fontsize=10, fontweight="bold")
             if not curves:
                 axes.set_axis_off()
                 continue
+            if stage not in titled:
+                axes.set_title(LABELS.get(stage, stage.replace("_", " ")), loc="left", fontsize=10, fontweight="bold")
+                titled.add(stage)
             colour, means = COLOURS["hint" if stage[:4] == "hint" else stage], {}
             for epoch, value in curves:
                 means.setdefault(epoch, []).append(value)
@@ -144,10 +146,11 @@ def plot_hints(images, hints, before, after, path, title):
     from matplotlib.figure import Figure
 
     n, k = len(images), hints.shape[-1]
-    columns = int(np.ceil((1.5 * k) ** 0.5))
+    wanted = (1.5 * k) ** 0.5
+    columns = min(range(int(k**0.5), int(2 * k**0.5) + 2), key=lambda c: (-k % c, abs(c - wanted)))
     tiles = mosaic(hints[0], columns)
     wide, tall = 3.0, 3.0 * tiles.shape[0] / tiles.shape[1]
-    width, height = 0.3 + 1.5 + 3 * (wide + 0.2), 0.95 + n * (tall + 0.35) + 0.1
+    width, height = 0.3 + 1.5 + 3 * (wide + 0.2), 0.7 + n * (tall + 0.35) + 0.1
     figure = Figure(figsize=(width, height))
     P, Q = hints.shape[1:3]
     heading(
@@ -157,7 +160,7 @@ def plot_hints(images, hints, before, after, path, title):
     )
     colours = matplotlib.colormaps["magma"].with_extremes(bad="white")
     for i in range(n):
-        bottom = height - 0.95 - (i + 1) * (tall + 0.35)
+        bottom = height - 0.7 - (i + 1) * (tall + 0.35)
         axes = figure.add_axes((0.15 / width, (bottom + (tall - 1.3) / 2) / height, 1.3 / width, 1.3 / height))
         show(axes, images[i])
         low, high = min(hints[i].min(), after[i].min()), max(hints[i].max(), after[i].max())
@@ -230,7 +233,7 @@ def plot_studies(studies, path, title):
         axes.tick_params(axis="x", labelsize=8)
         errors = [e for r in study["rows"] for e in r["validation_errors"]]
         if errors:
-            log_axis(axes, np.array(errors, float))
+            log_axis(axes, np.array(errors, float), span=2)
     save(figure, path)
 
 

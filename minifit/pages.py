@@ -39,6 +39,12 @@ def several(values):
     return f"{', '.join(some)} and {last}" if some else last
 
 
+def made_by(seeds):
+    """The versions and commits that trained these seeds; "+" marks a working copy with changes."""
+    made = {(seed["minifit"], (seed["commit"] or "unknown").replace("+", " +")) for seed in seeds if "minifit" in seed}
+    return "".join(f"Trained by minifit {version}, commit {commit}. " for version, commit in sorted(made)).strip()
+
+
 def overview(parts, published):
     """Table 4: the paper's figures beside those of each part.   parts: preset -> comparison"""
     header = ["method", "weights", *(["paper %"] if published else [])]
@@ -65,7 +71,7 @@ def of_part(preset, part):
         (
             "text",
             f"{part['data']}: {sizes} and {part['test_images']:,} test images. Teacher: {part['teacher']}. Student: "
-            f"{part['student']}. minifit {part['minifit']}, commit {part['commit'] or 'unknown'}.",
+            f"{part['student']}. {made_by(part['seeds'])}",
         ),
     ]
     if part["changed"]:
@@ -176,7 +182,7 @@ def of_studies(found):
             "text",
             f"One setting changed at a time, on a shorter schedule: {sizes}; epochs: {epochs}. The teacher that the "
             "base trained for a seed serves all variants. Validation errors alone compare variants; test errors are as "
-            f"recorded. minifit {found['minifit']}, commit {found['commit'] or 'unknown'}.",
+            f"recorded. {made_by(seed for run in found['runs'].values() for seed in run['seeds'])}",
         ),
     ]
     header = ["method", "setting", "seeds", "validation error", "sd", "difference", "95 % interval", "test error"]

@@ -119,32 +119,32 @@ def _draw_panel(axes, heading, runs, key, chosen):
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def log_axis(axes, values):
+def log_axis(axes, values, span=5):
     """A log axis of y for these values, with ticks that can be read; zeros are drawn nowhere."""
-    low, high, _ = _log_limits(values)
-    ticks = _log_ticks(low, high)
+    low, high, _ = _log_limits(values, span)
+    ticks = _log_ticks(low, high, least=4)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     axes.set_yticks(ticks, map(_tick_name, ticks))
     axes.minorticks_off()
 
 
-def _log_limits(values):
-    """low, high and a floor that zeros are drawn at, for a log axis; at least a factor of 5 from low to high."""
+def _log_limits(values, span=5):
+    """low, high and a floor that zeros are drawn at, for a log axis; at least a factor `span` from low to high."""
     positive = values[np.isfinite(values) & (values > 0)]
     least, most = (positive.min(), positive.max()) if len(positive) else (1.0, 1.0)
     floor = least / 2 if (values == 0).any() else least
-    spare = max(1.15, (5 * floor / most) ** 0.5)
+    spare = max(1.15, (span * floor / most) ** 0.5)
     return floor / spare, most * spare, floor
 
 
-def _log_ticks(low, high):
-    """Ticks at powers of ten over three decades or more, else at 1, 2 and 5 and, for three at least, at 3 and 7 too."""
+def _log_ticks(low, high, least=3):
+    """Ticks at powers of ten over three decades or more, else at 1, 2 and 5 and, for `least` at least, at more."""
     first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
     decades = range(first, last + 1, 1 + (last - first) // 9)  # at most about ten ticks
-    for steps in [(1,)] if high >= 1000 * low else [(1, 2, 5), (1, 2, 3, 5, 7)]:
+    for steps in [(1,)] if high >= 1000 * low else [(1, 2, 5), (1, 2, 3, 5, 7), range(1, 10)]:
         ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
-        if len(ticks) >= 3:
+        if len(ticks) >= least:
             break
     return ticks
 

@@ -53,7 +53,8 @@ def draw(runs, part, folder, published):
 
     run = runs[0].on_all() if runs[0].config.retrain else runs[0]
     title = f"{title}, seed {run.seed}"
-    kept = {name: checkpoints.load(run.folder / f"{name}.h5")[1]["best"] for name in run.summary()["stages"]}
+    trained = [name for name in run.needs if name in run.summary()["stages"]]
+    kept = {plots.LABELS.get(name, name): checkpoints.load(run.folder / f"{name}.h5")[1]["best"] for name in trained}
     plots.plot_filters(gallery.first_layers(kept), folder / "filters.png", f"First layer, {title}")
     draw_hints(run, folder / "hints.png", title)
     draw_mistakes(run, folder / "mistakes.png", title)

@@ -36,9 +36,9 @@ DIGITS_BASE = replace(MNIST_BASE, train=DIGITS.train, validation=DIGITS.validati
 
 STUDIES = (
     Study(
-        "Initial weights of the student",
+        "The student's initial weights",
         ("backprop", "kd", "fitnet"),
-        {"scaled": {}, "U(-.005, .005), paper": {"init": "uniform"}},
+        {"scaled": {}, "U(+-.005), paper": {"init": "uniform"}},
     ),
     Study(
         "Guided layer",  # whose map is 10x10, 12x12, 4x4 and 8x8; a hint of 4x4 fits no other
@@ -52,17 +52,17 @@ STUDIES = (
         {"4 to 1, paper": {}, "4 throughout": {"lam_final": 4.0}, "1 throughout": {"lam": 1.0}},
     ),
     Study(
-        "Temperature of the student in eq. 2",
+        "The student's tau in eq. 2",
         ("kd", "fitnet"),
         {"tau, paper": {}, "1, released code": {"student_tau": 1.0}},
     ),
     Study(
-        "Scale of the hint loss, from the scaled start",
+        "Hint loss, scaled start",
         ("fitnet",),
         {"sum, eq. 3": {}, "mean, released code": {"hint_mean": True}},
     ),
     Study(
-        "Scale of the hint loss, from U(-.005, .005)",
+        "Hint loss, U(+-.005)",
         ("fitnet",),
         {"sum, eq. 3": {"init": "uniform"}, "mean, released code": {"init": "uniform", "hint_mean": True}},
     ),
