@@ -20,6 +20,17 @@ def bare(axes):
     axes.grid(axis="y", color="#E4E4E4", lw=0.8)
 
 
+def error_axis(axes, errors):
+    """An axis of y for errors: straight where they lie within a factor of 3, else logarithmic."""
+    low, high = min(errors), max(errors)
+    if high > 3 * low > 0:
+        log_axis(axes, np.array(errors, float))
+    else:
+        spare = max(0.12 * (high - low), 0.05 * high, 0.01)
+        axes.set_ylim(low - spare, high + spare)
+        axes.locator_params(axis="y", nbins=5)
+
+
 def plot_errors(methods, path, title, published=None):
     """Test and validation error of every method, each seed a point, joined to the same seed's other points.
 
@@ -58,7 +69,7 @@ def plot_errors(methods, path, title, published=None):
         bare(axes)
         shown = [error for errors in methods.values() for error in errors[part].values()]
         shown += [published[name] for name in methods if name in published and part == "test"]
-        log_axis(axes, np.array(shown, float), span=2)
+        error_axis(axes, shown)
     save(figure, path)
 
 
@@ -233,7 +244,7 @@ def plot_studies(studies, path, title):
         axes.tick_params(axis="x", labelsize=8)
         errors = [e for r in study["rows"] for e in r["validation_errors"]]
         if errors:
-            log_axis(axes, np.array(errors, float), span=2)
+            error_axis(axes, errors)
     save(figure, path)
 
 

@@ -119,9 +119,9 @@ def _draw_panel(axes, heading, runs, key, chosen):
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def log_axis(axes, values, span=5):
+def log_axis(axes, values):
     """A log axis of y for these values, with ticks that can be read; zeros are drawn nowhere."""
-    low, high, _ = _log_limits(values, span)
+    low, high, _ = _log_limits(values)
     ticks = _log_ticks(low, high, least=4)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
@@ -129,12 +129,12 @@ def log_axis(axes, values, span=5):
     axes.minorticks_off()
 
 
-def _log_limits(values, span=5):
-    """low, high and a floor that zeros are drawn at, for a log axis; at least a factor `span` from low to high."""
+def _log_limits(values):
+    """low, high and a floor that zeros are drawn at, for a log axis; at least a factor of 5 from low to high."""
     positive = values[np.isfinite(values) & (values > 0)]
     least, most = (positive.min(), positive.max()) if len(positive) else (1.0, 1.0)
     floor = least / 2 if (values == 0).any() else least
-    spare = max(1.15, (span * floor / most) ** 0.5)
+    spare = max(1.15, (5 * floor / most) ** 0.5)
     return floor / spare, most * spare, floor
 
 
