@@ -49,7 +49,8 @@ def overview(parts, published):
     """Table 4: the paper's figures beside those of each part.   parts: preset -> comparison"""
     header = ["method", "weights", *(["paper %"] if published else [])]
     for preset in parts:
-        header += [f"{PARTS[preset].lower()}: test error %", "sd", "seeds"]
+        changed = " (changed)" if parts[preset]["changed"] else ""
+        header += [f"{PARTS[preset].lower()}{changed}: test error %", "sd", "seeds"]
     rows = []
     for name in comparison.METHODS:
         weights = [part["methods"][name]["weights"] for part in parts.values() if name in part["methods"]]
@@ -104,8 +105,10 @@ def about_seeds(part):
     teachers = {seed["teacher_from"] for seed in whole}
     if teachers == {None} or not whole:
         return said
-    if len(teachers) == 1:
-        only = f"One teacher, trained in {teachers.pop()}, served all seeds: its own seed adds nothing to what spreads."
+    if one_teacher(part):
+        only = (
+            f"One teacher, trained in {one_teacher(part)}, served all seeds: its own seed adds nothing to what spreads."
+        )
         return [*said, only]
     return [
         *said,
@@ -113,6 +116,12 @@ def about_seeds(part):
         + ", ".join(f"seed {seed['seed']}'s in {seed['teacher_from'] or 'its own run'}" for seed in whole)
         + ".",
     ]
+
+
+def one_teacher(part):
+    """The run whose teacher served all seeds, if one did."""
+    teachers = {seed["teacher_from"] for seed in part["seeds"] if not seed["missing"]}
+    return teachers.pop() if len(teachers) == 1 else None
 
 
 def methods_table(part):
@@ -123,7 +132,8 @@ def methods_table(part):
         errors = [number(error[figure]) for error in (test, validation) for figure in ("mean", "sd")]
         chosen = f"{min(best)} to {max(best)}" if min(best) < max(best) else f"{best[0]}"
         epochs, seconds = number(record["epochs"]["mean"], 1), duration(record["seconds"]["mean"])
-        rows.append([NAMES[name], test["n"], *errors, chosen, epochs.removesuffix(".0"), seconds])
+        only = " (one for all seeds)" if name == "teacher" and one_teacher(part) else ""
+        rows.append([NAMES[name] + only, test["n"], *errors, chosen, epochs.removesuffix(".0"), seconds])
     return "table", header, rows
 
 
@@ -150,6 +160,7 @@ def differences_of(part):
                 low, high = (number(found[end], sign=True) for end in ("low", "high"))
                 interval = None if low is None else f"{low} to {high}"
                 mean, sd, p = number(found["mean"], sign=True), number(found["sd"]), number(found["p"], 3)
+                p = "<0.001" if p == "0.000" else p
                 rows.append(
                     [f"{NAMES[pair['method']]} less {NAMES[pair['less']]}", name, found["n"], mean, sd, interval, p]
                 )

@@ -17,6 +17,7 @@ from scipy import stats
 import run
 from minifit import comparison, data, experiments, gallery, pages, results, several, statistics, studies
 from minifit.experiments import DIGITS, Experiment
+from minifit.handover import take_teacher
 from minifit.networks import Conv, Network, Output
 from minifit.runs import Run
 from minifit.training import Schedule
@@ -187,7 +188,7 @@ def test_both_presets_stand_in_one_table(written, tmp_path):
     (tmp_path / "paper" / "results.json").write_text(json.dumps(part | {"preset": "paper"}))
     results.write_pages(tmp_path, {})
     header = (tmp_path / "README.md").read_text().splitlines()[2]
-    assert "the paper's settings: test error %" in header and "our settings: test error %" in header
+    assert "the paper's settings (changed): test error %" in header and "our settings (changed): test" in header
     assert "paper %" not in header
 
 
@@ -370,6 +371,38 @@ def test_a_study_trains_one_teacher_a_seed_and_compares_by_validation(tmp_path, 
     monkeypatch.setattr(several.subprocess, "Popen", None)
     assert run.main([*arguments, *tiny()]) == 0
     assert contents(tmp_path, "h5", "json", "md", "html", "png") == before
+
+
+def test_retrained_networks_give_the_test_errors_and_the_chosen_ones_the_validation_errors(tmp_path):
+    dataset, small = data.load("digits", train=56, test=16), Experiment("digits", TEACHER, STUDENT, {})
+    config = replace(CONFIG, retrain=True, guided=(1, 2), hint=(1, 2), regressor="fc")  # and two hints
+    first = Run(tmp_path / "seed0", "digits", "default", small, config, 0, dataset, np, 1, False)
+
+    def perform(one):
+        with one:
+            for name in one.plan("all"):
+                one.make(name)
+        return one
+
+    perform(first)
+    assert comparison.of_seed(first, "all")["missing"][0] == "teacher, on all images"
+    last = perform(first.on_all())
+    part = results.write_comparison([first], tmp_path / "out", "command", DIGITS, {})
+    chosen, again = first.summary()["stages"], last.summary()["stages"]
+    found = part["seeds"][0]["methods"]["fitnet"]
+    assert found["test_error"] == again["fitnet"]["test_error"]
+    assert found["validation_error"] == chosen["fitnet"]["validation_error"]
+    stages = [stages[name] for stages in (chosen, again) for name in ("hint", "hint_2", "fitnet")]
+    assert found["epochs"] == sum(stage["epochs"] for stage in stages)
+    assert all((tmp_path / "out" / "default" / name).exists() for name in pages.PICTURES)
+
+
+def test_a_teacher_of_another_random_start_serves(seeds, tmp_path):
+    config = replace(CONFIG, init="uniform", width=0.5)
+    other = replace(seeds[0], folder=tmp_path, config=config)
+    with other:
+        take_teacher(other, seeds[0].folder)
+    assert other.missing("teacher") == []
 
 
 def test_an_order_needs_both_of_its_steps():
