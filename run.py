@@ -34,7 +34,19 @@ from typing import Literal
 
 import numpy as np
 
-from minifit import UserError, comparison, data, experiments, networks, outline, pages, report, results, studies
+from minifit import (
+    UserError,
+    comparison,
+    data,
+    experiments,
+    networks,
+    outline,
+    pages,
+    report,
+    results,
+    studies,
+    summaries,
+)
 from minifit.backend import use
 from minifit.handover import take_teacher
 from minifit.runs import Run
@@ -194,6 +206,7 @@ def compare(name, arguments):
     """All stages for each seed, as many seeds at once as asked for; then tables and pictures of all of them."""
     command = parse(name, arguments, Several, "run.py compare")
     config, dataset = settings_of(name, command)
+    results.claim(Path(command.results) / name)
     runs = Path(command.runs) / ("" if command.preset == "default" else command.preset)
     seeds = [run_of(name, command, config, seed, dataset, runs) for seed in range(command.seeds)]
     jobs = []
@@ -209,7 +222,7 @@ def compare(name, arguments):
     said = f"python run.py compare {shlex.join([name, *arguments])}"
     part = results.write_comparison(seeds, folder, said, start, published)
     results.write_pages(folder, published)
-    say(results.as_printed(pages.of_part(command.preset, part)))
+    say(pages.as_printed(summaries.of_part(command.preset, part)))
     say(f"\n{folder}/: README.md, report.html, {command.preset}/results.json and pictures")
     return failed
 
@@ -225,6 +238,7 @@ def study(name, arguments):
     if command.preset != "default":
         raise UserError(f"--preset {command.preset}: studies have a short schedule of their own")
     config, dataset = settings_of(name, command)
+    results.claim(Path(command.results) / name)
     variants, runs = studies.variants(studies.STUDIES), {}
     for folder, (changes, goals) in variants.items():
         own = replace(config, **changes)
@@ -250,7 +264,7 @@ def study(name, arguments):
     found = comparison.gather_studies(studies.STUDIES, runs, changes, said, config)
     results.write_studies(found, folder)
     results.write_pages(folder, published_of(name, dataset))
-    say(results.as_printed(pages.of_studies(found)))
+    say(pages.as_printed(summaries.of_studies(found)))
     say(f"\n{folder}/: README.md, report.html, studies.json, studies.png")
     return failed
 

@@ -107,11 +107,12 @@ def digest(arrays):
 
 
 def commit():
-    """The commit of the working copy, "+" where it has changes; None outside one."""
+    """The commit of the working copy, "+" where it has changes, but for results; None outside one."""
     here = Path(__file__).parent
+    code = ["git", "status", "--porcelain", "--", ":/", ":(top,exclude)results"]
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(code, cwd=here, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.strip() + ("+" if changed.stdout else "")

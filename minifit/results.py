@@ -9,7 +9,7 @@ Tables are made from records alone. Only pictures ask networks anything: hints o
 
 import numpy as np
 
-from minifit import checkpoints, comparison, gallery, pages, plots
+from minifit import UserError, checkpoints, comparison, gallery, pages, plots, summaries
 from minifit.backend import to_host
 from minifit.checkpoints import read_json, write_json, write_text
 from minifit.training import outputs
@@ -17,13 +17,21 @@ from minifit.training import outputs
 DIGITS_SHOWN = 4  # images whose hints are drawn
 
 
+def claim(folder):
+    """Makes the folder before anything is trained for it; UserError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
 def write_comparison(runs, folder, command, preset_config, published):
     """Writes the part of a preset; the comparison of its runs."""
     part = comparison.gather(runs, command, preset_config, "all")
     own = folder / part["preset"]
-    own.mkdir(parents=True, exist_ok=True)
+    claim(own)
     whole = [run for run, seed in zip(runs, part["seeds"], strict=True) if not seed["missing"]]
-    for name in pages.PICTURES:
+    for name in summaries.PICTURES:
         (own / name).unlink(missing_ok=True)  # of other runs
     if whole:
         draw(whole, part, own, published)
@@ -92,37 +100,31 @@ def draw_mistakes(run, path, title):
 
 
 def write_studies(found, folder):
-    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
     gallery.plot_studies(found["studies"], folder / "studies.png", f"Studies, {found['data']}: validation error, %")
     write_json(folder / "studies.json", found)
 
 
 def write_pages(folder, published):
     """README.md and report.html, of the parts that the folder has.   published: method -> the paper's test error"""
-    parts = {preset: folder / preset / "results.json" for preset in pages.PARTS}
+    parts = {preset: folder / preset / "results.json" for preset in summaries.PARTS}
     parts = {preset: read_json(path) for preset, path in parts.items() if path.exists()}
     blocks, some = [], None
     if parts:
         some = next(iter(parts.values()))
-        blocks = [pages.overview(parts, published)]
+        blocks = [summaries.overview(parts, published)]
         if published:
             blocks.append(
                 ("text", "The paper's figures are those of its Table 4 or 5: one network each, its own teacher.")
             )
     for preset, part in parts.items():
-        blocks += pages.of_part(preset, part)
-        here = ((f"{preset}/{name}", caption) for name, caption in pages.PICTURES.items())
+        blocks += summaries.of_part(preset, part)
+        here = ((f"{preset}/{name}", caption) for name, caption in summaries.PICTURES.items())
         blocks += [("picture", path, caption) for path, caption in here if (folder / path).exists()]
     if (folder / "studies.json").exists():
         found = read_json(folder / "studies.json")
         some = some or found
-        blocks += [*pages.of_studies(found), ("picture", "studies.png", "Validation error under every variant.")]
+        blocks += [*summaries.of_studies(found), ("picture", "studies.png", "Validation error under every variant.")]
     title = f"{some['experiment']}: {some['student']} from {some['teacher']}"
     write_text(folder / "README.md", pages.markdown(title, blocks))
     write_text(folder / "report.html", pages.html(title, blocks, folder))
-
-
-def as_printed(blocks):
-    """Blocks as a terminal shows them."""
-    said = [pages.table(block[2], block[1]) if block[0] == "table" else block[1] for block in blocks]
-    return "\n\n".join(said)

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 import run
-from minifit import comparison, data, experiments, gallery, pages, results, several, statistics, studies
+from minifit import comparison, data, experiments, gallery, results, several, statistics, studies, summaries
 from minifit.experiments import DIGITS, Experiment
 from minifit.handover import take_teacher
 from minifit.networks import Conv, Network, Output
@@ -147,7 +147,7 @@ def test_the_page_has_the_papers_figures_what_was_changed_and_the_pictures(writt
     assert "| FitNet | " in text and "| 0.51 |" in text and "| 1.9 |" in text
     assert "python run.py compare digits" in text and "train 40" in text
     assert "The order hint > KD > back-propagation on test images: " in text
-    for name in pages.PICTURES:
+    for name in summaries.PICTURES:
         assert f"](default/{name})" in text
         assert (folder / "default" / name).read_bytes().startswith(b"\x89PNG")
 
@@ -167,7 +167,7 @@ def test_the_html_needs_no_other_file_and_closes_what_it_opens(written):
 
     text = (folder / "report.html").read_text()
     Parser().feed(text)
-    assert opened == [] and len(sources) == len(pages.PICTURES)
+    assert opened == [] and len(sources) == len(summaries.PICTURES)
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
     assert "hint &gt; KD &gt; back-propagation" in text
 
@@ -195,7 +195,7 @@ def test_both_presets_stand_in_one_table(written, tmp_path):
 def test_one_teacher_for_all_seeds_is_said():
     def part(*teachers):
         seeds = [{"seed": i, "missing": [], "teacher_from": where} for i, where in enumerate(teachers)]
-        return " ".join(pages.about_seeds({"seeds": seeds, "others": []}))
+        return " ".join(summaries.about_seeds({"seeds": seeds, "others": []}))
 
     assert "One teacher, trained in runs/a, served all seeds" in part("runs/a", "runs/a")
     assert "seed 0's in runs/a, seed 1's in its own run" in part("runs/a", None)
@@ -394,7 +394,7 @@ def test_retrained_networks_give_the_test_errors_and_the_chosen_ones_the_validat
     assert found["validation_error"] == chosen["fitnet"]["validation_error"]
     stages = [stages[name] for stages in (chosen, again) for name in ("hint", "hint_2", "fitnet")]
     assert found["epochs"] == sum(stage["epochs"] for stage in stages)
-    assert all((tmp_path / "out" / "default" / name).exists() for name in pages.PICTURES)
+    assert all((tmp_path / "out" / "default" / name).exists() for name in summaries.PICTURES)
 
 
 def test_a_teacher_of_another_random_start_serves(seeds, tmp_path):
@@ -403,6 +403,15 @@ def test_a_teacher_of_another_random_start_serves(seeds, tmp_path):
     with other:
         take_teacher(other, seeds[0].folder)
     assert other.missing("teacher") == []
+
+
+def test_a_results_folder_that_cannot_be_is_one_line_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(several.subprocess, "Popen", None)
+    for command in ("compare", "study"):
+        words = ["--results", str(tmp_path / "file"), "--runs", str(tmp_path / "runs")]
+        assert "cannot be written" in refusal(capsys, [command, "digits", *words, *tiny()])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_order_needs_both_of_its_steps():

@@ -36,6 +36,7 @@ ORDER = (
     "outline",
     "several",
     "comparison",
+    "summaries",
     "pages",
     "results",
     "gradcheck",
