@@ -68,6 +68,8 @@ def gather(runs, command, preset, *goals):
     for name in METHODS:
         if whole and all(name in seed["methods"] for seed in whole):
             records = [seed["methods"][name] for seed in whole]
+            if name == "teacher" and one_teacher(whole):
+                records = records[:1]  # the same one again has no spread
             spreads = {figure: statistics.spread(known(records, figure)) for figure in FIGURES}
             chosen = [record["best_epoch"] for record in records]
             methods[name] = {"weights": records[0]["weights"], **spreads, "best_epochs": chosen}
@@ -81,6 +83,12 @@ def gather(runs, command, preset, *goals):
         "seeds": seeds,
         "others": others(runs),
     }
+
+
+def one_teacher(whole):
+    """The run whose teacher served all seeds, if one did."""
+    teachers = {seed["teacher_from"] for seed in whole}
+    return teachers.pop() if len(teachers) == 1 else None
 
 
 def known(records, figure):

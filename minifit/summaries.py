@@ -65,14 +65,9 @@ def of_part(preset, part):
         blocks.append(("text", f"Changed from the preset: {said}."))
     blocks += [("text", text) for text in about_seeds(part)]
     if part["methods"]:
-        blocks += [
-            methods_table(part),
-            (
-                "text",
-                "Errors are in percent. The epoch is the one with the fewest errors on "
-                "validation images; the test set chose nothing. FitNet's epochs and time are those of both stages.",
-            ),
-        ]
+        chosen = "the one with the fewest errors on validation images" if part["validation_images"] else "the last"
+        note = f"Errors are in percent. The epoch is {chosen}; the test set chose nothing. FitNet's epochs and time are those"
+        blocks += [methods_table(part), ("text", f"{note} of both stages.")]
         blocks += [seeds_table(part), *differences_of(part)]
     return blocks
 
@@ -87,37 +82,23 @@ def about_seeds(part):
     for seed in part["others"]:
         state = f"unfinished ({', '.join(seed['missing'])})" if seed["missing"] else "finished"
         said.append(f"Seed {seed['seed']} was started too, is {state}, and was not asked for.")
-    teachers = {seed["teacher_from"] for seed in whole}
-    if teachers == {None} or not whole:
-        return said
-    if one_teacher(part):
-        only = (
-            f"One teacher, trained in {one_teacher(part)}, served all seeds: its own seed adds nothing to what spreads."
-        )
-        return [*said, only]
-    return [
-        *said,
-        "Teachers were trained elsewhere: "
-        + ", ".join(f"seed {seed['seed']}'s in {seed['teacher_from'] or 'its own run'}" for seed in whole)
-        + ".",
-    ]
-
-
-def one_teacher(part):
-    """The run whose teacher served all seeds, if one did."""
-    teachers = {seed["teacher_from"] for seed in part["seeds"] if not seed["missing"]}
-    return teachers.pop() if len(teachers) == 1 else None
+    if one := comparison.one_teacher(whole):
+        said.append(f"One teacher, trained in {one}, served all seeds: what spreads is the students' alone.")
+    elif any(seed["teacher_from"] for seed in whole):
+        where = (f"seed {seed['seed']}'s in {seed['teacher_from'] or 'its own run'}" for seed in whole)
+        said.append(f"Teachers were trained elsewhere: {', '.join(where)}.")
+    return said
 
 
 def methods_table(part):
     header = ["method", "seeds", "test error", "sd", "validation error", "sd", "epoch chosen", "epochs", "time"]
-    rows = []
+    rows, one = [], comparison.one_teacher([seed for seed in part["seeds"] if not seed["missing"]])
     for name, record in part["methods"].items():
         test, validation, best = record["test_error"], record["validation_error"], record["best_epochs"]
         errors = [number(error[figure]) for error in (test, validation) for figure in ("mean", "sd")]
         chosen = f"{min(best)} to {max(best)}" if min(best) < max(best) else f"{best[0]}"
         epochs, seconds = number(record["epochs"]["mean"], 1), duration(record["seconds"]["mean"])
-        only = " (one for all seeds)" if name == "teacher" and one_teacher(part) else ""
+        only = " (one for all seeds)" if name == "teacher" and one else ""
         rows.append([NAMES[name] + only, test["n"], *errors, chosen, epochs.removesuffix(".0"), seconds])
     return "table", header, rows
 

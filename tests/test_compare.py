@@ -202,6 +202,18 @@ def test_one_teacher_for_all_seeds_is_said():
     assert "eacher" not in part(None, None)
 
 
+def test_one_teacher_for_all_seeds_has_no_spread(seeds, tmp_path):
+    others = [replace(seeds[0], folder=tmp_path / f"seed{seed}", seed=seed) for seed in (0, 1)]
+    for other in others:
+        with other:
+            take_teacher(other, seeds[0].folder)
+            for name in other.plan("backprop"):
+                other.make(name)
+    part = comparison.gather(others, "command", CONFIG, "teacher", "backprop")
+    assert (part["methods"]["teacher"]["test_error"]["n"], part["methods"]["backprop"]["test_error"]["n"]) == (1, 2)
+    assert summaries.methods_table(part)[2][0][:4:3] == ["teacher (one for all seeds)", None]
+
+
 def test_without_a_finished_seed_there_is_a_page_and_no_mean(seeds, tmp_path):
     part = results.write_comparison(seeds[2:], tmp_path, "command", DIGITS, {})
     results.write_pages(tmp_path, {})
