@@ -13,7 +13,7 @@ PATIENCE = 30  # seconds that a process has to end after Ctrl-C
 
 @dataclass(frozen=True)
 class Job:
-    """A name to print before each line, and commands that are run one after another while they succeed."""
+    """A name to print before each line, and commands that are run one after another."""
 
     name: str
     commands: list
@@ -22,7 +22,7 @@ class Job:
 def run_jobs(jobs, at_once, tell):
     """Runs the jobs and passes on what they print; {name: exit status}.
 
-    A job that fails does not stop the others. The processes are out of the terminal's reach, so that Ctrl-C comes to
+    A command that fails stops nothing: its status is the job's, unless a later one fails too. The processes are out of the terminal's reach, so that Ctrl-C comes to
     them once, from here. They end when they print and nobody reads: none outlives this process for long.
     """
     lock, live, stopping = Lock(), set(), []
@@ -43,6 +43,7 @@ def run_jobs(jobs, at_once, tell):
             return process
 
     def follow(job):
+        last = 0
         for command in job.commands:
             process = begin(command)
             if process is None:
@@ -54,9 +55,8 @@ def run_jobs(jobs, at_once, tell):
                             tell(f"{job.name} | {line.rstrip()}")
             status = process.wait()
             live.discard(process)
-            if status:
-                return status
-        return 0
+            last = status or last
+        return last
 
     with ThreadPoolExecutor(max(1, at_once)) as pool:
         futures = {job.name: pool.submit(follow, job) for job in jobs}

@@ -66,8 +66,8 @@ def of_part(preset, part):
     blocks += [("text", text) for text in about_seeds(part)]
     if part["methods"]:
         chosen = "the one with the fewest errors on validation images" if part["validation_images"] else "the last"
-        note = f"Errors are in percent. The epoch is {chosen}; the test set chose nothing. FitNet's epochs and time are those"
-        blocks += [methods_table(part), ("text", f"{note} of both stages.")]
+        note = f"Errors are in percent. The epoch is {chosen}; the test set chose nothing."
+        blocks += [methods_table(part), ("text", f"{note} FitNet's epochs and time are those of both stages.")]
         blocks += [seeds_table(part), *differences_of(part)]
     return blocks
 

@@ -299,6 +299,13 @@ def test_ctrl_c_stops_every_seed_and_says_how_to_go_on(tmp_path):
             assert own.state("teacher").startswith("at epoch")
 
 
+def test_a_command_that_fails_stops_no_other():
+    said = []
+    commands = [["-c", "print('one'); raise SystemExit(3)"], ["-c", "print('two')"]]
+    statuses = several.run_jobs([several.Job("a", commands), several.Job("b", commands[1:])], 1, said.append)
+    assert statuses == {"a": 3, "b": 0} and said == ["a | one", "a | two", "b | two"]
+
+
 def refusal(capsys, arguments):
     assert run.main(arguments) == 2
     said = capsys.readouterr()
