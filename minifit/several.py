@@ -22,8 +22,9 @@ class Job:
 def run_jobs(jobs, at_once, tell):
     """Runs the jobs and passes on what they print; {name: exit status}.
 
-    A command that fails stops nothing: its status is the job's, unless a later one fails too. The processes are out of the terminal's reach, so that Ctrl-C comes to
-    them once, from here. They end when they print and nobody reads: none outlives this process for long.
+    A command that fails stops nothing: its status is the job's, unless a later one fails too. The processes are out of
+    the terminal's reach, so that Ctrl-C comes to them once, from here. They end when they print and nobody reads: none
+    outlives this process for long.
     """
     lock, live, stopping = Lock(), set(), []
 
