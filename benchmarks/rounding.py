@@ -46,13 +46,14 @@ def errors(name, size, kernel, pad, rng):
         methods["Winograd"] = winograd(size, (3, 3), pad, single)
     if sum(size) + 2 * pad <= LARGEST:
         methods["Fourier"] = fourier(size, kernel[:2], pad, single)
-    y, kept = methods["definition"].forward(x, w)
+    b = np.zeros(kernel[3])
+    y, kept = methods["definition"].forward(x, w, b)
     dy = rng.normal(size=y.shape)
     exact = y, *methods["definition"].backward(dy, kept, w)
     chosen = choose(x.astype(single), w, pad)
     for method_name, method in methods.items():
         x32, w32, dy32 = (a.astype(single) for a in (x, w, dy))
-        y32, kept = method.forward(x32, w32)
+        y32, kept = method.forward(x32, w32, b.astype(single))
         found = y32, *method.backward(dy32, kept, w32)
         worst = [np.abs(a - b).max() / np.sqrt((b * b).mean()) for a, b in zip(found, exact, strict=True)]
         shape, filters = "x".join(map(str, size)), "x".join(map(str, kernel))

@@ -2,7 +2,7 @@
 
 Every method has the same three functions, and gives the same numbers up to rounding:
 
-    y, kept = method.forward(x, w)            x (N, H, W, C)   w (R, S, C, K)   y (N, P, Q, K)
+    y, kept = method.forward(x, w, b)         x (N, H, W, C)   w (R, S, C, K)   b (K,)   y (N, P, Q, K)
     dx, dw = method.backward(dy, kept, w)
     dw = method.weight_gradient(dy, kept, w)
 """
@@ -17,6 +17,7 @@ from minifit.filtering import fourier, fourier_multiplications, winograd
 from minifit.patches import fold, images_innermost, unfold
 
 SMALL = 10**6  # multiplications of a matrix product up to which OpenBLAS does not pack the matrices first
+STACK = 2**18  # numbers of a map's stacked rows that are made at a time
 FEW = 8  # images, below which their numbers are too short a run
 
 
@@ -62,11 +63,13 @@ class Unfolded:
     pad: int
     weight = 1.5  # of one of its multiplications, beside those of minimal filtering: it copies the input R*S times
 
-    def forward(self, x, w):
+    def forward(self, x, w, b):
         r, s, c, k = w.shape
         patches = unfold(x, r, s, self.pad)  # (N, P, Q, R, S, C)
         n, p, q = patches.shape[:3]
-        return (patches.reshape(n * p * q, r * s * c) @ w.reshape(r * s * c, k)).reshape(n, p, q, k), x
+        y = patches.reshape(n * p * q, r * s * c) @ w.reshape(r * s * c, k)
+        y += b
+        return y.reshape(n, p, q, k), x
 
     def backward(self, dy, kept, w):
         r, s, c, k = w.shape
@@ -86,17 +89,18 @@ class Unfolded:
 class Stacked:
     """The definition for few channels and several images, which lie innermost in memory: x as (H, W, C, N).
 
-    R rows of the map, stacked, are copied once: (P, W, R, C, N). The windows along a row then overlap in memory and
-    need no copy, and every output pixel is a small matrix product, (K, S R C) (S R C, N). All that is done to the
-    output element by element runs over long stretches of memory, however few the channels.
+    R rows of the map, stacked, are copied once, for a few rows of the output at a time: (P', W, R, C, N). The windows
+    along a row then overlap in memory and need no copy, and every output pixel is a small matrix product, (K, S R C)
+    (S R C, N). All that is done to the output element by element runs over long stretches of memory, however few the
+    channels.
     """
 
     pad: int
-    weight = 0.7  # of one of its multiplications, beside those of minimal filtering: it copies less
+    weight = 0.6  # of one of its multiplications, beside those of minimal filtering: it copies less
 
-    def forward(self, x, w):
+    def forward(self, x, w, b):
         x = images_innermost(x)
-        return _images_outermost(_correlate(x, w, self.pad, self.pad)), x
+        return _images_outermost(_correlate(x, w, self.pad, self.pad, b)), x
 
     def backward(self, dy, kept, w):
         # The gradient of x is the correlation of dy, padded to the full, with the filters turned by half a circle.
@@ -107,43 +111,51 @@ class Stacked:
 
     def weight_gradient(self, dy, kept, w):
         r, s, c, k = w.shape
-        stacked = _stack(kept, r, self.pad)
-        dy = np.ascontiguousarray(dy.transpose(1, 2, 0, 3))  # (P, Q, N, K)
         dw = np.zeros((s, r * c * k), dy.dtype)
-        for taps, pixels, windows in _windows(stacked, s, self.pad):
-            parts = np.empty((windows.shape[1], windows.shape[2], k), dy.dtype)
-            ones = np.ones(len(parts), dy.dtype)
-            for x_row, dy_row in zip(windows, dy[:, pixels], strict=True):
-                np.matmul(x_row, dy_row, out=parts)  # Q times (S R C, N) (N, K)
-                dw[taps] += (ones @ parts.reshape(len(parts), -1)).reshape(-1, r * c * k)
+        for rows, stacked in _stacks(kept, r, self.pad):
+            dy_rows = np.ascontiguousarray(dy[:, rows].transpose(1, 2, 0, 3))  # (P', Q, N, K)
+            for taps, pixels, windows in _windows(stacked, s, self.pad):
+                parts = np.empty((windows.shape[1], windows.shape[2], k), dy.dtype)
+                ones = np.ones(len(parts), dy.dtype)
+                for x_row, dy_row in zip(windows, dy_rows[:, pixels], strict=True):
+                    np.matmul(x_row, dy_row, out=parts)  # Q times (S R C, N) (N, K)
+                    dw[taps] += (ones @ parts.reshape(len(parts), -1)).reshape(-1, r * c * k)
         return dw.reshape(s, r, c, k).transpose(1, 0, 2, 3)
 
 
-def _correlate(x, w, pad_rows, pad_columns):
+def _correlate(x, w, pad_rows, pad_columns, b=None):
     """x (H, W, C, N), w (R, S, C, K) -> (P, Q, K, N). Negative padding leaves out rows or columns at each border."""
     r, s, c, k = w.shape
     x = x[max(0, -pad_rows) : x.shape[0] - max(0, -pad_rows), max(0, -pad_columns) : x.shape[1] - max(0, -pad_columns)]
-    stacked = _stack(x, r, max(0, pad_rows))
-    p, wide, _, _, n = stacked.shape
-    pad_columns = max(0, pad_columns)
+    (h, wide, _, n), pad_rows, pad_columns = x.shape, max(0, pad_rows), max(0, pad_columns)
     # Beyond S, padding makes windows that meet nothing.
-    y = (np.zeros if pad_columns >= s else np.empty)((p, wide + 2 * pad_columns - s + 1, k, n), x.dtype)
+    empty = np.zeros if pad_columns >= s else np.empty
+    y = empty((h + 2 * pad_rows - r + 1, wide + 2 * pad_columns - s + 1, k, n), x.dtype)
     filters = w.transpose(1, 0, 2, 3).reshape(s, r * c, k)
-    for taps, pixels, windows in _windows(stacked, s, pad_columns):
-        np.matmul(filters[taps].reshape(-1, k).T, windows, out=y[:, pixels])
+    for rows, stacked in _stacks(x, r, pad_rows):
+        for taps, pixels, windows in _windows(stacked, s, pad_columns):
+            np.matmul(filters[taps].reshape(-1, k).T, windows, out=y[rows, pixels])
+        if b is not None:
+            y[rows] += b[:, None]
     return y
 
 
-def _stack(x, r, pad):
-    """x (H, W, C, N) -> (P, W, R, C, N): R rows of the map above one another, zeros beyond its border."""
+def _stacks(x, r, pad):
+    """x (H, W, C, N) -> (rows, (P', W, R, C, N)): R rows of the map above one another, zeros beyond its border.
+
+    Some rows of the output at a time, whose stack a core's cache holds until it has been multiplied.
+    """
     h, w, c, n = x.shape
-    p = h + 2 * pad - r + 1
-    stacked = (np.zeros if pad else np.empty)((p, w, r, c, n), x.dtype)
-    for i in range(r):
-        first = max(0, pad - i)
-        last = max(first, min(p, h + pad - i))
-        stacked[first:last, :, i] = x[first + i - pad : last + i - pad]
-    return stacked
+    p, some = h + 2 * pad - r + 1, max(1, STACK // (w * r * c * n))
+    for start in range(0, p, some):
+        stop = min(start + some, p)
+        inside = start >= pad and stop <= h + pad - r + 1
+        stacked = (np.empty if inside else np.zeros)((stop - start, w, r, c, n), x.dtype)
+        for i in range(r):
+            first = max(start, pad - i)
+            last = max(first, min(stop, h + pad - i))
+            stacked[first - start : last - start, :, i] = x[first + i - pad : last + i - pad]
+        yield slice(start, stop), stacked
 
 
 def _windows(stacked, s, pad):

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 2**22  # numbers of a transformed gradient that are made at a time, for the memory's sake
+TRANSFORMED = 2**18  # numbers that images are transformed to at a time ...
+ROWS = 128  # ... and more, where matrix products would have fewer rows than this
+BLOCK = 2**22  # numbers of filters' transformed gradient that are made at a time, for the memory's sake
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,31 +35,44 @@ class Filtered:
         _, _, c, k = kernel
         return self.grid[0] * self.grid[1] * (self.b.size * c + len(self.b) * c * k + self.a.size * k)
 
-    def forward(self, x, w):
+    def forward(self, x, w, b):
         r, s, c, k = w.shape
-        u = (self.g @ w.reshape(r * s, c * k)).reshape(-1, c, k)
-        v = _product(self.b, self._cut(x))  # (F, T C), T = N tiles
-        z = _rows(len(u), v.shape[1] // c * k, x.dtype)
-        np.matmul(_split(v, c), u, out=_split(z, k))  # F times (T, C) (C, K)
-        return self._join(_product(self.a, z), len(x), k), (u, v, x.shape)
+        u, kept = (self.g @ w.reshape(r * s, c * k)).reshape(-1, c, k), []
+        y = np.empty((len(x), *self.outputs, k), x.dtype)
+        for images in self._blocks(len(x), max(c, k)):
+            v = _product(self.b, self._cut(x[images]))  # (F, T C), T = N' tiles
+            z = _rows(len(u), v.shape[1] // c * k, x.dtype)
+            np.matmul(_split(v, c), u, out=_split(z, k))  # F times (T, C) (C, K)
+            np.add(self._join(_product(self.a, z), k), b, out=y[images])
+            kept.append((images, v))
+        return y, (x.shape, u, kept)
 
     def backward(self, dy, kept, w):
-        u, v, shape = kept
-        dz = self._products(dy)
-        dv = _rows(*v.shape, dy.dtype)
-        np.matmul(dz, u.transpose(0, 2, 1), out=_split(dv, shape[3]))  # F times (T, K) (K, C)
-        dx = self._cut_adjoint(_product(self.b.T, dv), shape)
-        return dx, self._filters(dz, kept, w)
+        shape, u, blocks = kept
+        dx, dw = np.empty(shape, dy.dtype), np.zeros(w.shape, dy.dtype)
+        for images, v in blocks:
+            dz = self._products(dy[images])
+            dv = _rows(*v.shape, dy.dtype)
+            np.matmul(dz, u.transpose(0, 2, 1), out=_split(dv, shape[3]))  # F times (T, K) (K, C)
+            dx[images] = self._cut_adjoint(_product(self.b.T, dv), dx[images].shape)
+            dw += self._filters(dz, v, w)
+        return dx, dw
 
     def weight_gradient(self, dy, kept, w):
-        return self._filters(self._products(dy), kept, w)
+        return sum(self._filters(self._products(dy[images]), v, w) for images, v in kept[2])
+
+    def _blocks(self, n, channels):
+        """Of n images, a few at a time: what they are transformed to should fit a core's cache."""
+        tiles = self.grid[0] * self.grid[1]
+        some = max(-(-ROWS // tiles), TRANSFORMED // (len(self.b) * tiles * channels))
+        return [slice(i, i + some) for i in range(0, n, some)]
 
     def _products(self, dy):
         """The gradient with respect to the F products, (F, T, K)."""
         return _split(_product(self.a.T, self._join_adjoint(dy)), dy.shape[3])
 
-    def _filters(self, dz, kept, w):
-        v, (r, s, c, k) = kept[1], w.shape
+    def _filters(self, dz, v, w):
+        r, s, c, k = w.shape
         dw, some = np.zeros((r * s, c * k), dz.dtype), max(1, BLOCK // (c * k))
         for part in (slice(i, i + some) for i in range(0, len(self.g), some)):
             du = np.matmul(_split(v[part], c).transpose(0, 2, 1), dz[part])  # F times (C, T) (T, K)
@@ -91,11 +106,11 @@ class Filtered:
                 whole[:, i : i + (t1 - 1) * m1 + 1 : m1, j : j + (t2 - 1) * m2 + 1 : m2] += tiles[i, j]
         return whole[:, self.pad : self.pad + h, self.pad : self.pad + w]
 
-    def _join(self, rows, n, k):
+    def _join(self, rows, k):
         """(m1 m2, T K) -> y (N, P, Q, K): the tiles' outputs side by side, less what lies beyond the border."""
         (m1, m2), (t1, t2), (p, q) = self.step, self.grid, self.outputs
-        y = _split(rows, k).reshape(m1, m2, n, t1, t2, k).transpose(2, 3, 0, 4, 1, 5)
-        return np.ascontiguousarray(y).reshape(n, t1 * m1, t2 * m2, k)[:, :p, :q]
+        y = _split(rows, k).reshape(m1, m2, -1, t1, t2, k).transpose(2, 3, 0, 4, 1, 5)
+        return np.ascontiguousarray(y).reshape(-1, t1 * m1, t2 * m2, k)[:, :p, :q]
 
     def _join_adjoint(self, dy):
         n, p, q, k = dy.shape

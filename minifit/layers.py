@@ -144,8 +144,7 @@ class Conv2d(Layer):
         if x.ndim != 4 or x.shape[3] != c or x.shape[1] + 2 * self.pad < r or x.shape[2] + 2 * self.pad < s:
             raise ValueError(f"Conv2d: input {x.shape}; wanted (N, H, W, {c}) under a {r}x{s} kernel, pad {self.pad}")
         method = choose(x, w, self.pad)
-        y, kept = method.forward(x, w)
-        _add_bias(y, b)
+        y, kept = method.forward(x, w, b)
         return y, (method, kept)
 
     def backward(self, dy, cache):
@@ -350,15 +349,6 @@ class Reshape(Layer):
 
     def backward(self, dy, cache):
         return dy.reshape(cache), {}
-
-
-def _add_bias(y, b):
-    """y += b, in place and along memory: y (N, P, Q, K), which convolutions give with channels or images innermost."""
-    pixels = y.transpose(1, 2, 3, 0)
-    if pixels.flags.c_contiguous and len(y) > 1:
-        pixels += b.repeat(len(y)).reshape(len(b), len(y))
-    else:
-        y += b
 
 
 def _sum_rows(dy):

@@ -23,7 +23,7 @@ from minifit.workers import Team, return_freed_memory, shared
 
 LANES = 8  # the most partial sums of a minibatch, and so the most workers of use ...
 LANES_MEMORY = 2**27  # ... and fewer, but two at least, where they would take more bytes than this
-CHUNK = 250  # images that a device evaluates at once; a host takes a slice
+CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at once, on a device and on a host
 
 
 class TrainingError(Exception):
@@ -89,7 +89,7 @@ class Pass:
         self.params = stage.network.params
         self.sets = sets if self.on_host else {name: self._upload(s) for name, s in sets.items()}
         self.slice_size = slice_size if self.on_host else sys.maxsize
-        self.chunk = slice_size if self.on_host else CHUNK
+        self.chunk = HOST_CHUNK if self.on_host else CHUNK
         sizes = {name: p.size for name, p in self.params.items()}
         self.spans = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
         total, dtype = sum(sizes.values()), next(iter(self.params.values())).dtype
@@ -175,7 +175,7 @@ def outputs(network, x, slice_size, workers, progress=False):
     """network(x) for all images, on the host, without noise: what a teacher says of a set that does not change."""
     params = next(iter(network.params.values()))
     xp = array_module(params)
-    chunk = slice_size if xp is np else CHUNK
+    chunk = HOST_CHUNK if xp is np else CHUNK
     shape = network(xp.asarray(x[:1])).shape[1:]
     result = shared((len(x), *shape), params.dtype)
 
