@@ -87,14 +87,12 @@ def draw_mistakes(run, path, title):
     (images, labels), x = run.stored["test"], run.sets["test"].x
     student, teacher = run.student(), run.teacher()
     run.restore(student.params, "fitnet")
-    logits = outputs(student, x, run.slice("fitnet"), run.workers)
+    logits = outputs(student, x, run.workers)
     said = logits.argmax(axis=-1)
     wrong = np.flatnonzero(said != labels)
     likely = np.exp(logits[wrong] - logits[wrong].max(axis=-1, keepdims=True))
     sure = 1 / likely.sum(axis=-1)
-    teacher_said = (
-        outputs(teacher, x[wrong], run.slice("teacher"), run.workers).argmax(axis=-1) if len(wrong) else wrong
-    )
+    teacher_said = outputs(teacher, x[wrong], run.workers).argmax(axis=-1) if len(wrong) else wrong
     title = f"The FitNet's {len(wrong):,} mistakes of {len(x):,} test images, {title}"
     gallery.plot_mistakes(images[wrong], labels[wrong], said[wrong], teacher_said, sure, path, title)
 

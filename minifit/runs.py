@@ -350,10 +350,10 @@ class Run:
             if h <= len(stage.target):
                 if (part, h) not in self.kept:
                     layers = stage.target[below:h]
-                    self.kept[part, h] = outputs(layers, target, self.slice("teacher"), self.workers, self.progress)
+                    self.kept[part, h] = outputs(layers, target, self.workers, self.progress)
                 target, below = self.kept[part, h], h
         if len(stage.target) > below:
-            target = outputs(stage.target[below:], target, self.slice("teacher"), self.workers)
+            target = outputs(stage.target[below:], target, self.workers)
         return Examples(examples.x, examples.labels, target)
 
     def figures(self, stage, state):

@@ -171,7 +171,7 @@ def share(layer):
         layer.params[name][...] = p
 
 
-def outputs(network, x, slice_size, workers, progress=False):
+def outputs(network, x, workers, progress=False):
     """network(x) for all images, on the host, without noise: what a teacher says of a set that does not change."""
     params = next(iter(network.params.values()))
     xp = array_module(params)

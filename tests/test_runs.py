@@ -271,7 +271,7 @@ def test_the_summary_holds_what_came_out_of_each_stage(new_run, finished):
 
 
 def test_a_test_loss_is_that_of_the_epoch_that_was_chosen(new_run, tmp_path):
-    config = replace(CONFIG, student=replace(SCHEDULE, lr_final=300.0))  # the second epoch spoils what the first learnt
+    config = replace(CONFIG, student=replace(SCHEDULE, lr_final=30.0))  # the second epoch spoils what the first learnt
     run = new_run(tmp_path, config)
     record = perform(run, "kd")["kd"][0]
     assert (record["best_epoch"], record["epochs"]) == (1, 2)

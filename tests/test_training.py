@@ -20,6 +20,11 @@ SGD = Schedule("sgd", lr=0.1, epochs=3, patience=3, batch=4, momentum=0.5)
 RMSPROP = Schedule("rmsprop", lr=0.01, epochs=3, patience=3, batch=4)
 
 
+@pytest.fixture(autouse=True)
+def small_sets_are_several_chunks(monkeypatch):
+    monkeypatch.setattr(training, "HOST_CHUNK", 4)
+
+
 def example_set(n, seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
     return Examples(rng.random((n, 6, 6, 1)).astype(dtype), rng.integers(0, 10, n))
@@ -379,7 +384,7 @@ def test_a_validation_loss_that_is_not_finite_stops_too_wherever_the_image_is(tm
 def test_outputs_are_what_the_network_says_without_noise(workers):
     x = example_set(18, dtype=np.float64).x
     for network in (make_stage("teacher", np.float64, keep=0.5).network, make_stage("hint", np.float64).target):
-        found = outputs(network, x, 4, workers)
+        found = outputs(network, x, workers)
         assert found.dtype == np.float64 and found.shape == network(x).shape
         np.testing.assert_allclose(found, network(x), rtol=1e-12, atol=1e-14)
 
