@@ -270,18 +270,37 @@ def test_convolution_and_both_its_gradients_are_scipys_correlations(r, s, pad, c
     close(grads["b"], dy.sum(axis=(0, 1, 2)))
 
 
-@pytest.mark.parametrize("make", [filtering.winograd, filtering.fourier])
-def test_a_gradient_of_filters_is_the_sum_of_its_blocks_and_matrices_have_the_images_dtype(make, monkeypatch):
+@pytest.mark.parametrize("pad", [0, 1, 2, 4])
+@pytest.mark.parametrize("size", [(7, 6), (6, 9), (3, 4)])
+def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypatch):
     rng = np.random.default_rng(0)
-    method, w = make((6, 9), (3, 3), 1, np.float64), rng.normal(size=(3, 3, 2, 5))
-    y, kept = method.forward(rng.normal(size=(2, 6, 9, 2)), w, np.zeros(5))
-    dy = rng.normal(size=y.shape)
-    whole = method.weight_gradient(dy, kept, w)
-    for at_once in (0, 1, 7):
-        monkeypatch.setattr(filtering, "BLOCK", at_once * 2 * 5)
-        close(method.weight_gradient(dy, kept, w), whole)
-    single = make((6, 9), (3, 3), 1, np.float32)
-    assert {matrix.dtype for matrix in (single.a, single.b, single.g)} == {np.dtype(np.float32)}
+    x, w, b = rng.normal(size=(9, *size, 2)), rng.normal(size=(3, 3, 2, 5)), rng.normal(size=5)
+    at = size, (3, 3), pad, np.float64
+    for method in (convolution.Stacked(pad), filtering.winograd(*at), filtering.fourier(*at)):
+        monkeypatch.undo()
+        y, kept = method.forward(x, w, b)
+        dy = rng.normal(size=y.shape)
+        dx, dw = method.backward(dy, kept, w)
+        for numbers, rows in ((1, 1), (500, 1), (1, 7), (1500, 20)):
+            monkeypatch.setattr(convolution, "STACK", numbers)
+            monkeypatch.setattr(filtering, "TRANSFORMED", numbers)
+            monkeypatch.setattr(filtering, "ROWS", rows)
+            monkeypatch.setattr(filtering, "BLOCK", numbers)
+            blocks, kept = method.forward(x, w, b)
+            close(blocks, y)
+            for found, expected in zip(method.backward(dy, kept, w), (dx, dw), strict=True):
+                close(found, expected)
+            close(method.weight_gradient(dy, kept, w), dw)
+
+
+def test_a_block_of_images_holds_what_it_may_or_else_enough_rows_of_a_product(monkeypatch):
+    method = filtering.winograd((8, 8), (3, 3), 1, np.float64)  # 4 tiles of 36 products
+    monkeypatch.setattr(filtering, "ROWS", 9)
+    for numbers, some in ((36 * 4 * 5 * 6, 6), (36 * 4 * 5 * 6 - 1, 5), (36 * 4 * 5, 3), (1, 3)):
+        monkeypatch.setattr(filtering, "TRANSFORMED", numbers)
+        assert [images.indices(8)[:2] for images in method._blocks(8, 5)] == [
+            (first, min(first + some, 8)) for first in range(0, 8, some)
+        ]
 
 
 @pytest.mark.parametrize("pad", [0, 1, 2, 3])
