@@ -1,8 +1,8 @@
 """What share of an epoch the layers take: python -m benchmarks.epoch
 
 Whole stages of an experiment, an epoch each, as run.py trains them: data, the teacher's outputs, slices, masks,
-optimiser, max-norm, validation, test, log and checkpoint. Every layer's methods are timed in every process; what is
-left of the processes' time is everything else.
+optimiser, max-norm, validation, test, log and checkpoint. The methods of every layer, and of the network, which is one,
+are timed in every process; what is left of the processes' time is everything else, waiting for one another included.
 """
 
 import argparse
@@ -54,9 +54,8 @@ def timed_layers():
         return call
 
     for kind in layers.Layer.__subclasses__():
-        if kind is not layers.Sequential:
-            for name in METHODS:
-                setattr(kind, name, timed(getattr(kind, name)))
+        for name in METHODS:
+            setattr(kind, name, timed(getattr(kind, name)))
     return clock
 
 
