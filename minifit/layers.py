@@ -132,8 +132,8 @@ class Conv2d(Layer):
     """
 
     def __init__(self, w, b, pad=0):
-        if w.ndim != 4 or b.shape != w.shape[3:] or 0 in w.shape[:2]:
-            raise ValueError(f"Conv2d: w {w.shape} and b {b.shape}; wanted (R, S, C, K), R and S at least 1, and (K,)")
+        if w.ndim != 4 or b.shape != w.shape[3:] or 0 in w.shape:
+            raise ValueError(f"Conv2d: w {w.shape} and b {b.shape}; wanted (R, S, C, K), none of them 0, and (K,)")
         if not isinstance(pad, Integral) or isinstance(pad, bool) or pad < 0:
             raise ValueError(f"Conv2d: pad {pad}; wanted an integer, 0 or more")
         self.params, self.pad = {"w": w, "b": b}, pad

@@ -163,6 +163,8 @@ REFUSED = [
     (r"Dropout: keep 0 is not in \(0, 1\]", lambda: Dropout(0)),
     (r"Dropout: keep 1.5 is not in \(0, 1\]", lambda: Dropout(1.5)),
     (r"Conv2d: w \(0, 3, 1, 2\)", lambda: Conv2d(np.zeros((0, 3, 1, 2)), np.zeros(2))),
+    (r"Conv2d: w \(3, 3, 0, 2\)", lambda: Conv2d(np.zeros((3, 3, 0, 2)), np.zeros(2))),
+    (r"Conv2d: w \(3, 3, 2, 0\)", lambda: Conv2d(np.zeros((3, 3, 2, 0)), np.zeros(0))),
     (r"Conv2d: pad True; wanted an integer", lambda: Conv2d(np.zeros((1, 1, 1, 2)), np.zeros(2), pad=True)),
     (r"cross_entropy: logits \(2, 3\) and labels \(3,\)", lambda: cross_entropy(np.zeros((2, 3)), np.zeros(3, int))),
     (
