@@ -293,8 +293,29 @@ def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypat
             close(method.weight_gradient(dy, kept, w), dw)
 
 
+@pytest.mark.parametrize("make", [filtering.winograd, filtering.fourier])
+def test_single_precision_is_kept_on_the_way(make, monkeypatch):
+    found, of = [], filtering.Filtered
+
+    def seen(function):
+        def call(*arguments):
+            result = function(*arguments)
+            found.extend(a.dtype for a in (*arguments, result) if isinstance(a, np.ndarray))
+            return result
+
+        return call
+
+    monkeypatch.setattr(filtering, "_product", seen(filtering._product))
+    monkeypatch.setattr(of, "_filters", seen(of._filters))
+    rng, method = np.random.default_rng(0), make((7, 6), (3, 3), 1, np.float32)
+    x, w, b, dy = (rng.random(shape, np.float32) for shape in ((9, 7, 6, 2), (3, 3, 2, 5), 5, (9, 7, 6, 5)))
+    _, kept = method.forward(x, w, b)
+    method.backward(dy, kept, w)
+    assert set(found) == {np.dtype(np.float32)}
+
+
 def test_a_block_of_images_holds_what_it_may_or_else_enough_rows_of_a_product(monkeypatch):
-    method = filtering.winograd((8, 8), (3, 3), 1, np.float64)  # 4 tiles of 36 products
+    method = filtering.winograd((4, 16), (3, 3), 1, np.float64)  # 4 tiles of 36 products
     monkeypatch.setattr(filtering, "ROWS", 9)
     for numbers, some in ((36 * 4 * 5 * 6, 6), (36 * 4 * 5 * 6 - 1, 5), (36 * 4 * 5, 3), (1, 3)):
         monkeypatch.setattr(filtering, "TRANSFORMED", numbers)

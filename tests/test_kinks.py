@@ -184,6 +184,10 @@ REFUSED = [
         lambda: distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 1]), 0, 1.0),
     ),
     (
+        r"distillation_loss: student_tau 0 is not positive",
+        lambda: distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 1]), 3.0, 1.0, 0),
+    ),
+    (
         r"distillation_loss: lam -0.5; wanted 0 or more",
         lambda: distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 1]), 3.0, -0.5),
     ),
