@@ -12,13 +12,13 @@ from math import ceil, isfinite
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from minifit import UserError, augment, checkpoints
 from minifit.backend import array_module, to_host
 from minifit.fitnets import gradient, linear, measure
 from minifit.layers import Sequential
 from minifit.optimizers import SGD, RMSProp, max_norm
+from minifit.progress import Bar
 from minifit.workers import Team, return_freed_memory, shared
 
 LANES = 8  # the most partial sums of a minibatch, and so the most workers of use ...
@@ -183,7 +183,7 @@ def outputs(network, x, workers, progress=False):
         result[start : start + chunk] = to_host(network(xp.asarray(x[start : start + chunk])))
 
     jobs = range(0, len(x), chunk)
-    bar = tqdm(total=len(x), unit="img", unit_scale=True, leave=False, disable=not progress, desc="teacher's outputs")
+    bar = Bar(total=len(x), unit="img", unit_scale=True, leave=False, disable=not progress, desc="teacher's outputs")
     with Team(workers if xp is np else 1, {"outputs": part}) as team, bar:
         for i in range(0, len(jobs), 50):
             team.run("outputs", jobs[i : i + 50])
@@ -237,7 +237,7 @@ def fit(
             epoch, began, total = state["epoch"] + 1, time.perf_counter(), 0.0
             order = rng.permutation(n)
             choices = draw(rng, n) if draw else None
-            bar = tqdm(
+            bar = Bar(
                 total=n,
                 unit="img",
                 unit_scale=True,

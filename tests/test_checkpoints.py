@@ -110,7 +110,10 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_clears_up(
 
     child = os.fork()
     if not child:
-        checkpoints.write_atomically(path, die)
+        try:
+            checkpoints.write_atomically(path, die)
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert path.read_text() == "old" and len(os.listdir(tmp_path)) == 2
     checkpoints.write_atomically(path, lambda temporary: temporary.write_text("new"))

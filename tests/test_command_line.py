@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +119,14 @@ def start(arguments):
     child = os.fork()
     if child:
         return child
-    with open(os.devnull, "w") as sys.stdout:
-        os._exit(run.main(arguments))
+    status = 70
+    try:
+        with open(os.devnull, "w") as sys.stdout:
+            status = run.main(arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # whatever happens, the child is not a second session of these tests
 
 
 def wait_for(condition, seconds=60):

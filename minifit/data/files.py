@@ -6,9 +6,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pooch
-from tqdm import tqdm
 
 from minifit import UserError
+from minifit.progress import Bar
 
 
 def find(title, search, download, wanted, cache, data_dir=None):
@@ -66,7 +66,7 @@ def download(files, mirrors, folder, progress=True):
 
 def _fetch(mirror, name, checksum, folder, progress):
     # pooch takes the bar's truth value, which tqdm refuses to give without a total; disable=None: terminals only
-    with tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, disable=None if progress else True) as bar:
+    with Bar(desc=name, total=1, unit="B", unit_scale=True, leave=False, disable=None if progress else True) as bar:
         # left to itself, a server may offer to unwrap the gzip on the way, and the checksum is of the wrapped file
         identity = {"Accept-Encoding": "identity"}
         http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, headers=identity, timeout=(10, 30))
