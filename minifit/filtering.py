@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minifit.patches import largest
+
 TRANSFORMED = 2**18  # numbers that images are transformed to at a time ...
 ROWS = 128  # ... and more, where matrix products would have fewer rows than this
 BLOCK = 2**22  # numbers of filters' transformed gradient that are made at a time, for the memory's sake
@@ -16,13 +18,13 @@ BLOCK = 2**22  # numbers of filters' transformed gradient that are made at a tim
 class Filtered:
     """Minimal filtering: a convolution is bilinear in a tile x of its input and in w, so it can be three matrices,
 
-        y = A ((G w) . (B x))       B (F, L1 L2)   G (F, R S)   A (m1 m2, F)   . element by element
+        y = A ((G w) . (B x)) + b     B (F, L1 L2)   G (F, R S)   A (m1 m2, F)   . element by element
 
     with F products a tile where the definition takes m1 m2 R S. With channels, each of the F products is a small matrix
     product over C. Every step is linear, and the backward pass is their exact transpose.
     """
 
-    a: np.ndarray
+    a: np.ndarray  # with one column more, of ones: its factor is b
     b: np.ndarray
     g: np.ndarray
     pad: int
@@ -33,19 +35,24 @@ class Filtered:
 
     def multiplications(self, kernel):
         _, _, c, k = kernel
-        return self.grid[0] * self.grid[1] * (self.b.size * c + len(self.b) * c * k + self.a.size * k)
+        return self.grid[0] * self.grid[1] * (self.b.size * c + len(self.b) * c * k + len(self.a) * len(self.b) * k)
 
     def forward(self, x, w, b):
-        r, s, c, k = w.shape
-        u, kept = (self.g @ w.reshape(r * s, c * k)).reshape(-1, c, k), []
-        y = np.empty((len(x), *self.outputs, k), x.dtype)
-        for images in self._blocks(len(x), max(c, k)):
+        u, kept = self._filters_transformed(w), []
+        y = np.empty((len(x), *self.outputs, w.shape[3]), x.dtype)
+        for images in self._blocks(len(x), max(w.shape[2:])):
             v = _product(self.b, self._cut(x[images]))  # (F, T C), T = N' tiles
-            z = _rows(len(u), v.shape[1] // c * k, x.dtype)
-            np.matmul(_split(v, c), u, out=_split(z, k))  # F times (T, C) (C, K)
-            np.add(self._join(_product(self.a, z), k), b, out=y[images])
+            self._join(self._outputs(v, u, b), y[images])
             kept.append((images, v))
         return y, (x.shape, u, kept)
+
+    def largest(self, x, w, b, pieces):
+        u = self._filters_transformed(w)
+        y = np.empty((len(x), *self.outputs, w.shape[3] // pieces), x.dtype)
+        for images in self._blocks(len(x), max(w.shape[2:])):
+            z = self._outputs(_product(self.b, self._cut(x[images])), u, b)
+            self._join(largest(z, pieces), y[images])
+        return y
 
     def backward(self, dy, kept, w):
         shape, u, blocks = kept
@@ -67,9 +74,21 @@ class Filtered:
         some = max(-(-ROWS // tiles), TRANSFORMED // (len(self.b) * tiles * channels))
         return [slice(i, i + some) for i in range(0, n, some)]
 
+    def _filters_transformed(self, w):
+        r, s, c, k = w.shape
+        return (self.g @ w.reshape(r * s, c * k)).reshape(-1, c, k)
+
+    def _outputs(self, v, u, b):
+        """v (F, T C), u (F, C, K), b (K,) -> (m1 m2, T, K)"""
+        f, c, k = u.shape
+        z = _rows(f + 1, v.shape[1] // c * k, v.dtype)
+        np.matmul(_split(v, c), u, out=_split(z[:f], k))  # F times (T, C) (C, K)
+        _split(z[f:], k)[...] = b
+        return _split(_product(self.a, z), k)
+
     def _products(self, dy):
         """The gradient with respect to the F products, (F, T, K)."""
-        return _split(_product(self.a.T, self._join_adjoint(dy)), dy.shape[3])
+        return _split(_product(self.a[:, :-1].T, self._join_adjoint(dy)), dy.shape[3])
 
     def _filters(self, dz, v, w):
         r, s, c, k = w.shape
@@ -106,11 +125,14 @@ class Filtered:
                 whole[:, i : i + (t1 - 1) * m1 + 1 : m1, j : j + (t2 - 1) * m2 + 1 : m2] += tiles[i, j]
         return whole[:, self.pad : self.pad + h, self.pad : self.pad + w]
 
-    def _join(self, rows, k):
-        """(m1 m2, T K) -> y (N, P, Q, K): the tiles' outputs side by side, less what lies beyond the border."""
+    def _join(self, tiles, y):
+        """(m1 m2, T, K) -> y (N, P, Q, K): the tiles' outputs side by side, less what lies beyond the border."""
         (m1, m2), (t1, t2), (p, q) = self.step, self.grid, self.outputs
-        y = _split(rows, k).reshape(m1, m2, -1, t1, t2, k).transpose(2, 3, 0, 4, 1, 5)
-        return np.ascontiguousarray(y).reshape(-1, t1 * m1, t2 * m2, k)[:, :p, :q]
+        tiles = tiles.reshape(m1, m2, len(y), t1, t2, -1).transpose(2, 3, 0, 4, 1, 5)
+        if (p, q) == (t1 * m1, t2 * m2):
+            y.reshape(tiles.shape)[...] = tiles
+        else:
+            y[...] = np.ascontiguousarray(tiles).reshape(len(y), t1 * m1, t2 * m2, -1)[:, :p, :q]
 
     def _join_adjoint(self, dy):
         n, p, q, k = dy.shape
@@ -142,6 +164,11 @@ def _product(matrix, rows):
     return np.matmul(matrix, rows, out=_rows(len(matrix), rows.shape[1], rows.dtype))
 
 
+def _filtered(a, b, g, dtype, *geometry):
+    a = np.concatenate([a, np.ones((len(a), 1))], axis=1)
+    return Filtered(*(matrix.astype(dtype) for matrix in (a, b, g)), *geometry)
+
+
 # Reciprocal pairs keep the powers near 1: half the rounding error of the usual 0, 1, -1, 2, -2.
 POINTS = (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
@@ -163,8 +190,7 @@ def winograd(size, kernel, pad, dtype, m=4, points=POINTS):
     matrices = evaluate(m).T, np.linalg.inv(evaluate(n)).T, evaluate(r)
     outputs = tuple(extent + 2 * pad - r + 1 for extent in size)
     grid = tuple(-(-extent // m) for extent in outputs)
-    a, b, g = (np.kron(matrix, matrix).astype(dtype) for matrix in matrices)
-    return Filtered(a, b, g, pad, (n, n), (m, m), grid, outputs)
+    return _filtered(*(np.kron(matrix, matrix) for matrix in matrices), dtype, pad, (n, n), (m, m), grid, outputs)
 
 
 def fourier_multiplications(size, kernel, pad):
@@ -204,4 +230,4 @@ def fourier(size, kernel, pad, dtype):
     b = np.concatenate([(xr + xi)[pair], xr[pair], xi[pair], xr[real]])
     g = np.concatenate([wr[pair], (wr + wi)[pair], (wr - wi)[pair], wr[real]])
     a = np.concatenate([(yr + yi)[pair], -yi[pair], -yr[pair], yr[real]]).T
-    return Filtered(*(matrix.astype(dtype) for matrix in (a, b, g)), pad, size, outputs, (1, 1), outputs)
+    return _filtered(a, b, g, dtype, pad, size, outputs, (1, 1), outputs)

@@ -8,7 +8,7 @@ A layer is parameters and two pure methods; nothing else is stored:
 Layers follow their inputs: float32 in, float32 out; float64 in the tests; NumPy or CuPy.
 """
 
-from functools import reduce
+from itertools import zip_longest
 from math import prod
 from numbers import Integral
 from types import MappingProxyType
@@ -17,6 +17,7 @@ import numpy as np
 
 from minifit.backend import array_module
 from minifit.convolution import choose
+from minifit.patches import largest, parts
 
 
 class Layer:
@@ -64,8 +65,13 @@ class Sequential(Layer):
         return x, caches
 
     def __call__(self, x, rng=None):
-        for layer in self.layers:
-            x = layer(x, rng)
+        layers = zip_longest(self.layers, self.layers[1:])
+        for layer, following in layers:
+            if isinstance(layer, Conv2d) and isinstance(following, Maxout):
+                x = layer.largest(x, following)
+                next(layers)
+            else:
+                x = layer(x, rng)
         return x
 
     def backward(self, dy, cache):
@@ -139,13 +145,21 @@ class Conv2d(Layer):
         self.params, self.pad = {"w": w, "b": b}, pad
 
     def forward(self, x, rng=None):
-        w, b = self.params["w"], self.params["b"]
+        method = self._method(x)
+        y, kept = method.forward(x, self.params["w"], self.params["b"])
+        return y, (method, kept)
+
+    def largest(self, x, maxout):
+        """maxout(self(x)), whose pieces then need not go through the memory: for evaluation."""
+        maxout.check(self.params["b"])
+        return self._method(x).largest(x, self.params["w"], self.params["b"], maxout.pieces)
+
+    def _method(self, x):
+        w = self.params["w"]
         r, s, c, _ = w.shape
         if x.ndim != 4 or x.shape[3] != c or x.shape[1] + 2 * self.pad < r or x.shape[2] + 2 * self.pad < s:
             raise ValueError(f"Conv2d: input {x.shape}; wanted (N, H, W, {c}) under a {r}x{s} kernel, pad {self.pad}")
-        method = choose(x, w, self.pad)
-        y, kept = method.forward(x, w, b)
-        return y, (method, kept)
+        return choose(x, w, self.pad)
 
     def backward(self, dy, cache):
         method, kept = cache
@@ -169,22 +183,21 @@ class Maxout(Layer):
         self.pieces = pieces
 
     def forward(self, x, rng=None):
-        first, *others = self._pieces(x)
-        xp, y, larger = array_module(x), first, []
+        self.check(x)
+        xp, larger = array_module(x), []
+        y, *others = parts(x, self.pieces)
         for z in others:
             larger.append(z > y)
             y = xp.maximum(y, z)
         return (y if others else y.copy()), larger
 
     def __call__(self, x, rng=None):
-        first, *others = self._pieces(x)
-        return reduce(array_module(x).maximum, others, first) if others else first.copy()
+        self.check(x)
+        return largest(x, self.pieces)
 
-    def _pieces(self, x):
-        m, k = self.pieces, x.shape[-1] // self.pieces
-        if m * k != x.shape[-1]:
-            raise ValueError(f"Maxout: input {x.shape} does not divide into {m} pieces")
-        return [x[..., piece * k : (piece + 1) * k] for piece in range(m)]
+    def check(self, x):
+        if x.shape[-1] % self.pieces:
+            raise ValueError(f"Maxout: input {x.shape} does not divide into {self.pieces} pieces")
 
     def backward(self, dy, cache):
         # The winner is the last piece that was larger than all before it: from the last one down, each takes its

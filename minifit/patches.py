@@ -1,4 +1,4 @@
-"""Unfold and fold: an adjoint pair, <unfold(x), p> = <x, fold(p)>, under the definition of convolution."""
+"""Rearranged arrays. Unfold and fold are an adjoint pair, <unfold(x), p> = <x, fold(p)>, and define convolution."""
 
 from minifit.backend import array_module
 
@@ -43,3 +43,19 @@ def fold(patches, shape, pad=0):
         for j in range(s):
             padded[:, i : i + p, j : j + q] += patches[:, :, :, i, j]
     return padded[:, pad : pad + h, pad : pad + w]
+
+
+def parts(z, pieces, axis=-1):
+    """Views of `pieces` equal parts of z, one after another along an axis."""
+    before, k = (slice(None),) * (axis % z.ndim), z.shape[axis] // pieces
+    return [z[(*before, slice(i * k, (i + 1) * k))] for i in range(pieces)]
+
+
+def largest(z, pieces, axis=-1, out=None):
+    """The largest of these parts."""
+    y, *others = parts(z, pieces, axis)
+    if not others:
+        return y.copy()
+    for part in others:
+        y = out = array_module(z).maximum(y, part, out=out)
+    return y

@@ -12,7 +12,7 @@ from scipy.signal import convolve, correlate
 from scipy.special import log_softmax as scipys_log_softmax
 
 from minifit import audit, convolution, filtering, layers, losses, optimizers
-from minifit.layers import Conv2d, Dropout, Softmax
+from minifit.layers import Conv2d, Dropout, Maxout, MaxPool2d, Sequential, Softmax
 from minifit.patches import fold, unfold
 from reference import ops, train
 from reference import optimizers as reference_optimizers
@@ -274,7 +274,7 @@ def test_convolution_and_both_its_gradients_are_scipys_correlations(r, s, pad, c
 @pytest.mark.parametrize("size", [(7, 6), (6, 9), (3, 4)])
 def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypatch):
     rng = np.random.default_rng(0)
-    x, w, b = rng.normal(size=(9, *size, 2)), rng.normal(size=(3, 3, 2, 5)), rng.normal(size=5)
+    x, w, b = rng.normal(size=(9, *size, 2)), rng.normal(size=(3, 3, 2, 6)), rng.normal(size=6)
     at = size, (3, 3), pad, np.float64
     for method in (convolution.Stacked(pad), filtering.winograd(*at), filtering.fourier(*at)):
         monkeypatch.undo()
@@ -288,9 +288,33 @@ def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypat
             monkeypatch.setattr(filtering, "BLOCK", numbers)
             blocks, kept = method.forward(x, w, b)
             close(blocks, y)
+            for pieces in (1, 2, 3, 6):
+                largest = method.largest(x, w, b, pieces)
+                close(largest, y.reshape(*y.shape[:3], pieces, -1).max(axis=3))
             for found, expected in zip(method.backward(dy, kept, w), (dx, dw), strict=True):
                 close(found, expected)
             close(method.weight_gradient(dy, kept, w), dw)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("channels", [(1, 6), (12, 24), (3, 8)])
+@pytest.mark.parametrize("images", [0, 1, 9])
+def test_a_convolution_and_its_maxout_at_once_are_the_two_one_after_the_other(images, channels, dtype):
+    rng = np.random.default_rng(0)
+    x, w, b = (
+        rng.normal(size=(images, 9, 8, channels[0])),
+        rng.normal(size=(3, 3, *channels)),
+        rng.normal(size=channels[1]),
+    )
+    conv, pool = Conv2d(w.astype(dtype), b.astype(dtype), 1), MaxPool2d(2, 2)
+    for pieces in (1, 2):
+        together = Sequential([conv, Maxout(pieces), pool])(x.astype(dtype))
+        np.testing.assert_array_equal(together, pool(Maxout(pieces)(conv(x.astype(dtype)))))
+        assert together.dtype == dtype
+    with pytest.raises(ValueError, match=r"does not divide into 7 pieces"):
+        Sequential([conv, Maxout(7)])(x.astype(dtype))
+    with pytest.raises(ValueError, match=r"Conv2d: input \(2, 9, 8, 5\)"):
+        Sequential([conv, Maxout(2)])(np.ones((2, 9, 8, 5)))
 
 
 @pytest.mark.parametrize("make", [filtering.winograd, filtering.fourier])
@@ -311,6 +335,7 @@ def test_single_precision_is_kept_on_the_way(make, monkeypatch):
     x, w, b, dy = (rng.random(shape, np.float32) for shape in ((9, 7, 6, 2), (3, 3, 2, 5), 5, (9, 7, 6, 5)))
     _, kept = method.forward(x, w, b)
     method.backward(dy, kept, w)
+    found.append(method.largest(x, w, b, 5).dtype)
     assert set(found) == {np.dtype(np.float32)}
 
 

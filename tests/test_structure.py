@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # minifit from the bottom to the top: a module imports only what stands before it
 ORDER = (
+    "progress",
     "backend",
     "patches",
     "filtering",
