@@ -67,7 +67,7 @@ class Sequential(Layer):
     def __call__(self, x, rng=None):
         layers = zip_longest(self.layers, self.layers[1:])
         for layer, following in layers:
-            if isinstance(layer, Conv2d) and isinstance(following, Maxout):
+            if type(layer) is Conv2d and type(following) is Maxout:  # not their subclasses, which may differ
                 x = layer.largest(x, following)
                 next(layers)
             else:

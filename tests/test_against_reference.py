@@ -317,6 +317,17 @@ def test_a_convolution_and_its_maxout_at_once_are_the_two_one_after_the_other(im
         Sequential([conv, Maxout(2)])(np.ones((2, 9, 8, 5)))
 
 
+def test_a_convolution_of_a_users_own_is_asked_itself_before_a_maxout():
+    class Negative(Conv2d):
+        def forward(self, x, rng=None):
+            y, cache = super().forward(x, rng)
+            return -y, cache
+
+    rng = np.random.default_rng(0)
+    x, layers = rng.normal(size=(9, 5, 5, 1)), [Negative(rng.normal(size=(3, 3, 1, 4)), np.zeros(4)), Maxout(2)]
+    np.testing.assert_array_equal(Sequential(layers)(x), Sequential(layers).forward(x)[0])
+
+
 @pytest.mark.parametrize("make", [filtering.winograd, filtering.fourier])
 def test_single_precision_is_kept_on_the_way(make, monkeypatch):
     found, of = [], filtering.Filtered
