@@ -93,10 +93,10 @@ class Unfolded:
 class Stacked:
     """The definition for few channels and several images, which lie innermost in memory: x as (H, W, C, N).
 
-    R rows of the map, stacked, are copied once, for a few rows of the output at a time: (P', W, R, C, N). The windows
-    along a row then overlap in memory and need no copy, and every output pixel is a small matrix product, (K, S R C)
-    (S R C, N). All that is done to the output element by element runs over long stretches of memory, however few the
-    channels.
+    R rows of the map, stacked, are copied once, for a few rows of the output at a time: (P', W, R C, N), and below them
+    a row of ones, which b is multiplied by. The windows along a row then overlap in memory and need no copy, and every
+    output pixel is a small matrix product, (K, S (R C + 1)) (S (R C + 1), N). All that is done to the output element by
+    element runs over long stretches of memory, however few the channels.
     """
 
     pad: int
@@ -153,8 +153,8 @@ def _correlate(x, w, pad_rows, pad_columns, b=None, pieces=1):
         spans.append((taps, pixels, part.T))
     for rows, stacked in _stacks(x, r, pad_rows, k, b is not None):
         z = y[rows] if pieces == 1 else np.empty((len(stacked), q, k, n), x.dtype)
-        if pad_columns >= s:  # windows that meet nothing
-            z[...] = 0 if b is None else b[:, None]
+        if pad_columns >= s:  # then some windows meet nothing; backward never pads so wide
+            z[...] = b[:, None]
         for taps, pixels, part in spans:
             np.matmul(part, _windows(stacked, taps, pixels, pad_columns), out=z[:, pixels])
         if pieces > 1:

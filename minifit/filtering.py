@@ -24,7 +24,7 @@ class Filtered:
     product over C. Every step is linear, and the backward pass is their exact transpose.
     """
 
-    a: np.ndarray  # with one column more, of ones: its factor is b
+    a: np.ndarray  # [A 1]: b is the factor of the ones
     b: np.ndarray
     g: np.ndarray
     pad: int

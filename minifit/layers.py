@@ -67,8 +67,8 @@ class Sequential(Layer):
     def __call__(self, x, rng=None):
         layers = zip_longest(self.layers, self.layers[1:])
         for layer, following in layers:
-            if type(layer) is Conv2d and type(following) is Maxout:  # not their subclasses, which may differ
-                x = layer.largest(x, following)
+            if type(layer) is Conv2d and type(following) is Maxout and layer.divides_into(following.pieces):
+                x = layer.largest(x, following.pieces)  # not of their subclasses, which may differ
                 next(layers)
             else:
                 x = layer(x, rng)
@@ -149,10 +149,12 @@ class Conv2d(Layer):
         y, kept = method.forward(x, self.params["w"], self.params["b"])
         return y, (method, kept)
 
-    def largest(self, x, maxout):
-        """maxout(self(x)), whose pieces then need not go through the memory: for evaluation."""
-        maxout.check(self.params["b"])
-        return self._method(x).largest(x, self.params["w"], self.params["b"], maxout.pieces)
+    def largest(self, x, pieces):
+        """Maxout(pieces)(self(x)), for evaluation: what it is the largest of need not go through the memory."""
+        return self._method(x).largest(x, self.params["w"], self.params["b"], pieces)
+
+    def divides_into(self, pieces):
+        return self.params["b"].size % pieces == 0
 
     def _method(self, x):
         w = self.params["w"]
@@ -183,7 +185,7 @@ class Maxout(Layer):
         self.pieces = pieces
 
     def forward(self, x, rng=None):
-        self.check(x)
+        self._check(x)
         xp, larger = array_module(x), []
         y, *others = parts(x, self.pieces)
         for z in others:
@@ -192,10 +194,10 @@ class Maxout(Layer):
         return (y if others else y.copy()), larger
 
     def __call__(self, x, rng=None):
-        self.check(x)
+        self._check(x)
         return largest(x, self.pieces)
 
-    def check(self, x):
+    def _check(self, x):
         if x.shape[-1] % self.pieces:
             raise ValueError(f"Maxout: input {x.shape} does not divide into {self.pieces} pieces")
 

@@ -52,7 +52,7 @@ def parts(z, pieces, axis=-1):
 
 
 def largest(z, pieces, axis=-1, out=None):
-    """The largest of these parts."""
+    """The largest of these parts, element by element; into `out`, where there are two or more."""
     y, *others = parts(z, pieces, axis)
     if not others:
         return y.copy()

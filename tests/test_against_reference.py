@@ -299,33 +299,55 @@ def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypat
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("channels", [(1, 6), (12, 24), (3, 8)])
 @pytest.mark.parametrize("images", [0, 1, 9])
-def test_a_convolution_and_its_maxout_at_once_are_the_two_one_after_the_other(images, channels, dtype):
-    rng = np.random.default_rng(0)
-    x, w, b = (
-        rng.normal(size=(images, 9, 8, channels[0])),
-        rng.normal(size=(3, 3, *channels)),
-        rng.normal(size=channels[1]),
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_convolution_and_its_maxout_at_once_are_the_two_one_after_the_other(pieces, images, channels, dtype):
+    (c, k), rng = channels, np.random.default_rng(0)
+    x, w, b = rng.normal(size=(images, 9, 8, c)), rng.normal(size=(3, 3, c, k)), rng.normal(size=k)
+    x, conv, maxout, pool = (
+        x.astype(dtype),
+        Conv2d(w.astype(dtype), b.astype(dtype), 1),
+        Maxout(pieces),
+        MaxPool2d(2, 2),
     )
-    conv, pool = Conv2d(w.astype(dtype), b.astype(dtype), 1), MaxPool2d(2, 2)
-    for pieces in (1, 2):
-        together = Sequential([conv, Maxout(pieces), pool])(x.astype(dtype))
-        np.testing.assert_array_equal(together, pool(Maxout(pieces)(conv(x.astype(dtype)))))
-        assert together.dtype == dtype
-    with pytest.raises(ValueError, match=r"does not divide into 7 pieces"):
-        Sequential([conv, Maxout(7)])(x.astype(dtype))
-    with pytest.raises(ValueError, match=r"Conv2d: input \(2, 9, 8, 5\)"):
-        Sequential([conv, Maxout(2)])(np.ones((2, 9, 8, 5)))
+    expected = pool(maxout(conv(x)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(Maxout, "__call__")  # which is not needed
+        patch.delattr(Maxout, "forward")
+        together = Sequential([conv, maxout, pool])(x)
+    np.testing.assert_array_equal(together, expected)
+    assert together.dtype == dtype
 
 
-def test_a_convolution_of_a_users_own_is_asked_itself_before_a_maxout():
-    class Negative(Conv2d):
-        def forward(self, x, rng=None):
-            y, cache = super().forward(x, rng)
-            return -y, cache
+def test_a_convolution_before_a_maxout_refuses_what_the_two_refuse():
+    layers = [Conv2d(np.ones((3, 3, 2, 4)), np.ones(4)), Maxout(3)]
+    for call in (Sequential(layers), Sequential(layers).forward):
+        with pytest.raises(ValueError, match=r"Maxout: input \(1, 7, 6, 4\) does not divide into 3 pieces"):
+            call(np.ones((1, 9, 8, 2)))
+        with pytest.raises(ValueError, match=r"Conv2d: input \(1, 9, 8, 5\)"):
+            call(np.ones((1, 9, 8, 5)))
 
+
+class NegativeConv(Conv2d):
+    def forward(self, x, rng=None):
+        y, cache = super().forward(x, rng)
+        return -y, cache
+
+
+class NegativeMaxout(Maxout):
+    def forward(self, x, rng=None):
+        y, cache = super().forward(x, rng)
+        return -y, cache
+
+    def __call__(self, x, rng=None):
+        return self.forward(x, rng)[0]
+
+
+@pytest.mark.parametrize("kinds", [(NegativeConv, Maxout), (Conv2d, NegativeMaxout)])
+def test_a_users_own_convolution_or_maxout_is_asked_itself(kinds):
     rng = np.random.default_rng(0)
-    x, layers = rng.normal(size=(9, 5, 5, 1)), [Negative(rng.normal(size=(3, 3, 1, 4)), np.zeros(4)), Maxout(2)]
-    np.testing.assert_array_equal(Sequential(layers)(x), Sequential(layers).forward(x)[0])
+    layers = Sequential([kinds[0](rng.normal(size=(3, 3, 1, 4)), np.zeros(4)), kinds[1](2)])
+    x = rng.normal(size=(9, 5, 5, 1))
+    np.testing.assert_array_equal(layers(x), layers.forward(x)[0])
 
 
 @pytest.mark.parametrize("make", [filtering.winograd, filtering.fourier])
