@@ -5,7 +5,7 @@ Every method has the same functions, and gives the same numbers up to rounding:
     y, kept = method.forward(x, w, b)         x (N, H, W, C)   w (R, S, C, K)   b (K,)   y (N, P, Q, K)
     dx, dw = method.backward(dy, kept, w)
     dw = method.weight_gradient(dy, kept, w)
-    y = method.largest(x, w, b, pieces)       y (N, P, Q, K / pieces): forward and maxout, and no backward to follow
+    y = method.maxout(x, w, b, pieces)        y (N, P, Q, K / pieces): forward and maxout, and no backward to follow
 """
 
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Unfolded:
         y += b
         return y.reshape(n, p, q, k), x
 
-    def largest(self, x, w, b, pieces):
+    def maxout(self, x, w, b, pieces):
         return largest(self.forward(x, w, b)[0], pieces)
 
     def backward(self, dy, kept, w):
@@ -106,7 +106,7 @@ class Stacked:
         x = images_innermost(x)
         return _images_outermost(_correlate(x, w, self.pad, self.pad, b)), x
 
-    def largest(self, x, w, b, pieces):
+    def maxout(self, x, w, b, pieces):
         return _images_outermost(_correlate(images_innermost(x), w, self.pad, self.pad, b, pieces))
 
     def backward(self, dy, kept, w):

@@ -46,7 +46,7 @@ class Filtered:
             kept.append((images, v))
         return y, (x.shape, u, kept)
 
-    def largest(self, x, w, b, pieces):
+    def maxout(self, x, w, b, pieces):
         u = self._filters_transformed(w)
         y = np.empty((len(x), *self.outputs, w.shape[3] // pieces), x.dtype)
         for images in self._blocks(len(x), max(w.shape[2:])):

@@ -68,7 +68,7 @@ class Sequential(Layer):
         layers = zip_longest(self.layers, self.layers[1:])
         for layer, following in layers:
             if type(layer) is Conv2d and type(following) is Maxout and layer.divides_into(following.pieces):
-                x = layer.largest(x, following.pieces)  # not of their subclasses, which may differ
+                x = layer.maxout(x, following.pieces)  # not of their subclasses, which may differ
                 next(layers)
             else:
                 x = layer(x, rng)
@@ -149,9 +149,9 @@ class Conv2d(Layer):
         y, kept = method.forward(x, self.params["w"], self.params["b"])
         return y, (method, kept)
 
-    def largest(self, x, pieces):
+    def maxout(self, x, pieces):
         """Maxout(pieces)(self(x)), for evaluation: what it is the largest of need not go through the memory."""
-        return self._method(x).largest(x, self.params["w"], self.params["b"], pieces)
+        return self._method(x).maxout(x, self.params["w"], self.params["b"], pieces)
 
     def divides_into(self, pieces):
         return self.params["b"].size % pieces == 0

@@ -289,8 +289,8 @@ def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypat
             blocks, kept = method.forward(x, w, b)
             close(blocks, y)
             for pieces in (1, 2, 3, 6):
-                largest = method.largest(x, w, b, pieces)
-                close(largest, y.reshape(*y.shape[:3], pieces, -1).max(axis=3))
+                together = method.maxout(x, w, b, pieces)
+                close(together, y.reshape(*y.shape[:3], pieces, -1).max(axis=3))
             for found, expected in zip(method.backward(dy, kept, w), (dx, dw), strict=True):
                 close(found, expected)
             close(method.weight_gradient(dy, kept, w), dw)
@@ -368,7 +368,7 @@ def test_single_precision_is_kept_on_the_way(make, monkeypatch):
     x, w, b, dy = (rng.random(shape, np.float32) for shape in ((9, 7, 6, 2), (3, 3, 2, 5), 5, (9, 7, 6, 5)))
     _, kept = method.forward(x, w, b)
     method.backward(dy, kept, w)
-    found.append(method.largest(x, w, b, 5).dtype)
+    found.append(method.maxout(x, w, b, 5).dtype)
     assert set(found) == {np.dtype(np.float32)}
 
 
