@@ -6,6 +6,7 @@ python run.py mnist --preset paper     the paper's settings: up to 500 epochs a 
 python run.py cifar10-fitnet1          CIFAR-10 and the student FitNet 1; the other experiments are listed below
 python run.py compare mnist --seeds 5  all stages for each seed, and every method's errors over the seeds
 python run.py study mnist --seeds 2    one setting changed at a time, on a shorter schedule
+python run.py results mnist            the pages and pictures of both again, from the records; nothing is trained
 python run.py networks                 every network of the paper, counted
 python run.py audit                    every gradient against the derivative of its forward pass
 python run.py mnist --help             every setting
@@ -77,6 +78,12 @@ class Several(Common):
     seeds: int = 5  # from 0 on
     at_once: int = 1  # seeds that train at the same time, with the workers shared out among them
     results: str = "results"  # tables and pictures go to RESULTS/<experiment>
+
+
+@dataclass(frozen=True)
+class ResultsCommand:
+    results: str = "results"  # the folder of tables and pictures; the runs are where its own commands say
+    data_dir: str | None = None  # where the data set lies; else MINIFIT_DATA, the cache, or a download
 
 
 def parse(name, arguments, command=Command, program="run.py"):
@@ -207,8 +214,7 @@ def compare(name, arguments):
     command = parse(name, arguments, Several, "run.py compare")
     config, dataset = settings_of(name, command)
     results.claim(Path(command.results) / name)
-    runs = Path(command.runs) / ("" if command.preset == "default" else command.preset)
-    seeds = [run_of(name, command, config, seed, dataset, runs) for seed in range(command.seeds)]
+    runs, seeds = seeds_of(name, command, config, dataset)
     jobs = []
     for run in seeds:
         if run.begun() and unfinished(run, "all"):
@@ -217,14 +223,51 @@ def compare(name, arguments):
             jobs.append(Job(f"seed {run.seed}", [child(name, command, config, run.seed, runs, command.teacher_from)]))
     failed = carry_out(jobs, len(seeds), command.at_once)
 
-    start = experiments.EXPERIMENTS[name].presets[command.preset]
-    published, folder = published_of(name, dataset), Path(command.results) / name
     said = f"python run.py compare {shlex.join([name, *arguments])}"
-    part = results.write_comparison(seeds, folder, said, start, published)
-    results.write_pages(folder, published)
+    part = write_part(name, command, seeds, said)
+    results.write_pages(Path(command.results) / name, published_of(name, dataset))
     say(pages.as_printed(summaries.of_part(command.preset, part)))
-    say(f"\n{folder}/: README.md, report.html, {command.preset}/results.json and pictures")
+    say(f"\n{Path(command.results) / name}/: README.md, report.html, {command.preset}/results.json and pictures")
     return failed
+
+
+def seeds_of(name, command, config, dataset):
+    """The folder of a comparison's runs, and the runs."""
+    runs = Path(command.runs) / ("" if command.preset == "default" else command.preset)
+    return runs, [run_of(name, command, config, seed, dataset, runs) for seed in range(command.seeds)]
+
+
+def write_part(name, command, seeds, said):
+    """Writes what the runs of a comparison came to.   said: the command that made them"""
+    start, published = experiments.EXPERIMENTS[name].presets[command.preset], published_of(name, seeds[0].data)
+    return results.write_comparison(seeds, Path(command.results) / name, said, start, published)
+
+
+def write_again(name, arguments):
+    """Everything in a results folder, from the records of the runs that its own commands name; nothing is trained.
+
+    UserError, with the folder as it was, where those runs no longer have what it tells of them.
+    """
+    own = command_line(ResultsCommand, f"run.py results {name}", arguments, ResultsCommand())
+    folder, found = Path(own.results) / name, []
+    for preset, part in results.parts_of(folder).items():
+        words = shlex.split(part["command"])[4:]
+        command = replace(parse(name, words, Several), results=own.results, data_dir=own.data_dir)
+        config, dataset = settings_of(name, command)
+        _, seeds = seeds_of(name, command, config, dataset)
+        for run, seed in zip(seeds, part["seeds"], strict=True):
+            run.begun()
+            lost = [stage for stage in comparison.of_seed(run, "all")["missing"] if stage not in seed["missing"]]
+            if lost:
+                raise UserError(f"{run.folder}: no {', '.join(lost)}, of which {folder / preset} tells")
+        found.append((command, seeds, part["command"]))
+    if not found:
+        raise UserError(f"{folder}: no comparison in it; python run.py compare {name} makes one")
+    for command, seeds, said in found:
+        write_part(name, command, seeds, said)
+    results.write_pages(folder, published_of(name, dataset))
+    say(f"{folder}/: README.md, report.html, {', '.join(command.preset + '/' for command, _, _ in found)}")
+    return 0
 
 
 def study(name, arguments):
@@ -343,7 +386,8 @@ def say(text):
 
 
 def main(arguments):
-    commands = [*experiments.EXPERIMENTS, "compare", "study", "networks", "audit"]
+    several = {"compare": compare, "study": study, "results": write_again}
+    commands = [*experiments.EXPERIMENTS, *several, "networks", "audit"]
     if not arguments or arguments[0] in ("-h", "--help"):
         say(__doc__.strip())
         listed = textwrap.fill(", ".join(experiments.EXPERIMENTS), 100, break_on_hyphens=False)
@@ -362,11 +406,11 @@ def main(arguments):
             return show_networks()
         if name == "audit":
             return check_gradients(rest)
-        if name in ("compare", "study"):
+        if name in several:
             if not rest or rest[0] not in experiments.EXPERIMENTS:
-                choice = ", ".join(experiments.EXPERIMENTS if name == "compare" else studies.BASES)
+                choice = ", ".join(studies.BASES if name == "study" else experiments.EXPERIMENTS)
                 raise UserError(f"{name} takes an experiment first: choose {choice}")
-            return (compare if name == "compare" else study)(rest[0], rest[1:])
+            return several[name](rest[0], rest[1:])
         if name not in experiments.EXPERIMENTS:
             raise UserError(f"{name!r} is not an experiment: choose {', '.join(commands)}")
         return train(name, rest)

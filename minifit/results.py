@@ -97,17 +97,20 @@ def draw_mistakes(run, path, title):
     gallery.plot_mistakes(images[wrong], labels[wrong], said[wrong], teacher_said, sure, path, title)
 
 
+def parts_of(folder):
+    """{preset: comparison} of the parts that the folder has."""
+    paths = {preset: folder / preset / "results.json" for preset in summaries.PARTS}
+    return {preset: read_json(path) for preset, path in paths.items() if path.exists()}
+
+
 def write_studies(found, folder):
     claim(folder)
-    gallery.plot_studies(found["studies"], folder / "studies.png", f"Studies, {found['data']}: validation error, %")
     write_json(folder / "studies.json", found)
 
 
 def write_pages(folder, published):
-    """README.md and report.html, of the parts that the folder has.   published: method -> the paper's test error"""
-    parts = {preset: folder / preset / "results.json" for preset in summaries.PARTS}
-    parts = {preset: read_json(path) for preset, path in parts.items() if path.exists()}
-    blocks, some = [], None
+    """README.md, report.html and the picture of the studies.   published: method -> the paper's test error"""
+    parts, blocks, some = parts_of(folder), [], None
     if parts:
         some = next(iter(parts.values()))
         blocks = [summaries.overview(parts, published)]
@@ -122,6 +125,8 @@ def write_pages(folder, published):
     if (folder / "studies.json").exists():
         found = read_json(folder / "studies.json")
         some = some or found
+        title = f"Studies, {found['data']}: validation error, %"
+        gallery.plot_studies(found["studies"], folder / "studies.png", title)
         blocks += [*summaries.of_studies(found), ("picture", "studies.png", "Validation error under every variant.")]
     title = f"{some['experiment']}: {some['student']} from {some['teacher']}"
     write_text(folder / "README.md", pages.markdown(title, blocks))

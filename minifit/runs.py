@@ -3,7 +3,7 @@
 .lock            held by the one process at work
 config.json      the resolved settings, seed, versions and commit
 metrics.jsonl    one line an epoch
-<stage>.h5       weights, best weights, optimiser, generator and epoch, after every epoch
+<stage>.h5       best weights and, while it is being trained, weights, optimiser, generator and epoch, after every epoch
 summary.json     what came out of each finished stage, on validation and test images
 curves.png, filters.png
 all/             the same again of the run that has trained on the validation images too, where the settings want one

@@ -226,11 +226,12 @@ def fit(
         state, saved = checkpoints.load(path)
         if state.pop("identity") != identity:
             raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
-        checkpoints.restore(params, saved["weights"], path)
         best = saved["best"]
-        xp = array_module(*params.values())
-        optimizer.state = {name: xp.asarray(a) for name, a in saved["optimizer"].items()}
-        rng.bit_generator.state = state["rng"]
+        if not state["finished"]:
+            checkpoints.restore(params, saved["weights"], path)
+            xp = array_module(*params.values())
+            optimizer.state = {name: xp.asarray(a) for name, a in saved["optimizer"].items()}
+            rng.bit_generator.state = state["rng"]
 
     with examples, np.errstate(all="ignore"):
         while not stopped(state, schedule, until):
@@ -276,13 +277,11 @@ def fit(
             state |= {"finished": False, "rng": rng.bit_generator.state}
             state["finished"] = stopped(state, schedule, until)
             return_freed_memory()  # a checkpoint is three times the weights
-            checkpoints.save(
-                path,
-                {"identity": identity, **state},
-                weights={name: to_host(p) for name, p in params.items()},
-                best=best,
-                optimizer={name: to_host(a) for name, a in optimizer.state.items()},
-            )
+            groups = {"best": best}
+            if not state["finished"]:  # nothing goes on from a finished stage
+                groups["weights"] = {name: to_host(p) for name, p in params.items()}
+                groups["optimizer"] = {name: to_host(a) for name, a in optimizer.state.items()}
+            checkpoints.save(path, {"identity": identity, **state}, **groups)
             if tell:
                 tell(record)
     checkpoints.restore(params, best, path)

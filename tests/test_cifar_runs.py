@@ -260,10 +260,18 @@ def test_without_validation_images_the_last_epoch_is_kept(tmp_path):
     run = new_run(tmp_path, replace(CONFIG, validation=0, student=replace(SCHEDULE, epochs=4, patience=1)))
     records = perform(run)
     assert (records["kd"]["epochs"], records["kd"]["best_epoch"]) == (4, 4)
-    record, groups = checkpoints.load(tmp_path / "kd.h5")
-    assert record["best_epoch"] == record["epoch"] == 4
-    for name, a in groups["best"].items():
-        np.testing.assert_array_equal(a, groups["weights"][name])
+    assert checkpoints.load(tmp_path / "kd.h5")[0]["best_epoch"] == 4
+
+    def stop(record):
+        if (record["stage"], record["epoch"]) == ("kd", 4):
+            raise KeyboardInterrupt
+
+    longer = replace(run.config, student=replace(run.config.student, epochs=5))
+    with pytest.raises(KeyboardInterrupt):
+        perform(new_run(tmp_path / "longer", longer), "kd", stop)
+    weights = checkpoints.load(tmp_path / "longer" / "kd.h5")[1]["weights"]
+    for name, a in best(tmp_path, "kd").items():
+        np.testing.assert_array_equal(a, weights[name])
     for told in [*run.metrics(), *records.values()]:
         assert not {"validation_loss", "validation_error"} & told.keys()
     run.plot()

@@ -254,6 +254,29 @@ def test_the_same_command_again_trains_nothing_and_changes_nothing(compared, mon
     assert "2 of 2 seeds kept" in capsys.readouterr().out
 
 
+def test_results_are_made_again_from_the_records_alone(compared, monkeypatch, capsys):
+    folder, _ = compared
+    kinds = "png", "json", "html", "md"
+    before = contents(folder / "out", *kinds)
+    for path in [*folder.joinpath("out").rglob("*.png"), *folder.joinpath("out").glob("*.*")]:
+        path.unlink()
+    monkeypatch.setattr(several.subprocess, "Popen", None)
+    assert run.main(["results", "digits", "--results", str(folder / "out")]) == 0
+    assert contents(folder / "out", *kinds) == before and len(before) == 8
+    assert "README.md, report.html, default/" in capsys.readouterr().out
+
+
+def test_results_of_runs_that_are_gone_stay_as_they_are(compared, tmp_path, capsys):
+    folder, _ = compared
+    before, again = contents(folder / "out", "png", "json", "html", "md"), ["results", "digits", "--results"]
+    (folder / "runs" / "digits" / "seed1").rename(tmp_path / "seed1")
+    line = refusal(capsys, [*again, str(folder / "out")])
+    assert "seed1: no teacher, backprop, kd, hint, fitnet, of which" in line
+    (tmp_path / "seed1").rename(folder / "runs" / "digits" / "seed1")
+    assert contents(folder / "out", "png", "json", "html", "md") == before
+    assert "no comparison in it" in refusal(capsys, [*again, str(tmp_path)])
+
+
 def test_runs_of_other_settings_are_refused_before_anything_starts(compared, monkeypatch, capsys):
     monkeypatch.setattr(several.subprocess, "Popen", None)
     line = refusal(capsys, [*compared[1], *tiny("--tau", "2")])

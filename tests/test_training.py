@@ -254,10 +254,27 @@ def test_a_finished_file_gives_the_best_weights_back_without_training(tmp_path, 
     assert_same(again.network.params, trained)
 
 
+def test_a_file_has_what_training_goes_on_from_until_it_has_ended(tmp_path):
+    groups = {}
+
+    def look(record):  # before the epoch is saved
+        if record["epoch"] > 1:
+            groups[record["epoch"] - 1] = checkpoints.load(tmp_path / "a.h5")[1].keys()
+
+    run(make_stage("backprop"), SGD, tmp_path / "a.h5", log=look)
+    assert groups == {epoch: {"weights", "best", "optimizer"} for epoch in (1, 2)}
+    assert checkpoints.load(tmp_path / "a.h5")[1].keys() == {"best"}
+
+
 @pytest.mark.parametrize("schedule", [SGD, replace(RMSPROP, lr_decay=1.1)], ids=["sgd", "rmsprop"])
 @pytest.mark.parametrize("moment", ["in an epoch", "before it is saved"])
 def test_training_that_is_interrupted_goes_on_as_if_it_had_not_been(schedule, moment, tmp_path, monkeypatch):
-    run(make_stage("teacher", keep=0.7), schedule, tmp_path / "whole.h5")
+    kept = []  # the files before the last epoch is saved: a finished one has no optimiser
+
+    def keep(name):
+        return lambda record: kept.append((tmp_path / name).read_bytes()) if record["epoch"] == 3 else None
+
+    run(make_stage("teacher", keep=0.7), schedule, tmp_path / "whole.h5", log=keep("whole.h5"))
     gradient, calls = Pass.gradient, []
 
     def cut_in_an_epoch(*arguments):
@@ -274,9 +291,10 @@ def test_training_that_is_interrupted_goes_on_as_if_it_had_not_been(schedule, mo
         patch.setattr(Pass, "gradient", cut_in_an_epoch)
         run(make_stage("teacher", keep=0.7), schedule, tmp_path / "cut.h5", log=cut_before_it_is_saved)
     assert checkpoints.load(tmp_path / "cut.h5")[0]["epoch"] == 1
-    stage, records = make_stage("teacher", keep=0.7), []
-    run(stage, schedule, tmp_path / "cut.h5", log=records.append)
+    stage, records, before = make_stage("teacher", keep=0.7), [], keep("cut.h5")
+    run(stage, schedule, tmp_path / "cut.h5", log=lambda record: (records.append(record), before(record)))
     assert [record["epoch"] for record in records] == [2, 3]
+    assert kept[0] == kept[1]
     assert (tmp_path / "cut.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert_same(stage.network.params, checkpoints.load(tmp_path / "whole.h5")[1]["best"])
 
