@@ -109,10 +109,9 @@ MNIST_PAPER = Config(
 # the first layers' filters back to their limits at the first update. Learning rates fall to nearly 0 in the last epoch.
 MNIST = replace(
     MNIST_PAPER,
-    teacher=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=10, epochs=10, patience=10),
+    teacher=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=20, epochs=20, patience=20),
     teacher_all=0,
-    keep_input=1.0,
-    keep=1.0,
+    keep_input=1.0,  # with 0.8, [PL], the same 20 epochs leave it with 0.57 % of validation errors; so 0.47 %
     stage1=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=8, epochs=8, patience=8),
     regressor_init="normal",
     student=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=16, epochs=16, patience=16),
@@ -125,7 +124,7 @@ DIGITS = replace(
     train=5_000,
     validation=1_000,
     test=5_000,
-    teacher=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=20, epochs=20, patience=20),
+    keep=1.0,
     stage1=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=6, epochs=6, patience=6),
     student=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=12, epochs=12, patience=12),
     lam_end=12,

@@ -51,7 +51,7 @@ def take_teacher(run, source):
         lines = [line for line in whole_lines(source / "metrics.jsonl") if json.loads(line)["stage"] == name]
         write_text(run.folder / "metrics.jsonl", "".join(run.lines() + lines))
         record["identity"] |= {"settings": run.settings(), "from": str(source)}
-        checkpoints.save(path, record, **groups)  # last: before it, nothing else counts
+        checkpoints.save(path, record, best=groups["best"])  # last: before it, nothing else counts
 
 
 def _trained(run, source, name):

@@ -27,6 +27,7 @@ class Study:
 MNIST_BASE = replace(
     MNIST,
     train=10_000,
+    keep=1.0,
     teacher=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=8, epochs=8, patience=8),
     stage1=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=4, epochs=4, patience=4),
     student=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=8, epochs=8, patience=8),
