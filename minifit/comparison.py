@@ -142,16 +142,24 @@ def gather_studies(studies, runs, changes, command, base):
         "command": command,
         **{key: value for key, value in first.summary().items() if key not in ("seed", "stages")},
         "base": asdict(base),
-        "studies": [
-            {"question": study.question, "rows": _rows(study, {n: seeds[v] for n, v in study.folders().items()})}
-            for study in studies
-        ],
+        "studies": [_answers(study, {n: seeds[v] for n, v in study.folders().items()}) for study in studies],
         "runs": {name: {"changes": changes[name], "seeds": records} for name, records in seeds.items()},
     }
 
 
+def _answers(study, seeds):
+    """The question, a row for each method under each variant, and under each the differences between methods.
+
+    seeds: variant -> records of its seeds
+    """
+    between = []
+    for name, records in seeds.items():
+        pairs = differences([record for record in records if not record["missing"]])
+        between += [{"variant": name} | pair for pair in pairs if {pair["method"], pair["less"]} <= {*study.methods}]
+    return {"question": study.question, "rows": _rows(study, seeds), "between": between}
+
+
 def _rows(study, seeds):
-    """seeds: variant -> records of its seeds."""
     reference = next((name for name, changes in study.variants.items() if not changes), next(iter(study.variants)))
     rows = []
     for method in study.methods:

@@ -144,6 +144,19 @@ def differences_of(part):
     return blocks
 
 
+def between(study):
+    """What one method gains on another under each setting of a study, as a table; nothing of one method alone."""
+    rows = []
+    for pair in study["between"]:
+        if found := pair["validation_error"]:
+            low, high = (number(found[end], sign=True) for end in ("low", "high"))
+            interval = None if low is None else f"{low} to {high}"
+            methods = f"{NAMES[pair['method']]} less {NAMES[pair['less']]}"
+            rows.append([methods, pair["variant"], found["n"], number(found["mean"], sign=True), interval])
+    header = ["difference in validation error", "setting", "pairs", "mean", "95 % interval"]
+    return [("table", header, rows)] if rows else []
+
+
 def of_studies(found):
     """The blocks of the studies."""
     base = found["base"]
@@ -182,7 +195,7 @@ def of_studies(found):
                     number(row["test_error"]["mean"]),
                 ]
             )
-        blocks += [("heading 3", study["question"]), ("table", header, rows)]
+        blocks += [("heading 3", study["question"]), ("table", header, rows), *between(study)]
     for name, run in found["runs"].items():
         for seed in run["seeds"]:
             if seed["missing"]:

@@ -385,7 +385,7 @@ def test_every_variant_changes_settings_that_there_are_and_can_be_meant(name):
 
 
 def test_a_study_trains_one_teacher_a_seed_and_compares_by_validation(tmp_path, monkeypatch, capsys):
-    study = studies.Study("tau", ("fitnet",), {"1": {"tau": 1.0}, "3, paper": {}})
+    study = studies.Study("tau", ("kd", "fitnet"), {"1": {"tau": 1.0}, "3, paper": {}})
     monkeypatch.setattr(studies, "STUDIES", (study,))
     arguments = [
         "study",
@@ -402,12 +402,18 @@ def test_a_study_trains_one_teacher_a_seed_and_compares_by_validation(tmp_path, 
     own, taken = (json.loads((folder / "summary.json").read_text())["stages"] for folder in (first, other))
     assert taken["teacher"].pop("from") == str(first) and taken["teacher"] == own["teacher"]
     found = json.loads((tmp_path / "out" / "digits" / "studies.json").read_text())
-    rows = found["studies"][0]["rows"]
+    rows = [row for row in found["studies"][0]["rows"] if row["method"] == "fitnet"]
     assert [row["validation_errors"] for row in rows] == [[s["fitnet"]["validation_error"]] for s in (taken, own)]
     gain = taken["fitnet"]["validation_error"] - own["fitnet"]["validation_error"]
     assert rows[0]["difference"]["mean"] == pytest.approx(gain) and rows[1]["difference"] is None
     assert rows[0]["best"] == (gain <= 0) and rows[1]["best"] == (gain >= 0)
-    assert "### tau" in (tmp_path / "out" / "digits" / "README.md").read_text()
+    between = {pair["variant"]: pair for pair in found["studies"][0]["between"]}
+    for variant, stages in (("1", taken), ("3, paper", own)):
+        gain = stages["fitnet"]["validation_error"] - stages["kd"]["validation_error"]
+        assert between[variant]["validation_error"]["mean"] == pytest.approx(gain)
+        assert (between[variant]["method"], between[variant]["less"]) == ("fitnet", "kd")
+    text = (tmp_path / "out" / "digits" / "README.md").read_text()
+    assert "### tau" in text and text.count("| FitNet less knowledge distillation | ") == len(between) == 2
 
     before = contents(tmp_path, "h5", "json", "md", "html", "png")
     monkeypatch.setattr(several.subprocess, "Popen", None)
