@@ -49,13 +49,14 @@ def plot_errors(methods, path, title, published=None):
     for i, part in enumerate(parts):
         axes = figure.add_axes(((0.6 + 4.4 * i) / (1.0 + 4.4 * len(parts)), 0.11, 4.0 / (1.0 + 4.4 * len(parts)), 0.66))
         seeds = sorted({seed for errors in methods.values() for seed in errors[part]})
-        spots = {seed: 0.3 * (k / (len(seeds) - 1) - 0.5) if len(seeds) > 1 else 0.0 for k, seed in enumerate(seeds)}
+        spread = {seed: 0.3 * (k / max(1, len(seeds) - 1) - 0.5) for k, seed in enumerate(seeds)}
+        spots = [spread if len(m[part]) > 1 else dict.fromkeys(seeds, 0.0) for m in methods.values()]
         for seed in seeds:
-            joined = [(x + spots[seed], m[part][seed]) for x, m in enumerate(methods.values()) if seed in m[part]]
+            joined = [(x + spots[x][seed], m[part][seed]) for x, m in enumerate(methods.values()) if seed in m[part]]
             axes.plot(*zip(*joined, strict=True), color="#CCCCCC", lw=0.9, zorder=1)
         for x, (name, errors) in enumerate(methods.items()):
             values = list(errors[part].values())
-            at = [x + spots[seed] for seed in errors[part]]
+            at = [x + spots[x][seed] for seed in errors[part]]
             axes.plot(at, values, "o", ms=6, color=COLOURS[name], mec="white", mew=0.8, zorder=3)
             if values:
                 axes.plot([x - 0.27, x + 0.27], [np.mean(values)] * 2, color=COLOURS[name], lw=2.2, zorder=2)

@@ -50,6 +50,8 @@ def draw(runs, part, folder, published):
         }
         for name in part["methods"]
     }
+    if comparison.one_teacher(seeds):
+        errors["teacher"] = {kind: dict(list(points.items())[:1]) for kind, points in errors["teacher"].items()}
     gallery.plot_errors(errors, folder / "errors.png", f"Errors, {title}", published)
 
     curves = {}
