@@ -31,8 +31,10 @@ def write_comparison(runs, folder, command, preset_config, published):
     own = folder / part["preset"]
     claim(own)
     whole = [run for run, seed in zip(runs, part["seeds"], strict=True) if not seed["missing"]]
+    kept = summaries.OF_WEIGHTS if whole and whole[0].recorded else ()
     for name in summaries.PICTURES:
-        (own / name).unlink(missing_ok=True)  # of other runs
+        if name not in kept:
+            (own / name).unlink(missing_ok=True)  # of other runs
     if whole:
         draw(whole, part, own, published)
     write_json(own / "results.json", part)
@@ -61,6 +63,8 @@ def draw(runs, part, folder, published):
     curves = {name: curves[name] for name in runs[0].needs if name in curves}
     gallery.plot_seed_curves(curves, folder / "curves.png", f"Stages, {title}")
 
+    if runs[0].recorded:
+        return  # what is there was drawn while there were weights
     run = runs[0].on_all() if runs[0].config.retrain else runs[0]
     title = f"{title}, seed {run.seed}"
     trained = [name for name in run.needs if name in run.summary()["stages"]]

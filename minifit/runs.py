@@ -113,14 +113,17 @@ class Run:
 
     def bind(self):
         """Records the settings as those of the directory, or refuses where it is of others."""
-        if not self.begun():
+        begun = self.begun()
+        if self.recorded:
+            raise UserError(f"{self.folder} holds the records of a run without its weights. Name another --runs folder")
+        if not begun:
             versions = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
             write_json(self.folder / "config.json", {"settings": self.settings()} | versions | describe(self.xp))
 
     def begun(self):
         """Whether something is trained in the directory, that would be lost; UserError where it has other settings."""
         path = self.folder / "config.json"
-        trained = path.exists() and any(self.folder.glob("*.h5"))
+        trained = path.exists() and (any(self.folder.glob("*.h5")) or self.recorded)
         if trained:
             refuse_other_settings(self.folder, read_json(path).get("settings", {}), self.settings())
         return trained
@@ -383,9 +386,19 @@ class Run:
         with Pass(stage, sets, self.slice(stage.name), self.workers) as examples:
             return examples.measure(part, epoch)
 
-    def summary(self):
+    @property
+    def recorded(self):
+        """Whether the directory has the records of every stage and no weights: it is read, and never trained in."""
+        return self.plan("all") == [*self.listed()] and not any(self.folder.glob("*.h5"))
+
+    def listed(self):
+        """The stages in summary.json, whether or not their weights are there."""
         path = self.folder / "summary.json"
         stages = read_json(path).get("stages", {}) if path.exists() else {}
+        return {name: stages[name] for name in self.needs if "test_loss" in stages.get(name, {})}
+
+    def summary(self):
+        recorded = self.recorded
         return {
             "experiment": self.name,
             "preset": self.preset,
@@ -393,7 +406,7 @@ class Run:
             "seed": self.seed,
             **{name: network.name for name, network in self.networks.items()},
             **{f"{part}_images": size for part, size in self.sizes.items()},
-            "stages": {n: r for n, r in stages.items() if "test_loss" in r and (self.folder / f"{n}.h5").exists()},
+            "stages": {n: r for n, r in self.listed().items() if recorded or (self.folder / f"{n}.h5").exists()},
         }
 
     def on_all(self):

@@ -11,6 +11,7 @@ PICTURES = {
     "hints.png": "Hints, and what the regressor makes of the guided layer before and after stage 1.",
     "mistakes.png": "Test images that the FitNet misreads, the surest mistakes first.",
 }
+OF_WEIGHTS = ("filters.png", "hints.png", "mistakes.png")
 MARKS = {"shown": "shown", "refuted": "refuted", "undecided": "not decided"}
 
 

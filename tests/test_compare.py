@@ -277,6 +277,26 @@ def test_results_of_runs_that_are_gone_stay_as_they_are(compared, tmp_path, caps
     assert "no comparison in it" in refusal(capsys, [*again, str(tmp_path)])
 
 
+def test_records_without_weights_make_the_same_results_and_are_never_trained_in(compared, tmp_path, capsys):
+    folder, _ = compared
+    kinds = "png", "json", "html", "md"
+    before = contents(folder / "out", *kinds)
+    weights = [path for path in (folder / "runs").rglob("*.h5")]
+    for path in weights:
+        path.rename(tmp_path / f"{path.parent.name}-{path.name}")
+    for path in [*folder.joinpath("out").glob("*.*"), folder / "out" / "digits" / "default" / "errors.png"]:
+        path.unlink()
+    assert run.main(["results", "digits", "--results", str(folder / "out")]) == 0
+    records = contents(folder / "runs", "json", "jsonl")
+    capsys.readouterr()
+    line = refusal(capsys, ["digits", "--runs", str(folder / "runs"), *tiny()])
+    assert "seed0 holds the records of a run without its weights" in line
+    assert contents(folder / "runs", "json", "jsonl") == records
+    assert contents(folder / "out", *kinds) == before
+    for path in weights:
+        (tmp_path / f"{path.parent.name}-{path.name}").rename(path)
+
+
 def test_runs_of_other_settings_are_refused_before_anything_starts(compared, monkeypatch, capsys):
     monkeypatch.setattr(several.subprocess, "Popen", None)
     line = refusal(capsys, [*compared[1], *tiny("--tau", "2")])
