@@ -25,120 +25,21 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
     signal.signal(signal.SIGINT, stop)
 
-import contextlib
-import io
 import shlex
 import textwrap
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from minifit import (
-    UserError,
-    comparison,
-    data,
-    experiments,
-    networks,
-    outline,
-    pages,
-    report,
-    results,
-    studies,
-    summaries,
-)
+from minifit import UserError, comparison, experiments, networks, outline, pages, report, results, studies, summaries
 from minifit.backend import use
+from minifit.commandline import AuditCommand, ResultsCommand, Several, command_line, options, parse, run_of, settings_of
 from minifit.handover import take_teacher
-from minifit.runs import Run
-from minifit.several import Job, options, run_jobs
+from minifit.several import Job, run_jobs
 from minifit.training import TrainingError
-from minifit.workers import WorkerLost, available
+from minifit.workers import WorkerLost
 from reference import paper
-
-
-@dataclass(frozen=True)
-class Common(experiments.Config):
-    preset: Literal["default", "paper"] = "default"  # the settings that the options below start from
-    backend: Literal["numpy", "cupy"] = "numpy"
-    data_dir: str | None = None  # where the data set lies; else MINIFIT_DATA, the cache, or a download
-    teacher_from: str | None = None  # the directory of a run, whose trained teacher is taken instead of training one
-    runs: str = "runs"  # results go to RUNS/<experiment>/seed<SEED>
-    workers: int = available()  # processes; results do not depend on it
-
-
-@dataclass(frozen=True)
-class Command(Common):
-    stage: Literal["teacher", "teacher_all", "backprop", "kd", "hint", "fitnet", "all"] = "all"  # with all it needs
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Several(Common):
-    seeds: int = 5  # from 0 on
-    at_once: int = 1  # seeds that train at the same time, with the workers shared out among them
-    results: str = "results"  # tables and pictures go to RESULTS/<experiment>
-
-
-@dataclass(frozen=True)
-class ResultsCommand:
-    results: str = "results"  # the folder of tables and pictures; the runs are where its own commands say
-    data_dir: str | None = None  # where the data set lies; else MINIFIT_DATA, the cache, or a download
-
-
-def parse(name, arguments, command=Command, program="run.py"):
-    """The Command for an experiment: a preset's settings, and what the arguments change in them."""
-    experiment = experiments.EXPERIMENTS[name]
-    preset = "default"
-    for flag, value in zip(arguments, [*arguments, ""][1:], strict=True):
-        if flag == "--preset" or flag.startswith("--preset="):
-            preset = flag.partition("=")[2] or value
-    config = experiment.presets.get(preset, experiment.presets["default"])
-    default = command(**{f.name: getattr(config, f.name) for f in fields(config)})
-    return command_line(command, f"{program} {name}", arguments, default)
-
-
-def command_line(settings, program, arguments, default):
-    """The settings with what the arguments change in them; UserError, one line, for what does not fit."""
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(settings, default=default, args=arguments, prog=program, description="Settings.")
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(in_one_line(complaint.getvalue(), default)) from None
-
-
-def in_one_line(complaint, default):
-    """What tyro says in a box, as one line, and the names of all settings."""
-    lines = [line.strip(" │╭╮╰╯─-") for line in complaint.splitlines()]
-    lines = [line for line in lines if line]
-    said = []
-    for line in lines[1:]:
-        if line.startswith(("For full helptext", "Argument helptext", "Perhaps you meant")):
-            break
-        said.append(line)
-    return f"{' '.join(said) or complaint.strip()} (settings: {', '.join(names(default))})"
-
-
-def names(settings, prefix="--"):
-    for f in fields(settings):
-        value = getattr(settings, f.name)
-        if hasattr(value, "__dataclass_fields__"):
-            yield from names(value, f"{prefix}{f.name}.")
-        else:
-            yield prefix + f.name.replace("_", "-")
-
-
-@dataclass(frozen=True)
-class AuditCommand:
-    row: str | None = None  # only the row of this name, or else those whose names begin so
-    draws: int = 15  # problems drawn for each row
-    seed: int = 0
-    backend: Literal["numpy", "cupy"] = "numpy"
 
 
 def check_gradients(arguments):
@@ -148,26 +49,6 @@ def check_gradients(arguments):
     results = audit.run(command.draws, command.seed, command.row, use(command.backend))
     say(audit.table(results))
     return 1 if any(result.failure for result in results) else 0
-
-
-def settings_of(name, command):
-    """The Config in a command, checked, and the data that it wants."""
-    experiment = experiments.EXPERIMENTS[name]
-    config = experiments.Config(**{f.name: getattr(command, f.name) for f in fields(experiments.Config)})
-    experiments.check(experiment, config)
-    for setting, least in (("seed", 0), ("workers", 1), ("seeds", 1), ("at_once", 1)):
-        if getattr(command, setting, least) < least:
-            flag = setting.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(command, setting)}: wanted {least} or more")
-    use(command.backend)
-    wanted = {"train": config.train + config.validation, "test": config.test}
-    return config, data.load(experiment.data, data_dir=command.data_dir, progress=sys.stderr.isatty(), **wanted)
-
-
-def run_of(name, command, config, seed, dataset, runs):
-    folder, xp, progress = Path(runs) / name / f"seed{seed}", use(command.backend), sys.stderr.isatty()
-    experiment, cache = experiments.EXPERIMENTS[name], Path(runs) / ".cache"
-    return Run(folder, name, command.preset, experiment, config, seed, dataset, xp, command.workers, progress, cache)
 
 
 def train(name, arguments):

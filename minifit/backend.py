@@ -2,10 +2,13 @@
 
 import os
 import sys
+from typing import Literal
 
 import numpy as np
 
 from minifit import UserError
+
+Backend = Literal["numpy", "cupy"]  # what `use` takes
 
 
 def array_module(*arrays):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from threading import Lock
 
 PATIENCE = 30  # seconds that a process has to end after Ctrl-C
@@ -76,18 +76,3 @@ def run_jobs(jobs, at_once, tell):
                 process.kill()
             raise
     return {name: future.result() for name, future in futures.items()}
-
-
-def options(config, default, prefix=""):
-    """The words of a command line that make `config` of `default`."""
-    words = []
-    for f in fields(config):
-        value, name = getattr(config, f.name), prefix + f.name.replace("_", "-")
-        if hasattr(value, "__dataclass_fields__"):
-            words += options(value, getattr(default, f.name), f"{name}.")
-        elif value != getattr(default, f.name):
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--{prefix}no-{f.name.replace('_', '-')}")
-            else:
-                words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words

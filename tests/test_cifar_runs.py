@@ -431,7 +431,7 @@ def small(*more):
 
 @pytest.fixture
 def small_cifar_100(tmp_path, monkeypatch):
-    monkeypatch.setattr(command.Run, "plot", lambda _: None)
+    monkeypatch.setattr(Run, "plot", lambda _: None)
     return write(tmp_path / "data", published("cifar100", small_set("cifar100", train=12, test=7)))
 
 
@@ -450,10 +450,10 @@ def test_cifar_100_is_trained_from_files_in_the_published_format(small_cifar_100
 
 
 def test_cifar_10_itself_stands_beside_the_papers_figures_on_however_many_test_images(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command.Run, "plot", lambda _: None)
+    monkeypatch.setattr(Run, "plot", lambda _: None)
     (images, labels), (test_images, test_labels) = small_set("cifar100", train=12, test=7).values()
     named = data.Dataset("CIFAR-10 with 7 test images", images, labels % 10, test_images, test_labels % 10)
-    monkeypatch.setattr(command.data, "load", lambda *_, **__: named)
+    monkeypatch.setattr(data, "load", lambda *_, **__: named)
     assert command.main(["cifar10-fitnet1", "--runs", str(tmp_path), *small()]) == 0
     table = capsys.readouterr().out.partition("method")[2]
     rows = {line.split("  ")[0]: line.split() for line in table.splitlines()}

@@ -17,9 +17,11 @@ import pytest
 
 import run
 from minifit import data, fitnets
+from minifit.commandline import parse
 from minifit.data import mnist
 from minifit.experiments import Experiment
 from minifit.networks import Conv, Network, Output
+from minifit.runs import Run
 from minifit.workers import WorkerLost
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +61,7 @@ def nothing_from_this_machine(monkeypatch, tmp_path):
 @pytest.fixture
 def light(monkeypatch):
     """The experiments on light networks and without plots, for what depends on neither."""
-    monkeypatch.setattr(run.Run, "plot", lambda _: None)
+    monkeypatch.setattr(Run, "plot", lambda _: None)
     nets = [Network(name, (28, 28, 1), blocks) for name, blocks in (("wide", WIDE), ("deep", DEEP))]
     for name, experiment in run.experiments.EXPERIMENTS.items():
         if experiment.data in ("mnist", "digits"):
@@ -210,7 +212,7 @@ def test_ctrl_c_is_understood_at_any_moment(moment, light, tmp_path, monkeypatch
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr({"load": run.data, "outline": run.outline}.get(moment, run.Run), moment, interrupt)
+    monkeypatch.setattr({"load": data, "outline": run.outline}.get(moment, Run), moment, interrupt)
     assert run.main(["digits", "--stage", "backprop", "--runs", str(tmp_path), *small(16, 1)]) == 130
     said = capsys.readouterr()
     assert said.err == "" and "To go on: python run.py digits --stage backprop" in said.out
@@ -316,7 +318,7 @@ def test_a_worker_that_is_lost_is_one_line(light, tmp_path, monkeypatch, capsys)
     def lose(*_):
         raise WorkerLost("a worker process was ended by SIGKILL")
 
-    monkeypatch.setattr(run.Run, "make", lose)
+    monkeypatch.setattr(Run, "make", lose)
     assert "SIGKILL" in refusal(capsys, ["digits", "--runs", str(tmp_path), *small(16, 1)], status=1)
 
 
@@ -356,7 +358,7 @@ def test_another_set_in_mnists_format_runs_and_is_not_called_mnist(light, other_
 def test_mnist_itself_stands_beside_the_papers_table_4(light, tmp_path, monkeypatch, capsys):
     drawn = data.load("digits", train=40, test=10)
     named = data.Dataset("MNIST", drawn.images, drawn.labels, drawn.test_images, drawn.test_labels)
-    monkeypatch.setattr(run.data, "load", lambda *_, **__: named)
+    monkeypatch.setattr(data, "load", lambda *_, **__: named)
     assert run.main(["mnist", "--runs", str(tmp_path), *small(16, 1)]) == 0
     out = capsys.readouterr().out
     rows = {line.split("  ")[0]: line.split() for line in out[out.index("method") :].splitlines()}
@@ -436,7 +438,7 @@ def test_without_an_experiment_the_commands_are_shown(arguments, capsys):
 
 
 def test_a_preset_is_where_the_settings_start_from():
-    default, preset = run.parse("mnist", []), run.parse("mnist", ["--preset", "paper", "--tau", "2"])
+    default, preset = parse("mnist", []), run.parse("mnist", ["--preset", "paper", "--tau", "2"])
     assert preset.preset == "paper" and preset.teacher.epochs == 500 and preset.tau == 2.0 and preset.keep == 0.5
     assert default.preset == "default" and default.teacher.epochs < 100
-    assert run.parse("mnist", ["--preset=paper"]).teacher == preset.teacher
+    assert parse("mnist", ["--preset=paper"]).teacher == preset.teacher

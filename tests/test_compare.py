@@ -16,6 +16,7 @@ from scipy import stats
 
 import run
 from minifit import comparison, data, experiments, gallery, results, several, statistics, studies, summaries
+from minifit.commandline import options, parse
 from minifit.experiments import DIGITS, Experiment
 from minifit.handover import take_teacher
 from minifit.networks import Conv, Network, Output
@@ -334,7 +335,7 @@ def test_ctrl_c_stops_every_seed_and_says_how_to_go_on(tmp_path):
     for seed in (0, 1):  # and nobody is at work in their folders
         folder = tmp_path / "digits" / f"seed{seed}"
         config = experiments.EXPERIMENTS["digits"].presets["default"]
-        command = run.parse("digits", arguments[6:])
+        command = parse("digits", arguments[6:])
         config = replace(config, **{f: getattr(command, f) for f in ("train", "validation", "test", "teacher")})
         config = replace(config, stage1=command.stage1, student=command.student)
         dataset = data.load("digits", train=24, test=8)
@@ -387,9 +388,9 @@ def test_the_words_of_a_command_line_make_the_settings_again(name):
     default = experiments.EXPERIMENTS[name].presets["default"]
     for changes, _ in studies.variants().values():
         config = replace(studies.BASES[name], **changes, retrain=True)
-        command = run.parse(name, several.options(config, default))
+        command = parse(name, options(config, default))
         assert all(getattr(command, setting) == value for setting, value in vars(config).items())
-        back = several.options(default, config)
+        back = options(default, config)
         assert "--no-retrain" in back
 
 

@@ -35,6 +35,7 @@ ORDER = (
     "runs",
     "handover",
     "outline",
+    "commandline",
     "several",
     "comparison",
     "summaries",
