@@ -164,15 +164,18 @@ def study(name, arguments):
     config, dataset = settings_of(name, command)
     results.claim(Path(command.results) / name)
     variants, runs = studies.variants(studies.STUDIES), {}
-    for folder, (changes, goals) in variants.items():
+    for folder, (changes, goals, more) in variants.items():
         own = replace(config, **changes)
         experiments.check(experiments.EXPERIMENTS[name], own)
         where = Path(command.runs) / "study" / folder
-        runs[folder] = [run_of(name, command, own, seed, dataset, where) for seed in range(command.seeds)], goals
-    jobs = []
-    for seed in range(command.seeds):
+        seeds = range(command.seeds + more)
+        runs[folder] = [run_of(name, command, own, seed, dataset, where) for seed in seeds], goals
+    jobs, most = [], max(len(own) for own, _ in runs.values())
+    for seed in range(most):
         commands = []
         for folder, (own, goals) in runs.items():
+            if seed >= len(own):
+                continue
             run, teacher = own[seed], command.teacher_from if folder == "base" else runs["base"][0][seed].folder
             run.begun()
             for goal in goals:
@@ -181,11 +184,11 @@ def study(name, arguments):
                     commands.append([*words, "--stage", goal])
         if commands:
             jobs.append(Job(f"seed {seed}", commands))
-    failed = carry_out(jobs, command.seeds, command.at_once)
+    failed = carry_out(jobs, most, command.at_once)
 
-    folder, changes = Path(command.results) / name, {folder: changes for folder, (changes, _) in variants.items()}
+    folder, changes = Path(command.results) / name, {folder: changes for folder, (changes, *_) in variants.items()}
     said = f"python run.py study {shlex.join([name, *arguments])}"
-    found = comparison.gather_studies(studies.STUDIES, runs, changes, said, config)
+    found = comparison.gather_studies(studies.STUDIES, runs, changes, said, config, command.seeds)
     results.write_studies(found, folder)
     results.write_pages(folder, published_of(name, dataset))
     say(pages.as_printed(summaries.of_studies(found)))

@@ -130,9 +130,10 @@ def others(runs):
     return found
 
 
-def gather_studies(studies, runs, changes, command, base):
-    """What the studies came to.   runs: folder name -> the runs of its seeds    changes: folder name -> settings
+def gather_studies(studies, runs, changes, command, base, asked):
+    """What the studies came to, each over the `asked` seeds and those that it has more.
 
+    runs: folder name -> the runs of its seeds, and what they are asked for    changes: folder name -> settings
     A row is a method under a variant. Its difference is from the study's variant that is the base, or else its first,
     over the seeds that both have finished; `best` marks a method's lowest mean validation error in a study.
     """
@@ -142,7 +143,10 @@ def gather_studies(studies, runs, changes, command, base):
         "command": command,
         **{key: value for key, value in first.summary().items() if key not in ("seed", "stages")},
         "base": asdict(base),
-        "studies": [_answers(study, {n: seeds[v] for n, v in study.folders().items()}) for study in studies],
+        "studies": [
+            _answers(study, {name: seeds[folder][: asked + study.more] for name, folder in study.folders().items()})
+            for study in studies
+        ],
         "runs": {name: {"changes": changes[name], "seeds": records} for name, records in seeds.items()},
     }
 

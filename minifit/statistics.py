@@ -6,6 +6,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95  # of the intervals
+ROUNDING = 1e-12  # of the figures: a spread of their differences that is no larger is none
 
 
 def spread(values):
@@ -22,16 +23,16 @@ def paired(one, other):
     """What `one` has more than `other`, a pair a seed: {n, mean, sd, low, high, p}.
 
     low, high: the 95 % interval of the mean difference by Student's t with n - 1 degrees of freedom
-    p: of the two-sided paired t-test, None where all differences are the same; all but n and mean None of one pair
+    p: of the two-sided paired t-test
+    All but n and mean are None of one pair; of equal differences, which show no spread to tell from, these three are.
     """
     differences = np.subtract(one, other)
     found = spread(differences) | dict.fromkeys(("low", "high", "p"))
     n, mean, sd = found["n"], found["mean"], found["sd"]
-    if n > 1:
+    if n > 1 and sd > ROUNDING * np.abs([one, other]).max():
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / sqrt(n)
-        found |= {"low": mean - half, "high": mean + half}
-        if sd > 0:
-            found["p"] = float(2 * stats.t.sf(abs(mean) * sqrt(n) / sd, n - 1))
+        p = float(2 * stats.t.sf(abs(mean) * sqrt(n) / sd, n - 1))
+        found |= {"low": mean - half, "high": mean + half, "p": p}
     return found
 
 

@@ -17,6 +17,7 @@ class Study:
     question: str
     methods: tuple[str, ...]
     variants: dict[str, dict]
+    more: int = 0  # seeds beyond the number that all studies are asked for
 
     def folders(self):
         """The folder of each variant; what several studies ask of the same settings is run once."""
@@ -40,6 +41,7 @@ STUDIES = (
         "The student's initial weights",
         ("backprop", "kd", "fitnet"),
         {"scaled": {}, "U(+-.005), paper": {"init": "uniform"}},
+        more=3,  # for an interval: two pairs decide little
     ),
     Study(
         "Guided layer",  # whose map is 10x10, 12x12, 4x4 and 8x8; a hint of 4x4 fits no other
@@ -79,11 +81,11 @@ def folder_name(changes):
 
 
 def variants(studies=STUDIES):
-    """{folder name: (changes, methods)} of every run that the studies take, the base first with the methods of all."""
-    found = {"base": ({}, ())}
+    """{folder name: (changes, methods, more)} of all runs that the studies take, the base first with all methods."""
+    found = {"base": ({}, (), 0)}
     for study in studies:
         for changes in study.variants.values():
             name = folder_name(changes)
-            _, methods = found.get(name, (changes, ()))
-            found[name] = changes, tuple(dict.fromkeys((*methods, *study.methods)))
+            _, methods, more = found.get(name, (changes, (), 0))
+            found[name] = changes, tuple(dict.fromkeys((*methods, *study.methods))), max(more, study.more)
     return found

@@ -67,12 +67,14 @@ def test_a_paired_difference_is_that_of_hand_and_of_scipy():
     assert (found["low"], found["high"]) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
 
 
-def test_one_pair_has_no_interval_and_equal_differences_one_of_no_width():
+def test_one_pair_has_no_interval_and_equal_differences_have_none():
     assert statistics.paired([0.4], [0.5]) == {"n": 1, "mean": pytest.approx(-0.1)} | dict.fromkeys(
         ("sd", "low", "high", "p")
     )
-    same = statistics.paired([1.0, 2.0], [0.5, 1.5])
-    assert (same["mean"], same["sd"], same["low"], same["high"], same["p"]) == (0.5, 0.0, 0.5, 0.5, None)
+    for one, other in (([1.0, 2.0], [0.5, 1.5]), ([1.05, 1.18], [1.12, 1.25])):  # the latter differ in rounding
+        same = statistics.paired(one, other)
+        assert same["mean"] == pytest.approx(one[0] - other[0]) and same["sd"] < 1e-15
+        assert (same["low"], same["high"], same["p"]) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +388,7 @@ def test_what_cannot_be_meant_is_one_line(arguments, said, tmp_path, monkeypatch
 @pytest.mark.parametrize("name", studies.BASES)
 def test_the_words_of_a_command_line_make_the_settings_again(name):
     default = experiments.EXPERIMENTS[name].presets["default"]
-    for changes, _ in studies.variants().values():
+    for changes, *_ in studies.variants().values():
         config = replace(studies.BASES[name], **changes, retrain=True)
         command = parse(name, options(config, default))
         assert all(getattr(command, setting) == value for setting, value in vars(config).items())
@@ -398,7 +400,7 @@ def test_the_words_of_a_command_line_make_the_settings_again(name):
 def test_every_variant_changes_settings_that_there_are_and_can_be_meant(name):
     found = studies.variants()
     assert next(iter(found)) == "base" and set(found["base"][1]) == {"backprop", "kd", "fitnet"}
-    for changes, _ in found.values():
+    for changes, *_ in found.values():
         experiments.check(experiments.EXPERIMENTS[name], replace(studies.BASES[name], **changes))
     for study in studies.STUDIES:  # one setting at a time
         variants = [set(changes.items()) for changes in study.variants.values()]
@@ -407,7 +409,8 @@ def test_every_variant_changes_settings_that_there_are_and_can_be_meant(name):
 
 def test_a_study_trains_one_teacher_a_seed_and_compares_by_validation(tmp_path, monkeypatch, capsys):
     study = studies.Study("tau", ("kd", "fitnet"), {"1": {"tau": 1.0}, "3, paper": {}})
-    monkeypatch.setattr(studies, "STUDIES", (study,))
+    further = studies.Study("Start", ("kd",), {"scaled": {}, "uniform": {"init": "uniform"}}, more=1)
+    monkeypatch.setattr(studies, "STUDIES", (study, further))
     arguments = [
         "study",
         "digits",
@@ -433,6 +436,10 @@ def test_a_study_trains_one_teacher_a_seed_and_compares_by_validation(tmp_path, 
         gain = stages["fitnet"]["validation_error"] - stages["kd"]["validation_error"]
         assert between[variant]["validation_error"]["mean"] == pytest.approx(gain)
         assert (between[variant]["method"], between[variant]["less"]) == ("fitnet", "kd")
+    started = {str(p.parent.relative_to(tmp_path / "runs" / "study")) for p in tmp_path.rglob("config.json")}
+    further = {f"{name}/digits/seed1" for name in ("base", "init-uniform")}
+    assert started == {f"{name}/digits/seed0" for name in ("base", "init-uniform", "tau-1.0")} | further
+    assert [row["validation_error"]["n"] for s in found["studies"] for row in s["rows"]] == [1, 1, 1, 1, 2, 2]
     text = (tmp_path / "out" / "digits" / "README.md").read_text()
     assert "### tau" in text and text.count("| FitNet less knowledge distillation | ") == len(between) == 2
 
