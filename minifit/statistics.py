@@ -24,7 +24,7 @@ def paired(one, other):
 
     low, high: the 95 % interval of the mean difference by Student's t with n - 1 degrees of freedom
     p: of the two-sided paired t-test
-    All but n and mean are None of one pair; of equal differences, which show no spread to tell from, these three are.
+    Of one pair all but n and mean are None; of equal differences, which show no spread to tell from, low, high and p.
     """
     differences = np.subtract(one, other)
     found = spread(differences) | dict.fromkeys(("low", "high", "p"))
