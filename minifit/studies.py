@@ -41,7 +41,7 @@ STUDIES = (
         "The student's initial weights",
         ("backprop", "kd", "fitnet"),
         {"scaled": {}, "U(+-.005), paper": {"init": "uniform"}},
-        more=3,  # for an interval: two pairs decide little
+        more=2,  # for an interval: two pairs decide little
     ),
     Study(
         "Guided layer",  # whose map is 10x10, 12x12, 4x4 and 8x8; a hint of 4x4 fits no other
