@@ -98,7 +98,7 @@ def compare(name, arguments):
     runs, seeds = seeds_of(name, command, config, dataset)
     jobs = []
     for run in seeds:
-        if run.begun() and unfinished(run, "all"):
+        if run.directory.begun() and unfinished(run, "all"):
             say(f"seed {run.seed}: goes on in {run.folder}")
         if unfinished(run, "all"):
             jobs.append(Job(f"seed {run.seed}", [child(name, command, config, run.seed, runs, command.teacher_from)]))
@@ -137,7 +137,7 @@ def write_again(name, arguments):
         config, dataset = settings_of(name, command)
         _, seeds = seeds_of(name, command, config, dataset)
         for run, seed in zip(seeds, part["seeds"], strict=True):
-            run.begun()
+            run.directory.begun()
             lost = [stage for stage in comparison.of_seed(run, "all")["missing"] if stage not in seed["missing"]]
             if lost:
                 raise UserError(f"{run.folder}: no {', '.join(lost)}, of which {folder / preset} tells")
@@ -177,7 +177,7 @@ def study(name, arguments):
             if seed >= len(own):
                 continue
             run, teacher = own[seed], command.teacher_from if folder == "base" else runs["base"][0][seed].folder
-            run.begun()
+            run.directory.begun()
             for goal in goals:
                 if unfinished(run, goal):
                     words = child(name, command, run.config, seed, Path(command.runs) / "study" / folder, teacher)

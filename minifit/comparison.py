@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from minifit import UserError, statistics
 from minifit.checkpoints import read_json
-from minifit.runs import flat
+from minifit.directory import flat
 
 METHODS = ("teacher", "backprop", "kd", "fitnet")
 # The order hint > KD > back-propagation, and the sum of its two steps.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minifit import UserError, checkpoints
 from minifit.checkpoints import digest, read_json, write_json, write_text
-from minifit.runs import differences, flat, whole_lines
+from minifit.directory import differences, flat, whole_lines
 
 # What makes a teacher what it is, beside its schedule. Any random start will do, whatever its seed and its width: it is
 # the trained teacher that is asked.
@@ -35,9 +35,9 @@ def take_teacher(run, source):
     source = Path(source)
     for name in ["teacher"] + ["teacher_all"] * (run.config.teacher_all > 0):
         record, groups = _trained(run, source, name)
-        path = run.folder / f"{name}.h5"
+        path = run.directory.checkpoint(name)
         if path.exists():
-            mine = checkpoints.load(path)[1]["best"]
+            mine = run.directory.best(name)
             if digest(mine.values()) != digest(groups["best"].values()):
                 raise UserError(f"--teacher-from {source}: {run.folder} has a {name} of its own")
             continue
@@ -47,10 +47,10 @@ def take_teacher(run, source):
         summary = run.summary()
         summary["stages"][name] = figures | {"from": str(source)}
         write_json(run.folder / "summary.json", summary)
-        run.forget_after(name)
+        run.directory.forget_after(name)
         lines = [line for line in whole_lines(source / "metrics.jsonl") if json.loads(line)["stage"] == name]
-        write_text(run.folder / "metrics.jsonl", "".join(run.lines() + lines))
-        record["identity"] |= {"settings": run.settings(), "from": str(source)}
+        write_text(run.folder / "metrics.jsonl", "".join(run.directory.lines() + lines))
+        record["identity"] |= {"settings": run.directory.settings, "from": str(source)}
         checkpoints.save(path, record, best=groups["best"])  # last: before it, nothing else counts
 
 
@@ -64,7 +64,7 @@ def _trained(run, source, name):
     old, new = (
         {key: value for key, value in flat(settings).items() if key in SETTINGS or key.startswith("teacher.")}
         | {"teacher_width": settings.get("teacher_width")}
-        for settings in (record["identity"]["settings"], run.settings())
+        for settings in (record["identity"]["settings"], run.directory.settings)
     )
     differing = differences(old, new)
     if differing:

@@ -32,7 +32,7 @@ def outline(run, stages):
             trains += f", layers 1-{run.pair(name)[1]}, and regressor"
             network, target = stage.network, stage.target
         counts = networks.count(network, image)
-        state, schedule = run.state(name), run.schedule(name)
+        state, schedule = run.directory.state(name), run.schedule(name)
         done = int(state.split()[-1]) if state.startswith("at") else 0
         what = trains, target is not None and run.draw() is not None
         if state != "finished" and what not in known:

@@ -9,7 +9,7 @@ Tables are made from records alone. Only pictures ask networks anything: hints o
 
 import numpy as np
 
-from minifit import UserError, checkpoints, comparison, gallery, pages, plots, summaries
+from minifit import UserError, comparison, gallery, pages, plots, summaries
 from minifit.backend import to_host
 from minifit.checkpoints import read_json, write_json, write_text
 from minifit.training import outputs
@@ -31,7 +31,7 @@ def write_comparison(runs, folder, command, preset_config, published):
     own = folder / part["preset"]
     claim(own)
     whole = [run for run, seed in zip(runs, part["seeds"], strict=True) if not seed["missing"]]
-    kept = summaries.OF_WEIGHTS if whole and whole[0].recorded else ()
+    kept = summaries.OF_WEIGHTS if whole and whole[0].directory.recorded else ()
     for name in summaries.PICTURES:
         if name not in kept:
             (own / name).unlink(missing_ok=True)  # of other runs
@@ -58,17 +58,17 @@ def draw(runs, part, folder, published):
 
     curves = {}
     for run in runs:
-        for line in run.metrics():
+        for line in run.directory.metrics():
             curves.setdefault(line["stage"], {}).setdefault(run.seed, []).append(line)
     curves = {name: curves[name] for name in runs[0].needs if name in curves}
     gallery.plot_seed_curves(curves, folder / "curves.png", f"Stages, {title}")
 
-    if runs[0].recorded:
+    if runs[0].directory.recorded:
         return  # what is there was drawn while there were weights
     run = runs[0].on_all() if runs[0].config.retrain else runs[0]
     title = f"{title}, seed {run.seed}"
     trained = [name for name in run.needs if name in run.summary()["stages"]]
-    kept = {plots.LABELS.get(name, name): checkpoints.load(run.folder / f"{name}.h5")[1]["best"] for name in trained}
+    kept = {plots.LABELS.get(name, name): run.directory.best(name) for name in trained}
     plots.plot_filters(gallery.first_layers(kept), folder / "filters.png", f"First layer, {title}")
     draw_hints(run, folder / "hints.png", title)
     draw_mistakes(run, folder / "mistakes.png", title)

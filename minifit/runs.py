@@ -1,17 +1,6 @@
-"""A run directory: which stages are done, what the next one needs, and what is kept of each.
+"""One experiment with one seed: from its settings to each stage, ready to train, and from there to what came out."""
 
-.lock            held by the one process at work
-config.json      the resolved settings, seed, versions and commit
-metrics.jsonl    one line an epoch
-<stage>.h5       best weights and, while it is being trained, weights, optimiser, generator and epoch, after every epoch
-summary.json     what came out of each finished stage, on validation and test images
-curves.png, filters.png
-all/             the same again of the run that has trained on the validation images too, where the settings want one
-"""
-
-import fcntl
 import json
-import platform
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from math import ceil
@@ -20,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from minifit import UserError, __version__, augment, checkpoints, fitnets, networks, plots
-from minifit.backend import describe
-from minifit.checkpoints import commit, digest, read_json, write_json, write_text
+from minifit import UserError, augment, checkpoints, fitnets, networks, plots
+from minifit.checkpoints import digest, write_json
 from minifit.data.preprocessing import unit, whitened
+from minifit.directory import Directory, refuse_other_settings
 from minifit.regressors import pieces_of, regressor
 from minifit.training import Examples, Pass, fit, outputs
 
@@ -71,6 +60,7 @@ class Run:
         needs |= {name: ["teacher", *self.hints[:i]] for i, name in enumerate(self.hints)}
         needs["fitnet"] = ["teacher", *self.hints]
         self.needs = {name: needs[name] for name in needs if name != "teacher_all" or c.teacher_all}
+        self.directory = Directory(self.folder, tuple(self.needs), self.settings(), self.xp)
         self.kept = {}  # outputs of the teacher, by set and layer
 
     @property
@@ -93,48 +83,17 @@ class Run:
         return {p: Examples(x, y) for p, x, y in zip(self.stored, (train, *others), labels, strict=True)}
 
     def __enter__(self):
-        """Creates or enters the directory, alone; UserError where another run holds it or its settings differ."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / ".lock", "w")
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from None
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, no worker that outlives us holds it
-        except OSError:
-            self.lock.close()  # now: closing it at any later time would give up a lock that this process then holds
-            raise UserError(f"{self.folder}: another process is at work in it") from None
-        try:
-            self.bind()
-        except UserError:
-            self.lock.close()
-            raise
+        """Enters the directory, alone; UserError where another process is in it or its settings differ."""
+        self.directory.__enter__()
         return self
 
-    def bind(self):
-        """Records the settings as those of the directory, or refuses where it is of others."""
-        begun = self.begun()
-        if self.recorded:
-            raise UserError(f"{self.folder} holds the records of a run without its weights. Name another --runs folder")
-        if not begun:
-            versions = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
-            write_json(self.folder / "config.json", {"settings": self.settings()} | versions | describe(self.xp))
-
-    def begun(self):
-        """Whether something is trained in the directory, that would be lost; UserError where it has other settings."""
-        path = self.folder / "config.json"
-        trained = path.exists() and (any(self.folder.glob("*.h5")) or self.recorded)
-        if trained:
-            refuse_other_settings(self.folder, read_json(path).get("settings", {}), self.settings())
-        return trained
+    def __exit__(self, *exception):
+        self.directory.__exit__()
 
     def missing(self, *goals):
         """The stages that these goals take and that have not finished."""
         wanted = [name for goal in goals for name in self.plan(goal)]
         return [name for name in dict.fromkeys(wanted) if name not in self.summary()["stages"]]
-
-    def __exit__(self, *exception):
-        self.lock.close()
 
     def settings(self):
         """What a run directory is of: everything that its results depend on, but for the version of minifit."""
@@ -181,14 +140,6 @@ class Run:
         constant |= {"momentum": getattr(optimizer, "momentum", 0.0), "momentum_final": None}
         return replace(c.teacher, epochs=c.teacher_all, **constant)
 
-    def state(self, name):
-        """ "finished", "at epoch 3" or "to train"."""
-        path = self.folder / f"{name}.h5"
-        if not path.exists():
-            return "to train"
-        attributes, _ = checkpoints.load(path)
-        return "finished" if attributes["finished"] else f"at epoch {attributes['epoch']}"
-
     def rng(self, stream, pair=1):
         """The generator of a stream; of a second pair of hint and guided layers, and further ones, another."""
         return np.random.default_rng([self.seed, STREAMS[stream]] + [pair] * (pair > 1))
@@ -223,8 +174,7 @@ class Run:
                 networks.unit_variance(network, self.xp.asarray(self.sets["train"].x[:128]))
 
     def restore(self, params, stage):
-        path = self.folder / f"{stage}.h5"
-        checkpoints.restore(params, checkpoints.load(path)[1]["best"], path)
+        checkpoints.restore(params, self.directory.best(stage), self.directory.checkpoint(stage))
 
     def stage(self, name):
         """The fitnets.Stage of that name, ready to train."""
@@ -290,9 +240,10 @@ class Run:
     def make(self, name, tell=None):
         """Trains one stage whose needs are met, or takes it up where it was left, and records what came out."""
         summary = self.summary()
-        if name in summary["stages"] and self.state(name) == "finished":
-            saved = checkpoints.load(self.folder / f"{name}.h5")[0]["identity"]["settings"]
-            refuse_other_settings(self.folder / f"{name}.h5", saved, self.settings())
+        if name in summary["stages"] and self.directory.state(name) == "finished":
+            path = self.directory.checkpoint(name)
+            saved = checkpoints.load(path)[0]["identity"]["settings"]
+            refuse_other_settings(path, saved, self.directory.settings)
             return summary["stages"][name], False
         stage = self.stage(name)
         sets = {"train": self.sets["train"], "validation": self.with_target(stage, "validation")}
@@ -304,11 +255,11 @@ class Run:
             sets["train"] = Examples(
                 *(np.concatenate([getattr(s, part) for s in sets.values()]) for part in ("x", "labels"))
             )
-        self.forget_after(name)
-        path = self.folder / f"{name}.h5"
+        self.directory.forget_after(name)
+        path = self.directory.checkpoint(name)
         frozen = stage.target.params.values() if stage.target else []
         start = {"teacher": digest(frozen), "start": digest(stage.network.params.values())}
-        identity = {"settings": self.settings(), **start}
+        identity = {"settings": self.directory.settings, **start}
         with open(self.folder / "metrics.jsonl", "a") as log:
 
             def keep(record):
@@ -332,10 +283,10 @@ class Run:
         summary, title = self.summary(), f"{self.data.name}, seed {self.seed}"
         chosen = {name: record["best_epoch"] for name, record in summary["stages"].items()}
         who = f"{title}\n{names['teacher']}; {names['student']}"
-        plots.plot_curves(self.metrics(), self.folder / "curves.png", who, chosen)
+        plots.plot_curves(self.directory.metrics(), self.folder / "curves.png", who, chosen)
         first = {}
         for name in summary["stages"]:
-            best = checkpoints.load(self.folder / f"{name}.h5")[1]["best"]
+            best = self.directory.best(name)
             of = names["teacher" if name.startswith("teacher") else "student"]
             first[f"{name} ({of})"] = next(w for key, w in best.items() if key.startswith("0.") and key.endswith("w"))
         plots.plot_filters(first, self.folder / "filters.png", f"First layer, {title}")
@@ -371,7 +322,7 @@ class Run:
             "test_loss": loss,
             "weights": sum(w for w, _ in counts),
             "multiplications": sum(m for _, m in counts),
-            "seconds": round(sum(m["seconds"] for m in self.metrics() if m["stage"] == stage.name), 1),
+            "seconds": round(sum(m["seconds"] for m in self.directory.metrics() if m["stage"] == stage.name), 1),
             "file": f"{stage.name}.h5",
         }
         if stage.classifies:
@@ -386,19 +337,7 @@ class Run:
         with Pass(stage, sets, self.slice(stage.name), self.workers) as examples:
             return examples.measure(part, epoch)
 
-    @property
-    def recorded(self):
-        """Whether the directory has the records of every stage and no weights: it is read, and never trained in."""
-        return self.plan("all") == [*self.listed()] and not any(self.folder.glob("*.h5"))
-
-    def listed(self):
-        """The stages in summary.json, whether or not their weights are there."""
-        path = self.folder / "summary.json"
-        stages = read_json(path).get("stages", {}) if path.exists() else {}
-        return {name: stages[name] for name in self.needs if "test_loss" in stages.get(name, {})}
-
     def summary(self):
-        recorded = self.recorded
         return {
             "experiment": self.name,
             "preset": self.preset,
@@ -406,7 +345,7 @@ class Run:
             "seed": self.seed,
             **{name: network.name for name, network in self.networks.items()},
             **{f"{part}_images": size for part, size in self.sizes.items()},
-            "stages": {n: r for n, r in self.listed().items() if recorded or (self.folder / f"{n}.h5").exists()},
+            "stages": self.directory.finished(),
         }
 
     def on_all(self):
@@ -415,51 +354,3 @@ class Run:
         config = replace(c, train=c.train + c.validation, validation=0, retrain=False)
         found = {name: record["best_epoch"] for name, record in self.summary()["stages"].items()}
         return replace(self, folder=self.folder / "all", config=config, epochs=found)
-
-    def metrics(self):
-        return [json.loads(line) for line in self.lines()]
-
-    def lines(self):
-        return whole_lines(self.folder / "metrics.jsonl")
-
-    def forget_after(self, name):
-        """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
-        stage = self.folder / f"{name}.h5"
-        done = checkpoints.load(stage)[0]["epoch"] if stage.exists() else 0
-        kept = [line for line in self.lines() if json.loads(line)["stage"] != name or json.loads(line)["epoch"] <= done]
-        write_text(self.folder / "metrics.jsonl", "".join(kept))
-
-
-def whole_lines(path):
-    """The lines of a metrics.jsonl, without one that a killed run did not finish."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    for number, line in enumerate(whole, start=1):
-        try:
-            json.loads(line)["stage"], json.loads(line)["epoch"]
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}, line {number}: not the record of an epoch") from None
-    return whole
-
-
-def refuse_other_settings(folder, old, new):
-    """UserError that names every setting in which a run differs from what is asked for now."""
-    differing = differences(flat(old), flat(new))
-    if differing:
-        raise UserError(f"{folder} holds a run with other settings: {differing}. Name another --runs folder")
-
-
-def differences(old, new):
-    return "; ".join(
-        f"{name} {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    )
-
-
-def flat(settings, prefix=""):
-    """{"teacher": {"lr": 1}} -> {"teacher.lr": 1}."""
-    found = {}
-    for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found

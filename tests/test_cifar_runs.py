@@ -272,13 +272,13 @@ def test_without_validation_images_the_last_epoch_is_kept(tmp_path):
     weights = checkpoints.load(tmp_path / "longer" / "kd.h5")[1]["weights"]
     for name, a in best(tmp_path, "kd").items():
         np.testing.assert_array_equal(a, weights[name])
-    for told in [*run.metrics(), *records.values()]:
+    for told in [*run.directory.metrics(), *records.values()]:
         assert not {"validation_loss", "validation_error"} & told.keys()
     run.plot()
     assert (tmp_path / "curves.png").exists()
     assert "no images were left to choose the epoch" in command.report.results_table(run.summary())
     assert "among the training images" in command.report.stage_line("kd", records["kd"], 9)
-    assert command.report.epoch_line(run.metrics()[0]).startswith("teacher epoch 1: loss ")
+    assert command.report.epoch_line(run.directory.metrics()[0]).startswith("teacher epoch 1: loss ")
 
 
 def test_retraining_takes_all_images_and_the_epochs_that_were_found(tmp_path, finished):
@@ -307,12 +307,12 @@ def test_a_teacher_of_another_run_serves_as_if_it_had_been_trained_here(finished
     assert {n: c for n, c in contents(tmp_path).items() if n != "teacher"} == {
         name: content for name, content in contents(finished).items() if name != "teacher"
     }
-    assert [m["epoch"] for m in run.metrics() if m["stage"] == "teacher"] == [1, 2]
+    assert [m["epoch"] for m in run.directory.metrics() if m["stage"] == "teacher"] == [1, 2]
     assert f"The teacher was trained in {finished}." in command.report.results_table(run.summary())
     other = new_run(tmp_path / "seed1", replace(CONFIG, tau=2.0, student=replace(SCHEDULE, lr=0.5)), seed=1)
     with other:
         take_teacher(other, finished)  # a teacher serves every seed and student
-    assert other.state("teacher") == "finished"
+    assert other.directory.state("teacher") == "finished"
 
 
 @pytest.mark.parametrize(

@@ -342,7 +342,7 @@ def test_ctrl_c_stops_every_seed_and_says_how_to_go_on(tmp_path):
         config = replace(config, stage1=command.stage1, student=command.student)
         dataset = data.load("digits", train=24, test=8)
         with Run(folder, "digits", "default", experiments.EXPERIMENTS["digits"], config, seed, dataset, np, 1) as own:
-            assert own.state("teacher").startswith("at epoch")
+            assert own.directory.state("teacher").startswith("at epoch")
 
 
 def test_a_command_that_fails_stops_no_other():

@@ -342,7 +342,7 @@ def test_a_killed_stage_is_taken_up_on_the_device_as_if_nothing_had_happened(xp,
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, xp, stop_in=name)
     with run(tmp_path, xp) as r:
-        assert r.state(name) == "at epoch 1"
+        assert r.directory.state(name) == "at epoch 1"
     saved, _, _ = trained(tmp_path, xp)
     for stage in fitnets.NAMES:
         for group, arrays in on_device[0][stage].items():

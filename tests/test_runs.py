@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minifit import UserError, checkpoints, data, fitnets, runs, training
+from minifit import UserError, checkpoints, data, fitnets, training
 from minifit.data.preprocessing import unit
 from minifit.experiments import DIGITS, EXPERIMENTS, Experiment
 from minifit.networks import Conv, Network, Output, build
@@ -347,7 +347,7 @@ def test_lines_that_a_killed_run_logged_and_did_not_save_are_dropped(new_run, fi
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write(lines[-1].replace('"epoch": 1', '"epoch": 2') + '{"stage": "kd", "epo')
     assert epochs_of_whole_lines(tmp_path).count(("kd", 2)) == 1  # told, and not saved
-    assert new_run(tmp_path).metrics()[-1]["epoch"] == 2  # half a line does not hinder a plot of the others
+    assert new_run(tmp_path).directory.metrics()[-1]["epoch"] == 2  # half a line does not hinder a plot of the others
     perform(new_run(tmp_path), "kd")
     assert epochs(tmp_path) == [("teacher", 1), ("teacher", 2), ("kd", 1), ("kd", 2)]
     assert checkpoint.read_bytes() == (finished / "kd.h5").read_bytes()
@@ -438,14 +438,14 @@ def test_the_recorded_commit_marks_a_changed_working_copy(monkeypatch):
     monkeypatch.setattr(checkpoints.subprocess, "run", git)
     assert checkpoints.commit() == "abc"
     answers["status"] = " M run.py\n"
-    assert runs.commit() == "abc+"
+    assert checkpoints.commit() == "abc+"
     answers.clear()
 
     def missing(*_, **__):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(checkpoints.subprocess, "run", missing)
-    assert runs.commit() is None
+    assert checkpoints.commit() is None
 
 
 def test_a_refused_schedule_is_named_down_to_the_number_that_differs(new_run, finished):

@@ -32,6 +32,7 @@ ORDER = (
     "report",
     "plots",
     "gallery",
+    "directory",
     "runs",
     "handover",
     "outline",

@@ -1,0 +1,151 @@
+"""What a run directory holds: the one process at work in it, its settings, and the records of its stages.
+
+.lock            held by the one process at work
+config.json      the resolved settings, seed, versions and commit
+metrics.jsonl    one line an epoch
+<stage>.h5       best weights and, while it is being trained, weights, optimiser, generator and epoch, after every epoch
+summary.json     what came out of each finished stage, on validation and test images
+curves.png, filters.png
+all/             the same again of the run that has trained on the validation images too, where the settings want one
+"""
+
+import fcntl
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from minifit import UserError, __version__, checkpoints
+from minifit.backend import describe
+from minifit.checkpoints import commit, read_json, write_json, write_text
+
+
+@dataclass
+class Directory:
+    """The directory of one run, which has these stages and settings."""
+
+    folder: Path
+    stages: tuple[str, ...]  # in order
+    settings: dict  # what the directory is of
+    xp: object  # the library, numpy or cupy
+
+    def __enter__(self):
+        """Creates or enters the directory, alone; UserError where another run holds it or its settings differ."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.folder / ".lock", "w")
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from None
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, no worker that outlives us holds it
+        except OSError:
+            self.lock.close()  # now: closing it at any later time would give up a lock that this process then holds
+            raise UserError(f"{self.folder}: another process is at work in it") from None
+        try:
+            self._bind()
+        except UserError:
+            self.lock.close()
+            raise
+        return self
+
+    def __exit__(self, *exception):
+        self.lock.close()
+
+    def _bind(self):
+        """Records the settings as those of the directory, or refuses where it is of others."""
+        begun = self.begun()
+        if self.recorded:
+            raise UserError(f"{self.folder} holds the records of a run without its weights. Name another --runs folder")
+        if not begun:
+            versions = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
+            write_json(self.folder / "config.json", {"settings": self.settings} | versions | describe(self.xp))
+
+    def begun(self):
+        """Whether something is trained in the directory, that would be lost; UserError where it has other settings."""
+        path = self.folder / "config.json"
+        trained = path.exists() and (any(self.folder.glob("*.h5")) or self.recorded)
+        if trained:
+            refuse_other_settings(self.folder, read_json(path).get("settings", {}), self.settings)
+        return trained
+
+    def checkpoint(self, stage):
+        """The file of a stage's weights."""
+        return self.folder / f"{stage}.h5"
+
+    def best(self, stage):
+        """{name: array}, the weights of the epoch that was best in a stage."""
+        return checkpoints.load(self.checkpoint(stage))[1]["best"]
+
+    def state(self, stage):
+        """ "finished", "at epoch 3" or "to train"."""
+        path = self.checkpoint(stage)
+        if not path.exists():
+            return "to train"
+        attributes, _ = checkpoints.load(path)
+        return "finished" if attributes["finished"] else f"at epoch {attributes['epoch']}"
+
+    @property
+    def recorded(self):
+        """Whether the directory has the records of every stage and no weights: it is read, and never trained in."""
+        return self.stages == tuple(self._listed()) and not any(self.folder.glob("*.h5"))
+
+    def finished(self):
+        """{stage: what came out of it}, of the stages whose weights are there, or of all where `recorded`."""
+        recorded = self.recorded
+        return {name: r for name, r in self._listed().items() if recorded or self.checkpoint(name).exists()}
+
+    def _listed(self):
+        """The stages in summary.json, whether or not their weights are there."""
+        path = self.folder / "summary.json"
+        listed = read_json(path).get("stages", {}) if path.exists() else {}
+        return {name: listed[name] for name in self.stages if "test_loss" in listed.get(name, {})}
+
+    def metrics(self):
+        """The record of every epoch, as a dictionary."""
+        return [json.loads(line) for line in self.lines()]
+
+    def lines(self):
+        return whole_lines(self.folder / "metrics.jsonl")
+
+    def forget_after(self, stage):
+        """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
+        path = self.checkpoint(stage)
+        done = checkpoints.load(path)[0]["epoch"] if path.exists() else 0
+        records = ((line, json.loads(line)) for line in self.lines())
+        kept = [line for line, record in records if record["stage"] != stage or record["epoch"] <= done]
+        write_text(self.folder / "metrics.jsonl", "".join(kept))
+
+
+def whole_lines(path):
+    """The lines of a metrics.jsonl, without one that a killed run did not finish."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    for number, line in enumerate(whole, start=1):
+        try:
+            json.loads(line)["stage"], json.loads(line)["epoch"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}, line {number}: not the record of an epoch") from None
+    return whole
+
+
+def refuse_other_settings(folder, old, new):
+    """UserError that names every setting in which a run differs from what is asked for now."""
+    differing = differences(flat(old), flat(new))
+    if differing:
+        raise UserError(f"{folder} holds a run with other settings: {differing}. Name another --runs folder")
+
+
+def differences(old, new):
+    return "; ".join(
+        f"{name} {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    )
+
+
+def flat(settings, prefix=""):
+    """{"teacher": {"lr": 1}} -> {"teacher.lr": 1}."""
+    found = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
