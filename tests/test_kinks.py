@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from properties import FAR, far_logits_are_scipys, ties_go_to_the_first
 from scipy import special
 
-from minifit import audit
+from minifit import audit, networks
 from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Sequential, Softmax
 from minifit.losses import cross_entropy, distillation_loss, hint_loss, log_softmax
 from minifit.regressors import pieces_of, regressor, weights
@@ -113,6 +113,39 @@ def test_distillation_is_eq_2_at_extreme_temperatures(tau, scale, dtype):
     dhard = (special.softmax(logits, axis=1) - np.eye(3)[labels]) / 3
     dsoft = lam / tau / 3 * (special.softmax(logits / tau, axis=1) - p_teacher)
     np.testing.assert_allclose(dlogits, dhard + dsoft, rtol=rtol, atol=rtol * lam / tau)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_probabilities_whose_square_is_no_normal_number_send_no_gradient(dtype):
+    tiny = np.finfo(dtype).tiny
+    edge = -np.log(tiny) / 2
+    gaps = np.concatenate([[0], edge + np.array([-20, -1e-2, 1e-2, 1, 20]), 2 * edge + np.array([-1, 1, 9, 20])])
+    logits, labels = -gaps.astype(dtype)[None], np.array([0])
+    _, hard = cross_entropy(logits, labels)
+    teacher = logits[:, ::-1]
+    _, soft = distillation_loss(2 * logits, 2 * teacher, labels, tau=2.0, lam=2.0)  # lam / tau = 1
+    with np.errstate(under="ignore"):
+        p = np.exp(-gaps)
+    p[gaps > edge] = 0
+    exact = {"rtol": 4 * edge * np.finfo(dtype).eps, "atol": 0}  # of the logits' own rounding
+    np.testing.assert_allclose(hard[0, 1:], p[1:], **exact)
+    np.testing.assert_allclose(soft[0, 1:-1], (p - p[::-1])[1:-1], **exact)
+    for gradient in (hard, soft):
+        assert not ((gradient != 0) & (abs(gradient) < tiny**0.5)).any()
+
+
+def test_sure_images_send_nothing_subnormal_back_through_a_network():
+    network = networks.build(networks.MNIST_FITNET, np.random.default_rng(0))
+    x = np.random.default_rng(1).random((64, 28, 28, 1)).astype(np.float32)
+    labels = network(x).argmax(axis=-1)
+    network.params["6.1.w"] *= 100 / np.sort(np.ptp(network(x), axis=-1))[32]  # logits up to 100 apart, or further
+    logits, caches = network.forward(x)
+    _, dy = cross_entropy(logits, labels)
+    for layer, cache in reversed(list(zip(network, caches, strict=True))):
+        dy, grads = layer.backward(dy, cache)
+        for array in (dy, *grads.values()):
+            assert array.any()
+            assert not ((array != 0) & (abs(array) < np.finfo(np.float32).tiny)).any()
 
 
 def test_dropout_that_keeps_everything_draws_nothing():
