@@ -18,6 +18,7 @@ from minifit.training import Examples, Pass
 
 SEED, LR, MOMENTUM = 20150507, 0.01, 0.9
 PRODUCT = 1536  # rows and columns of the matrices whose product is the ceiling
+LEAD = 44  # logits between the two likeliest classes of the median image: the MNIST FitNet's after 107 epochs on labels
 
 
 class Child:
@@ -79,11 +80,25 @@ def turn(step, seconds):
     return float(np.median(times))
 
 
-def examples(network, n, dtype=np.float32):
-    """n random images with random labels, the same for all."""
+def examples(network, n, dtype=np.float32, sure=False):
+    """n random images with random labels, the same for all.
+
+    sure: images so strong that the network which is `built` is sure of them, and right, as after long training
+    """
     rng = np.random.default_rng([SEED, n])
     labels = rng.integers(network.blocks[-1].classes, size=n)
-    return Examples(rng.standard_normal((n, *network.input)).astype(dtype), labels)
+    x = rng.standard_normal((n, *network.input)).astype(dtype)
+    if sure:
+        layers = built(network, dtype)
+        x *= LEAD / np.median(leads(layers(x)))
+        labels = layers(x).argmax(axis=-1)
+    return Examples(x, labels)
+
+
+def leads(logits):
+    """By how much the largest logit of each image exceeds the second."""
+    second, first = np.sort(logits, axis=-1)[:, -2:].T
+    return first - second
 
 
 def built(network, dtype=np.float32):
@@ -102,9 +117,9 @@ def built(network, dtype=np.float32):
 class Minifit:
     """Training steps and evaluation as minifit.training does them."""
 
-    def __init__(self, network, batch, slice_size, count, sizes=(), dtype=np.float32):
+    def __init__(self, network, batch, slice_size, count, sizes=(), dtype=np.float32, sure=False):
         self.batch, self.steps = batch, 0
-        sets = {"train": examples(network, batch, dtype)} | {str(n): examples(network, n, dtype) for n in sizes}
+        sets = {"train": examples(network, batch, dtype, sure)} | {str(n): examples(network, n, dtype) for n in sizes}
         self.before = memory(["self"], "VmRSS")
         self.layers = built(network, dtype)
         self.norms = networks.norms(network, self.layers)
@@ -155,7 +170,7 @@ class Minifit:
 class Torch:
     """The same steps by PyTorch, in the memory format that is asked for."""
 
-    def __init__(self, network, batch, threads, sizes=()):
+    def __init__(self, network, batch, threads, sizes=(), sure=False):
         import torch
 
         from benchmarks import twin
@@ -167,7 +182,7 @@ class Torch:
         for format in twin.FORMATS:
             self.twins[format] = twin.Twin(network, built(network), format, LR, MOMENTUM)
             for n in {batch, *sizes}:
-                given = examples(network, n)
+                given = examples(network, n, sure=sure)
                 self.data[format, n] = twin.images(given.x, format), torch.from_numpy(given.labels)
         self.batch = batch
 

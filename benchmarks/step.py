@@ -64,6 +64,7 @@ def parse(arguments):
     parser.add_argument("--repeats", type=positive, default=15, help="turns of every contestant")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--evaluate", action="store_true", help=f"forward only, {SIZES} images at once")
+    what.add_argument("--sure", action="store_true", help="images that the networks are sure of, as late in training")
     what.add_argument("--scaling", action="store_true", help="minifit alone: one worker against more, and same weights")
     options = parser.parse_args(arguments)
     if not options.scaling and importlib.util.find_spec("torch") is None:
@@ -106,14 +107,15 @@ def take_turns(contestants, repeats):
 
 def training(network, options):
     """The rows of the main table for a network: a training step of each contestant."""
-    count, batch = options.workers, options.batch
-    with Child(Torch, network, batch, count) as theirs:
+    count, batch, sure = options.workers, options.batch, options.sure
+    with Child(Torch, network, batch, count, (), sure) as theirs:
         theirs("check")
         # Once more, by the very processes and slices that will be timed, in float64 where no rounding hides a mistake.
         with Child(Minifit, network, batch, size_of(network, options), count, (), np.float64) as ours:
             gradient = ours("gradient")
         theirs("agree", gradient, FORMATS[0])
-        with Child(Minifit, network, batch, size_of(network, options), count) as ours, Child(Ceiling, count) as ceiling:
+        arguments = network, batch, size_of(network, options), count, (), np.float32, sure
+        with Child(Minifit, *arguments) as ours, Child(Ceiling, count) as ceiling:
             contestants = {"minifit": lambda: ours("step", TURN)}
             contestants |= {format: lambda format=format: theirs("step", format, TURN) for format in FORMATS}
             times = take_turns({**contestants, "ceiling": lambda: ceiling("step", TURN)}, options.repeats)

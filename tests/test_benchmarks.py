@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import profile, step
-from benchmarks.contestants import Ceiling, Child, Minifit, memory, turn
+from benchmarks.contestants import LEAD, Ceiling, Child, Minifit, built, examples, leads, memory, turn
 from minifit.networks import MNIST_FITNET, MNIST_TEACHER, Conv, FullyConnected, Network, Output
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +48,15 @@ def test_a_table_is_markdown_in_columns():
         "| 1   | 2    |",
         "| 333 | 4    |",
     ]
+
+
+def test_sure_images_are_the_same_ones_stronger_and_labelled_as_the_network_does():
+    plain, sure = examples(MNIST_FITNET, 40), examples(MNIST_FITNET, 40, sure=True)
+    logits = built(MNIST_FITNET)(sure.x)
+    np.testing.assert_allclose(sure.x / plain.x, (sure.x / plain.x)[0, 0, 0, 0], rtol=1e-5)
+    np.testing.assert_array_equal(sure.labels, logits.argmax(axis=-1))
+    assert 0.5 < np.median(leads(logits)) / LEAD < 2
+    assert leads(np.array([[1.0, 5.0, 3.0], [4.0, 4.0, 0.0]])).tolist() == [2.0, 0.0]
 
 
 def test_turns_rotate_after_one_that_warms_up(monkeypatch):
@@ -204,7 +213,7 @@ def test_a_twin_that_differs_is_caught(monkeypatch):
 def test_the_twin_takes_the_same_steps():
     torch = pytest.importorskip("torch")
     from benchmarks import twin
-    from benchmarks.contestants import LR, MOMENTUM, built, examples
+    from benchmarks.contestants import LR, MOMENTUM
 
     given = examples(SMALL, 10, np.float64)
     with Minifit(SMALL, 10, 4, 1, dtype=np.float64) as ours:
