@@ -76,7 +76,7 @@ def _probabilities(xp, log_p):
     """exp(log_p), and 0 where that is below the square root of the type's smallest normal number: 1e-19 in float32.
 
     A network that is sure of an image would else send numbers so small back through all its layers that products of
-    them are subnormal, with which many processors compute far more slowly.
+    them are subnormal, with which a processor may compute far more slowly.
     """
     return xp.exp(log_p) * (log_p > log(np.finfo(log_p.dtype).tiny) / 2)
 
