@@ -272,5 +272,7 @@ def check(experiment, config):
     if not config.guided or len(config.guided) != len(config.hint):
         guided, hint = (" ".join(map(str, layers)) for layers in (config.guided, config.hint))
         raise UserError(f"--guided {guided} and --hint {hint}: wanted pairs, as many layers of one as of the other")
+    if config.lam_end < config.lam_start:
+        raise UserError(f"--lam-end {config.lam_end}: wanted --lam-start {config.lam_start}, or a later epoch")
     if config.retrain and not config.validation:
         raise UserError("--retrain: wanted validation images, from which it takes the number of epochs")

@@ -102,7 +102,7 @@ def linear(first, last, start, end):
     """epoch -> a value that goes linearly from `first` at epoch `start` to `last` at epoch `end`, and stays there."""
 
     def value(epoch):
-        done = float(np.clip((epoch - start) / (end - start), 0, 1)) if end > start else 1.0
+        done = float(np.clip((epoch - start) / (end - start), 0, 1)) if end > start else float(epoch >= start)
         return first + (last - first) * done
 
     return value

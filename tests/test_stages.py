@@ -225,5 +225,5 @@ def test_lambda_falls_linearly_and_stays(epoch, lam):
     assert fitnets.linear(4.0, 1.0, 5, 11)(epoch) == lam
 
 
-def test_a_schedule_without_length_is_at_its_end():
-    assert fitnets.linear(4.0, 1.0, 5, 5)(5) == 1.0
+def test_a_schedule_without_length_is_a_step():
+    assert [fitnets.linear(4.0, 1.0, 5, 5)(epoch) for epoch in (4, 5, 6)] == [4.0, 1.0, 1.0]
