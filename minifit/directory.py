@@ -61,12 +61,15 @@ class Directory:
             write_json(self.folder / "config.json", {"settings": self.settings} | versions | describe(self.xp))
 
     def begun(self):
-        """Whether something is trained in the directory, that would be lost; UserError where it has other settings."""
+        """Whether there are weights in the directory, or the records of every stage.
+
+        UserError where it has other settings, and something that would be lost: weights, or the records of a stage.
+        """
         path = self.folder / "config.json"
-        trained = path.exists() and (any(self.folder.glob("*.h5")) or self.recorded)
-        if trained:
+        weights = path.exists() and any(self.folder.glob("*.h5"))
+        if weights or (path.exists() and self._listed()):
             refuse_other_settings(self.folder, read_json(path).get("settings", {}), self.settings)
-        return trained
+        return weights or (path.exists() and self.recorded)
 
     def checkpoint(self, stage):
         """The file of a stage's weights."""
@@ -98,7 +101,10 @@ class Directory:
         """The stages in summary.json, whether or not their weights are there."""
         path = self.folder / "summary.json"
         listed = read_json(path).get("stages", {}) if path.exists() else {}
-        return {name: listed[name] for name in self.stages if "test_loss" in listed.get(name, {})}
+        try:
+            return {name: listed[name] for name in self.stages if "test_loss" in listed.get(name, {})}
+        except (AttributeError, TypeError):
+            raise UserError(f"{path}: not the records of a run's stages") from None
 
     def metrics(self):
         """The record of every epoch, as a dictionary."""
@@ -106,6 +112,15 @@ class Directory:
 
     def lines(self):
         return whole_lines(self.folder / "metrics.jsonl")
+
+    def log(self, record):
+        """Adds the record of an epoch; UserError where the disk refuses."""
+        path = self.folder / "metrics.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
     def forget_after(self, stage):
         """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
@@ -118,7 +133,10 @@ class Directory:
 
 def whole_lines(path):
     """The lines of a metrics.jsonl, without one that a killed run did not finish."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    try:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
     whole = [line for line in lines if line.endswith("\n")]
     for number, line in enumerate(whole, start=1):
         try:

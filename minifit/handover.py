@@ -30,11 +30,13 @@ def take_teacher(run, source):
     """Copies the teacher of the run directory `source` into the run's, with its figures and where it is from.
 
     UserError where it is not what the run itself would train, but for the random start, or where the run has one of its
-    own.
+    own, or students of another.
     """
-    source = Path(source)
-    for name in ["teacher"] + ["teacher_all"] * (run.config.teacher_all > 0):
-        record, groups = _trained(run, source, name)
+    source, last = Path(source), "teacher_all" if run.config.teacher_all else "teacher"
+    trained = {name: _trained(run, source, name) for name in dict.fromkeys(("teacher", last))}
+    if not run.directory.checkpoint(last).exists():
+        _refuse_students_of_another(run, source, trained[last][1]["best"])
+    for name, (record, groups) in trained.items():
         path = run.directory.checkpoint(name)
         if path.exists():
             mine = run.directory.best(name)
@@ -50,8 +52,20 @@ def take_teacher(run, source):
         run.directory.forget_after(name)
         lines = [line for line in whole_lines(source / "metrics.jsonl") if json.loads(line)["stage"] == name]
         write_text(run.folder / "metrics.jsonl", "".join(run.directory.lines() + lines))
-        record["identity"] |= {"settings": run.directory.settings, "from": str(source)}
+        record["identity"] |= {"settings": run.settings_of(name), "from": str(source)}
         checkpoints.save(path, record, best=groups["best"])  # last: before it, nothing else counts
+
+
+def _refuse_students_of_another(run, source, weights):
+    """UserError where the run has students, but no teacher any more, and theirs did not have these weights."""
+    teacher = run.teacher(trained=False)
+    checkpoints.restore(teacher.params, weights, source)
+    for name in (*run.hints, "kd", "fitnet"):
+        path = run.directory.checkpoint(name)
+        if path.exists():
+            asked = digest(run.asked(name, teacher).params.values())
+            if checkpoints.load(path)[0]["identity"]["teacher"] != asked:
+                raise UserError(f"--teacher-from {source}: {path} was made from another teacher")
 
 
 def _trained(run, source, name):
@@ -64,7 +78,7 @@ def _trained(run, source, name):
     old, new = (
         {key: value for key, value in flat(settings).items() if key in SETTINGS or key.startswith("teacher.")}
         | {"teacher_width": settings.get("teacher_width")}
-        for settings in (record["identity"]["settings"], run.directory.settings)
+        for settings in (record["identity"]["settings"], run.settings_of(name))
     )
     differing = differences(old, new)
     if differing:

@@ -10,11 +10,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from minifit import UserError, augment, checkpoints, fitnets, networks, plots
+from minifit.backend import refuse_more_than_memory
 from minifit.checkpoints import digest, write_json
 from minifit.data.preprocessing import unit, whitened
 from minifit.directory import Directory, refuse_other_settings
-from minifit.regressors import pieces_of, regressor
-from minifit.training import Examples, Pass, fit, outputs
+from minifit.regressors import TRAINING, pieces_of, regressor
+from minifit.training import Examples, Pass, fit, outputs, refuse_another_start
 
 # Every random stream of a run has a number; stages shuffle from streams of their own, so that any may run alone.
 WEIGHTS = ("teacher weights", "student weights", "regressor weights")
@@ -53,6 +54,8 @@ class Run:
         }
         self.sizes = {part: len(labels) for part, (_, labels) in self.stored.items()}
         self.images = digest(a for arrays in self.stored.values() for a in arrays)
+        if c.teacher_width > 1:
+            self._refuse_a_teacher_too_wide()
         teacher = networks.widened(self.experiment.teacher, c.teacher_width)
         self.networks = {"teacher": teacher, "student": self.experiment.student}
         self.hints = ["hint", *(f"hint_{i}" for i in range(2, len(c.guided) + 1))]  # one stage for each pair
@@ -62,6 +65,13 @@ class Run:
         self.needs = {name: needs[name] for name in needs if name != "teacher_all" or c.teacher_all}
         self.directory = Directory(self.folder, tuple(self.needs), self.settings(), self.xp)
         self.kept = {}  # outputs of the teacher, by set and layer
+
+    def _refuse_a_teacher_too_wide(self):
+        network, times = self.experiment.teacher, self.config.teacher_width
+        image = np.zeros((0, *network.input), np.float32)
+        n = times * times * sum(w for w, _ in networks.count(networks.build(network, rng=None), image))  # about
+        what = f"--teacher-width {times:g}: training its {n:,.0f} weights would"
+        refuse_more_than_memory(what, TRAINING * n, "a narrower one would fit")
 
     @property
     def whitening(self):
@@ -105,11 +115,15 @@ class Run:
             "images": self.images,
             "backend": self.xp.__name__,
             "networks": {name: network.name for name, network in self.networks.items()},
-            "epochs": self.epochs,
             **asdict(self.config),
             "slice": {"teacher": self.slice("teacher"), "student": self.slice("student")},
         }
         return json.loads(json.dumps(settings))
+
+    def settings_of(self, name):
+        """What a stage's file is of: the run's settings, and the epochs found for the stage and for those it needs."""
+        own = [stage for stage in (*self.needs[name], name) if stage in self.epochs]
+        return self.directory.settings | {"epochs": {stage: self.epochs[stage] for stage in own}}
 
     def plan(self, goal):
         """The stages that `goal` takes, in order."""
@@ -162,6 +176,10 @@ class Run:
         if trained:
             self.restore(network.params, "teacher_all" if self.config.teacher_all else "teacher")
         return network
+
+    def asked(self, name, teacher):
+        """The part of a teacher that a student's stage learns from: its hint, or all of it."""
+        return teacher[: self.pair(name)[2]] if name in self.hints else teacher
 
     def student(self):
         """The student's network; every stage of a seed starts from the same weights."""
@@ -239,13 +257,18 @@ class Run:
 
     def make(self, name, tell=None):
         """Trains one stage whose needs are met, or takes it up where it was left, and records what came out."""
-        summary = self.summary()
+        summary, path = self.summary(), self.directory.checkpoint(name)
         if name in summary["stages"] and self.directory.state(name) == "finished":
-            path = self.directory.checkpoint(name)
-            saved = checkpoints.load(path)[0]["identity"]["settings"]
-            refuse_other_settings(path, saved, self.directory.settings)
+            saved = checkpoints.load(path)[0]["identity"]
+            refuse_other_settings(path, saved["settings"], self.settings_of(name))
+            if name in (*self.hints, "kd", "fitnet"):
+                # The start is not asked for again: a scaled one is rounded by each processor in its own way.
+                refuse_another_start(path, saved["teacher"], digest(self.asked(name, self.teacher()).params.values()))
             return summary["stages"][name], False
         stage = self.stage(name)
+        frozen = stage.target.params.values() if stage.target else []
+        start = {"teacher": digest(frozen), "start": digest(stage.network.params.values())}
+        identity = {"settings": self.settings_of(name), **start}
         sets = {"train": self.sets["train"], "validation": self.with_target(stage, "validation")}
         if not self.draw():
             sets["train"] = self.with_target(stage, "train")
@@ -256,22 +279,16 @@ class Run:
                 *(np.concatenate([getattr(s, part) for s in sets.values()]) for part in ("x", "labels"))
             )
         self.directory.forget_after(name)
-        path = self.directory.checkpoint(name)
-        frozen = stage.target.params.values() if stage.target else []
-        start = {"teacher": digest(frozen), "start": digest(stage.network.params.values())}
-        identity = {"settings": self.directory.settings, **start}
-        with open(self.folder / "metrics.jsonl", "a") as log:
 
-            def keep(record):
-                if name in ("kd", "fitnet"):
-                    record |= {"lam": self.lam()(record["epoch"])}
-                log.write(json.dumps(record) + "\n")
-                log.flush()
+        def keep(record):
+            if name in ("kd", "fitnet"):
+                record |= {"lam": self.lam()(record["epoch"])}
+            self.directory.log(record)
 
-            schedule, size, progress = self.schedule(name), self.slice(name), self.progress
-            rng = self.rng("hint", self.pair(name)[0]) if name in self.hints else self.rng(name)
-            arguments = path, identity, size, self.workers, keep, tell, progress, until, self.draw()
-            state = fit(stage, schedule, sets, rng, *arguments)
+        schedule, size, progress = self.schedule(name), self.slice(name), self.progress
+        rng = self.rng("hint", self.pair(name)[0]) if name in self.hints else self.rng(name)
+        arguments = path, identity, size, self.workers, keep, tell, progress, until, self.draw()
+        state = fit(stage, schedule, sets, rng, *arguments)
         record = self.figures(stage, state)
         summary["stages"][name] = record
         write_json(self.folder / "summary.json", summary)

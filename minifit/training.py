@@ -224,8 +224,7 @@ def fit(
     best = {}
     if path.exists():
         state, saved = checkpoints.load(path)
-        if state.pop("identity") != identity:
-            raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
+        refuse_another_start(path, state.pop("identity"), identity)
         best = saved["best"]
         if not state["finished"]:
             checkpoints.restore(params, saved["weights"], path)
@@ -233,7 +232,7 @@ def fit(
             optimizer.state = {name: xp.asarray(a) for name, a in saved["optimizer"].items()}
             rng.bit_generator.state = state["rng"]
 
-    with examples, np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), examples:  # in this order: the team's processes are told too
         while not stopped(state, schedule, until):
             epoch, began, total = state["epoch"] + 1, time.perf_counter(), 0.0
             order = rng.permutation(n)
@@ -286,6 +285,12 @@ def fit(
                 tell(record)
     checkpoints.restore(params, best, path)
     return state
+
+
+def refuse_another_start(path, saved, identity):
+    """UserError where a stage's file was made from something else than what there is now."""
+    if saved != identity:
+        raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
 
 
 def stopped(state, schedule, until=None):

@@ -1,6 +1,7 @@
 """Runs on colour images: whitened and augmented, with several hints, without validation, with another run's teacher."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -289,11 +290,52 @@ def test_retraining_takes_all_images_and_the_epochs_that_were_found(tmp_path, fi
     assert again.folder == tmp_path / "all" and again.sizes == {"train": 64, "validation": 0, "test": 9}
     assert {name: record["epochs"] for name, record in records.items()} == found
     settings = json.loads((tmp_path / "all" / "config.json").read_text())["settings"]
-    assert settings["epochs"] == found and (settings["train"], settings["validation"]) == (64, 0)
+    assert (settings["train"], settings["validation"]) == (64, 0)
+    for name in STAGES:  # a file is of the epochs that went into it
+        epochs = checkpoints.load(tmp_path / "all" / f"{name}.h5")[0]["identity"]["settings"]["epochs"]
+        assert epochs == {stage: found[stage] for stage in (*again.needs[name], name)}
     summary = json.loads((tmp_path / "all" / "summary.json").read_text())
     assert (summary["train_images"], summary["validation_images"]) == (64, 0)
     with pytest.raises(UserError, match="epochs"):
         perform(replace(again, epochs={name: epochs + 1 for name, epochs in found.items()}))
+
+
+def test_retraining_stage_by_stage_is_retraining_all_at_once(tmp_path):
+    config = replace(CONFIG, student=replace(SCHEDULE, epochs=3, patience=3))
+    whole, parts = new_run(tmp_path / "whole", config), new_run(tmp_path / "parts", config)
+    perform(whole)
+    perform(whole.on_all())
+    for goal in ("teacher", "kd", "all"):
+        perform(parts, goal)
+        perform(parts.on_all(), goal)
+    assert contents(parts.folder / "all") == contents(whole.folder / "all")
+    perform(new_run(tmp_path / "other", config, seed=1))
+    perform(new_run(tmp_path / "other", config, seed=1).on_all(), "teacher")
+    taken = new_run(tmp_path / "taken", config)
+    with taken:
+        take_teacher(taken, tmp_path / "other")
+    perform(taken, "kd")
+    with taken.on_all() as last:
+        take_teacher(last, tmp_path / "other" / "all")
+    assert perform(taken.on_all(), "kd")["teacher"]["from"] == str(tmp_path / "other" / "all")
+
+
+def test_a_teacher_does_not_take_the_place_of_one_that_students_are_of(finished, tmp_path):
+    run, own = new_run(tmp_path, seed=1), tmp_path / "own"
+    perform(run)
+    shutil.copytree(tmp_path, own)
+    (tmp_path / "teacher.h5").unlink()
+    for name in ("hint", "hint_2", "kd", "fitnet"):
+        before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+        with run:
+            line = refusal(take_teacher, run, finished)
+        assert f"{name}.h5 was made from another teacher" in line
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+        (tmp_path / f"{name}.h5").unlink()
+    shutil.copy(own / "kd.h5", tmp_path)
+    with run:
+        take_teacher(run, own)  # theirs
+    assert run.directory.state("teacher") == run.directory.state("kd") == "finished"
 
 
 def test_a_teacher_of_another_run_serves_as_if_it_had_been_trained_here(finished, tmp_path, monkeypatch):

@@ -314,6 +314,24 @@ def test_a_run_that_diverges_is_one_line(light, tmp_path, capsys):
     assert "backprop, epoch 1, step 2" in line and "not finite first in layer" in line
 
 
+def test_no_worker_of_a_run_that_diverges_says_more(tmp_path):  # a process of its own: pytest keeps warnings to itself
+    arguments = ["digits", "--stage", "hint", "--runs", str(tmp_path), "--slice", "8", "--workers", "2", *small(32, 2)]
+    command = [sys.executable, "run.py", *arguments, "--stage1.optimizer", "sgd", "--stage1.lr", "1e20"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert said.returncode == 1 and said.stderr.count("\n") == 1, said.stderr
+
+
+def test_a_lambda_that_has_fallen_before_it_falls_is_one_line(tmp_path, capsys):
+    line = refusal(capsys, ["digits", "--runs", str(tmp_path), "--lam-start", "20"])
+    assert "--lam-end 12: wanted --lam-start 20, or a later epoch" in line
+
+
+@pytest.mark.parametrize("times", ["1e10", "1e200"])
+def test_a_teacher_wider_than_memory_is_one_line(times, tmp_path, capsys):
+    line = refusal(capsys, ["digits", "--runs", str(tmp_path), *small(16, 1), "--teacher-width", times])
+    assert "--teacher-width" in line and "GiB" in line and os.listdir(tmp_path) == []
+
+
 def test_a_worker_that_is_lost_is_one_line(light, tmp_path, monkeypatch, capsys):
     def lose(*_):
         raise WorkerLost("a worker process was ended by SIGKILL")

@@ -167,6 +167,16 @@ def test_a_directory_in_which_nothing_is_trained_takes_other_settings(new_run, t
     assert made["backprop"][1] and json.loads((tmp_path / "config.json").read_text())["settings"]["tau"] == 3.0
 
 
+@pytest.mark.parametrize("goal", ["teacher", "all"])
+def test_records_without_weights_are_not_lost_to_other_settings(goal, new_run, tmp_path):
+    perform(new_run(tmp_path), goal)
+    for path in tmp_path.glob("*.h5"):
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert "tau 3.0, now 2.0" in refusal(perform, new_run(tmp_path, replace(CONFIG, tau=2.0)), "backprop")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_student_stages_of_a_seed_start_from_the_same_weights_and_other_seeds_from_others(new_run, finished):
     run, other = new_run(finished), new_run(finished, seed=1)
     first, kd = run.stage("backprop").network.params, run.stage("kd").network.params
@@ -293,6 +303,20 @@ def test_a_stage_is_not_continued_from_another_teacher_or_start(stage, needed, n
     assert f"{stage}.h5" in line and "another teacher or start" in line
 
 
+@pytest.mark.parametrize("stage", ["kd", "hint", "fitnet"])
+def test_what_another_teacher_made_is_not_kept(stage, new_run, tmp_path):
+    perform(new_run(tmp_path))
+    for name in {"kd", "hint", "fitnet"} - {stage}:
+        (tmp_path / f"{name}.h5").unlink()
+    record, groups = checkpoints.load(tmp_path / "teacher.h5")
+    groups["best"] = {name: 2 * a for name, a in groups["best"].items()}
+    checkpoints.save(tmp_path / "teacher.h5", record, **groups)
+    before = (tmp_path / f"{stage}.h5").read_bytes()
+    line = refusal(perform, new_run(tmp_path), stage)
+    assert f"{stage}.h5" in line and "another teacher or start" in line
+    assert (tmp_path / f"{stage}.h5").read_bytes() == before
+
+
 def test_metrics_have_each_epoch_once_in_order_and_lambda_where_there_is_one(finished):
     assert epochs(finished) == [(name, epoch) for name in fitnets.NAMES for epoch in (1, 2)]
     lam = {(m["stage"], m["epoch"]): m["lam"] for m in metrics(finished) if "lam" in m}
@@ -370,6 +394,26 @@ def test_a_damaged_stage_file_is_one_line_and_removing_it_trains_it_again(stage,
     made = perform(run, "hint")
     assert made[stage][1] and path.read_bytes() == (finished / f"{stage}.h5").read_bytes()
     run.plot()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", b"\xff\n"),
+        ("metrics.jsonl", b"[]\n"),
+        ("summary.json", b'{"stages": []}'),
+        ("summary.json", b'{"stages": {"teacher": 3}}'),
+    ],
+)
+def test_a_damaged_record_is_one_line(name, content, new_run, tmp_path):
+    perform(new_run(tmp_path), "teacher")
+    (tmp_path / name).write_bytes(content)
+    assert str(tmp_path / name) in refusal(perform, new_run(tmp_path), "backprop")
+
+
+def test_a_log_that_cannot_be_written_is_one_line(new_run, tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    assert "metrics.jsonl: cannot be" in refusal(new_run(tmp_path).directory.log, {"epoch": 1})
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", "null"])
