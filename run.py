@@ -7,7 +7,7 @@ python run.py cifar10-fitnet1          CIFAR-10 and the student FitNet 1; the ot
 python run.py compare mnist --seeds 5  all stages for each seed, and every method's errors over the seeds
 python run.py study mnist --seeds 2    one setting changed at a time, on a shorter schedule
 python run.py results mnist            the pages and pictures of both again, from the records; nothing is trained
-python run.py networks                 every network of the paper, counted
+python run.py networks                 the paper's networks for MNIST and CIFAR, counted
 python run.py audit                    every gradient against the derivative of its forward pass
 python run.py mnist --help             every setting
 """
@@ -125,12 +125,13 @@ def write_part(name, command, seeds, said):
 
 
 def write_again(name, arguments):
-    """Everything in a results folder, from the records of the runs that its own commands name; nothing is trained.
+    """Everything in a results folder, and nothing is trained: comparisons from the records of the runs that their
+    commands name, studies from their own studies.json, where all of their figures are.
 
     UserError, with the folder as it was, where those runs no longer have what it tells of them.
     """
     own = command_line(ResultsCommand, f"run.py results {name}", arguments, ResultsCommand())
-    folder, found = Path(own.results) / name, []
+    folder, found, published = Path(own.results) / name, [], {}
     for preset, part in results.parts_of(folder).items():
         words = shlex.split(part["command"])[4:]
         command = replace(parse(name, words, Several), results=own.results, data_dir=own.data_dir)
@@ -142,12 +143,13 @@ def write_again(name, arguments):
             if lost:
                 raise UserError(f"{run.folder}: no {', '.join(lost)}, of which {folder / preset} tells")
         found.append((command, seeds, part["command"]))
-    if not found:
-        raise UserError(f"{folder}: no comparison in it; python run.py compare {name} makes one")
+        published = published_of(name, dataset)
+    if not found and not (folder / "studies.json").exists():
+        raise UserError(f"{folder}: no comparison in it, and no studies; python run.py compare {name} makes one")
     for command, seeds, said in found:
         write_part(name, command, seeds, said)
-    results.write_pages(folder, published_of(name, dataset))
-    say(f"{folder}/: README.md, report.html, {', '.join(command.preset + '/' for command, _, _ in found)}")
+    results.write_pages(folder, published)
+    say(f"{folder}/: {', '.join(['README.md', 'report.html', *(command.preset + '/' for command, _, _ in found)])}")
     return 0
 
 
@@ -283,7 +285,7 @@ def main(arguments):
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if name == "networks":
             if rest in (["-h"], ["--help"]):
-                say("python run.py networks: every network of the paper, its weights and multiplications")
+                say("python run.py networks: the networks for MNIST and CIFAR, their weights and multiplications")
                 return 0
             if rest:
                 raise UserError(f"networks takes no settings, but was given {shlex.join(rest)}")

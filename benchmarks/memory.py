@@ -1,4 +1,4 @@
-"""Peak memory of training every network of the paper at batch 128, the data set aside: python -m benchmarks.memory"""
+"""Peak memory of training every MNIST and CIFAR network, batch 128, the data set aside: python -m benchmarks.memory"""
 
 from benchmarks.contestants import Child, Minifit
 from benchmarks.step import machine, table

@@ -1,4 +1,4 @@
-"""Every network of the paper, as literal lists of blocks, and what they hold and cost.
+"""The paper's networks for MNIST and CIFAR, as literal lists of blocks, and what they hold and cost.
 
 One element of a network is one layer of the paper: Conv(48, 8, pool=(4, 2)) is 48 maxout channels of 8x8 kernels and
 the pooling behind them, and becomes Sequential([Conv2d, Maxout, MaxPool2d]).

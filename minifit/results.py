@@ -106,7 +106,11 @@ def draw_mistakes(run, path, title):
 def parts_of(folder):
     """{preset: comparison} of the parts that the folder has."""
     paths = {preset: folder / preset / "results.json" for preset in summaries.PARTS}
-    return {preset: read_json(path) for preset, path in paths.items() if path.exists()}
+    parts = {preset: read_json(path) for preset, path in paths.items() if path.exists()}
+    for preset, part in parts.items():
+        if not {"command", "methods", "seeds"} <= part.keys():
+            raise UserError(f"{paths[preset]}: not the results of a comparison")
+    return parts
 
 
 def write_studies(found, folder):

@@ -278,6 +278,9 @@ def test_results_of_runs_that_are_gone_stay_as_they_are(compared, tmp_path, caps
     (tmp_path / "seed1").rename(folder / "runs" / "digits" / "seed1")
     assert contents(folder / "out", "png", "json", "html", "md") == before
     assert "no comparison in it" in refusal(capsys, [*again, str(tmp_path)])
+    (tmp_path / "digits" / "default").mkdir(parents=True)
+    (tmp_path / "digits" / "default" / "results.json").write_text("{}")
+    assert "results.json: not the results of a comparison" in refusal(capsys, [*again, str(tmp_path)])
 
 
 def test_records_without_weights_make_the_same_results_and_are_never_trained_in(compared, tmp_path, capsys):
@@ -446,6 +449,9 @@ def test_a_study_trains_one_teacher_a_seed_and_compares_by_validation(tmp_path, 
     before = contents(tmp_path, "h5", "json", "md", "html", "png")
     monkeypatch.setattr(several.subprocess, "Popen", None)
     assert run.main([*arguments, *tiny()]) == 0
+    assert contents(tmp_path, "h5", "json", "md", "html", "png") == before
+    (tmp_path / "out" / "digits" / "README.md").unlink()
+    assert run.main(["results", "digits", "--results", str(tmp_path / "out")]) == 0  # no comparison is there
     assert contents(tmp_path, "h5", "json", "md", "html", "png") == before
 
 
