@@ -64,32 +64,22 @@ def table(rows, header, markdown=False):
 def plan_table(rows):
     """What a run would train, one stage a row, and the time that is left.
 
-    rows: dicts of stage, trains, loss, weights, multiplications, epochs, estimate (seconds or None) and state
+    rows: dicts of stage, trains, loss, weights, multiplications, epochs, estimate (seconds) and state
     ("to train", "finished", "at epoch 3"); a finished stage costs nothing, whatever its estimate says.
     """
-    left = [row for row in rows if row["state"] != "finished"]
+    left = [row["estimate"] for row in rows if row["state"] != "finished"]
     lines = []
     for row in rows:
-        known = row in left and row["estimate"] is not None
+        estimate = None if row["state"] == "finished" else duration(row["estimate"])
         sizes = f"{row['weights']:,}", count(row["multiplications"]), f"{row['epochs']:,}"
         trains, loss = textwrap.fill(row["trains"], 24), textwrap.fill(row["loss"], 14)
-        lines.append([row["stage"], trains, loss, *sizes, duration(row["estimate"]) if known else None, row["state"]])
+        lines.append([row["stage"], trains, loss, *sizes, estimate, row["state"]])
     header = ["stage", "trains", "loss", "weights", "mult.", "epochs", "estimate", "state"]
-
-    known = [row["estimate"] for row in left if row["estimate"] is not None]
-    unknown = [row["stage"] for row in left if row["estimate"] is None]
-    if not left:
-        total = "Nothing is left to train."
-    elif not known:
-        total = "Left to train: no estimate yet."
-    elif unknown:
-        total = f"Left to train: at least {duration(sum(known))}; no estimate yet for {', '.join(unknown)}."
-    else:
-        total = f"Left to train: about {duration(sum(known))}."
+    total = f"Left to train: about {duration(sum(left))}." if left else "Nothing is left to train."
     return table(lines, header) + "\n\n" + total
 
 
-def results_table(summary, published=None, markdown=False):
+def results_table(summary, published=None):
     """Table 4 of the paper beside this run: a method a row, "-" where a stage has not run.   FitNets, Table 4.
 
     published: stage -> test error in percent or None; without any, the paper's column is left out.
@@ -139,7 +129,7 @@ def results_table(summary, published=None, markdown=False):
         captions.append(f"Standard error of a test error of {error:.2f} %: {deviation:.2f}.")
     if "fitnet" in seconds and hint_seconds:
         captions.append(f"FitNet's {unit} include {hint_seconds / size:.1f} of stage 1, the hints.")
-    return table(lines, header, markdown) + "\n\n" + (" " if markdown else "\n").join(captions)
+    return table(lines, header) + "\n\n" + "\n".join(captions)
 
 
 def _chosen(validation):

@@ -147,13 +147,11 @@ def test_the_results_need_neither_a_stage_nor_a_test_error():
     assert "29,944        -   0.51        0.98" in got and "Standard error" not in got
 
 
-def test_the_markdown_results_are_one_table_and_one_caption():
+def test_the_results_name_data_seed_preset_and_the_standard_error():
     got = summary(fitnet=record()) | {"preset": "paper"}
-    lines = report.results_table(got, PAPER, markdown=True).splitlines()
-    assert lines[0].startswith("| method | weights | test error % | paper % | validation error % | epoch chosen |")
-    assert lines[5] == "| FitNet | 29,944 | 0.93 | 0.51 | 0.98 | 12 of 14 | 4.1 |"
-    assert lines[7:] == [
-        "MNIST, 10,000 test images, seed 0, preset paper. Standard error of a test error of 0.93 %: 0.10."
+    assert report.results_table(got, PAPER).splitlines()[-2:] == [
+        "MNIST, 10,000 test images, seed 0, preset paper.",
+        "Standard error of a test error of 0.93 %: 0.10.",
     ]
 
 
@@ -196,10 +194,6 @@ def test_a_plan_adds_up_only_what_is_left():
 
         Left to train: about 2 min 05 s.
     """)
-    rows[1]["estimate"] = None
-    assert report.plan_table(rows).endswith("Left to train: at least 1 min 05 s; no estimate yet for hint.")
-    rows[2]["estimate"] = None
-    assert report.plan_table(rows).endswith("Left to train: no estimate yet.")
     assert report.plan_table(rows[:1]).endswith("Nothing is left to train.")
 
 
