@@ -60,12 +60,10 @@ def _refuse_students_of_another(run, source, weights):
     """UserError where the run has students, but no teacher any more, and theirs did not have these weights."""
     teacher = run.teacher(trained=False)
     checkpoints.restore(teacher.params, weights, source)
-    for name in (*run.hints, "kd", "fitnet"):
+    for name in run.taught:
         path = run.directory.checkpoint(name)
-        if path.exists():
-            asked = digest(run.asked(name, teacher).params.values())
-            if checkpoints.load(path)[0]["identity"]["teacher"] != asked:
-                raise UserError(f"--teacher-from {source}: {path} was made from another teacher")
+        if path.exists() and run.of_another(name, teacher):
+            raise UserError(f"--teacher-from {source}: {path} was made from another teacher")
 
 
 def _trained(run, source, name):

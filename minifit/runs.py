@@ -15,7 +15,7 @@ from minifit.checkpoints import digest, write_json
 from minifit.data.preprocessing import unit, whitened
 from minifit.directory import Directory, refuse_other_settings
 from minifit.regressors import TRAINING, pieces_of, regressor
-from minifit.training import Examples, Pass, fit, outputs, refuse_another_start
+from minifit.training import Examples, Pass, fit, outputs
 
 # Every random stream of a run has a number; stages shuffle from streams of their own, so that any may run alone.
 WEIGHTS = ("teacher weights", "student weights", "regressor weights")
@@ -59,6 +59,7 @@ class Run:
         teacher = networks.widened(self.experiment.teacher, c.teacher_width)
         self.networks = {"teacher": teacher, "student": self.experiment.student}
         self.hints = ["hint", *(f"hint_{i}" for i in range(2, len(c.guided) + 1))]  # one stage for each pair
+        self.taught = (*self.hints, "kd", "fitnet")  # the stages that learn from the teacher
         needs = {"teacher": [], "teacher_all": ["teacher"], "backprop": [], "kd": ["teacher"]}
         needs |= {name: ["teacher", *self.hints[:i]] for i, name in enumerate(self.hints)}
         needs["fitnet"] = ["teacher", *self.hints]
@@ -177,9 +178,11 @@ class Run:
             self.restore(network.params, "teacher_all" if self.config.teacher_all else "teacher")
         return network
 
-    def asked(self, name, teacher):
-        """The part of a teacher that a student's stage learns from: its hint, or all of it."""
-        return teacher[: self.pair(name)[2]] if name in self.hints else teacher
+    def of_another(self, name, teacher):
+        """Whether the file of a student's stage was made from another teacher than this one."""
+        part = teacher[: self.pair(name)[2]] if name in self.hints else teacher
+        saved = checkpoints.load(self.directory.checkpoint(name))[0]["identity"]["teacher"]
+        return saved != digest(part.params.values())
 
     def student(self):
         """The student's network; every stage of a seed starts from the same weights."""
@@ -261,9 +264,9 @@ class Run:
         if name in summary["stages"] and self.directory.state(name) == "finished":
             saved = checkpoints.load(path)[0]["identity"]
             refuse_other_settings(path, saved["settings"], self.settings_of(name))
-            if name in (*self.hints, "kd", "fitnet"):
-                # The start is not asked for again: a scaled one is rounded by each processor in its own way.
-                refuse_another_start(path, saved["teacher"], digest(self.asked(name, self.teacher()).params.values()))
+            # The start is not asked for again: a scaled one is rounded by each processor in its own way.
+            if name in self.taught and self.of_another(name, self.teacher()):
+                raise UserError(f"{path}: made from another teacher than there is now; remove it to train again")
             return summary["stages"][name], False
         stage = self.stage(name)
         frozen = stage.target.params.values() if stage.target else []

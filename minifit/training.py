@@ -224,7 +224,8 @@ def fit(
     best = {}
     if path.exists():
         state, saved = checkpoints.load(path)
-        refuse_another_start(path, state.pop("identity"), identity)
+        if state.pop("identity") != identity:
+            raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
         best = saved["best"]
         if not state["finished"]:
             checkpoints.restore(params, saved["weights"], path)
@@ -285,12 +286,6 @@ def fit(
                 tell(record)
     checkpoints.restore(params, best, path)
     return state
-
-
-def refuse_another_start(path, saved, identity):
-    """UserError where a stage's file was made from something else than what there is now."""
-    if saved != identity:
-        raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
 
 
 def stopped(state, schedule, until=None):

@@ -313,7 +313,7 @@ def test_what_another_teacher_made_is_not_kept(stage, new_run, tmp_path):
     checkpoints.save(tmp_path / "teacher.h5", record, **groups)
     before = (tmp_path / f"{stage}.h5").read_bytes()
     line = refusal(perform, new_run(tmp_path), stage)
-    assert f"{stage}.h5" in line and "another teacher or start" in line
+    assert f"{stage}.h5" in line and "made from another teacher than there is now" in line
     assert (tmp_path / f"{stage}.h5").read_bytes() == before
 
 
