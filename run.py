@@ -32,13 +32,14 @@ from pathlib import Path
 
 import numpy as np
 
-from minifit import UserError, comparison, experiments, networks, outline, pages, report, results, studies, summaries
+from minifit import UserError, experiments, networks
+from minifit.lab import compare as comparison, pages, plan as outline, publish as results, report, studies, summaries
 from minifit.backend import use
-from minifit.commandline import AuditCommand, ResultsCommand, Several, command_line, options, parse, run_of, settings_of
-from minifit.handover import take_teacher
-from minifit.several import Job, run_jobs
-from minifit.training import TrainingError
-from minifit.workers import WorkerLost
+from minifit.lab.cli import AuditCommand, ResultsCommand, Several, command_line, options, parse, run_of, settings_of
+from minifit.lab.handover import take_teacher
+from minifit.lab.jobs import Job, run_jobs
+from minifit.lab.training import TrainingError
+from minifit.lab.parallel import WorkerLost
 from reference import paper
 
 

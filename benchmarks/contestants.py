@@ -12,9 +12,10 @@ import traceback
 
 import numpy as np
 
-from minifit import fitnets, networks, workers
+from minifit import fitnets, networks
+from minifit.lab import parallel as workers
 from minifit.optimizers import SGD, max_norm
-from minifit.training import Examples, Pass
+from minifit.lab.training import Examples, Pass
 
 SEED, LR, MOMENTUM = 20150507, 0.01, 0.9
 PRODUCT = 1536  # rows and columns of the matrices whose product is the ceiling
@@ -115,7 +116,7 @@ def built(network, dtype=np.float32):
 
 
 class Minifit:
-    """Training steps and evaluation as minifit.training does them."""
+    """Training steps and evaluation as minifit.lab.training does them."""
 
     def __init__(self, network, batch, slice_size, count, sizes=(), dtype=np.float32, sure=False):
         self.batch, self.steps = batch, 0

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.step import machine, positive, table
-from minifit import data, experiments, layers, workers
-from minifit.runs import Run
+from minifit import data, experiments, layers
+from minifit.lab import parallel as workers
+from minifit.lab.runner import Run
 
 METHODS = ("forward", "backward", "weight_gradients", "__call__")
 SLOTS = 64  # of the processes' clocks, by their number

@@ -10,7 +10,7 @@ from benchmarks.step import NETWORKS
 from minifit import networks
 from minifit.convolution import SMALL, Stacked, Unfolded, choose, fourier, winograd
 from minifit.layers import Conv2d, Sequential
-from minifit.report import table
+from minifit.lab.report import table
 
 IMAGES = 8
 LARGEST = 40  # H + W + 2 pad of a map that is worth one transform as a whole

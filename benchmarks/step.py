@@ -20,7 +20,8 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from benchmarks.contestants import Ceiling, Child, Minifit, Torch, built
-from minifit import networks, workers
+from minifit import networks
+from minifit.lab import parallel as workers
 
 NAMES = ("MNIST_TEACHER", "MNIST_FITNET", "CIFAR10_TEACHER", "FITNET_1", "FITNET_2", "FITNET_3", "FITNET_4")
 NETWORKS = tuple(getattr(networks, name) for name in NAMES if hasattr(networks, name))

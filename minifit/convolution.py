@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from minifit.backend import array_module
-from minifit.filtering import fourier, fourier_multiplications, winograd
+from minifit.fast_convolution import fourier, fourier_multiplications, winograd
 from minifit.patches import fold, images_innermost, largest, unfold
 
 SMALL = 10**6  # multiplications of a matrix product up to which OpenBLAS does not pack the matrices first

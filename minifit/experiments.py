@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Literal
 
 from minifit import UserError, networks
-from minifit.training import Schedule
+from minifit.lab.training import Schedule
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def test_no_way_of_importing_escapes(line, found):
 def test_an_upward_import_is_caught():
     assert upward("from .networks import Conv", "minifit", "layers") == ["networks"]
     assert upward("from ..fitnets import kd", "minifit.data", "data") == []
-    assert upward("import minifit.report", "minifit.data", "data") == ["report"]
+    assert upward("import minifit.lab.report", "minifit.data", "data") == ["report"]
     assert upward("from minifit import layers", "minifit", "layers") == []
     assert upward("from minifit import UserError", "minifit", "backend") == []
     assert upward("from . import backend", "minifit", None) == ["backend"]

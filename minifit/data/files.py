@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pooch
 
 from minifit import UserError
-from minifit.progress import Bar
+from minifit.data.progress import Bar
 
 
 def find(title, search, download, wanted, cache, data_dir=None):

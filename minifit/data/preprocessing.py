@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minifit import UserError, __version__, checkpoints
+from minifit import UserError, __version__
+from minifit.lab import files as checkpoints
 
 SLICE = 1000  # images that are handled at once: in float64, 25 MB of CIFAR
 

@@ -8,11 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minifit import UserError, checkpoints, fitnets, networks, training
+from minifit import UserError, fitnets, networks
+from minifit.lab import files as checkpoints, training
 from minifit.fitnets import Stage
 from minifit.networks import Conv, Network, Output
 from minifit.regressors import regressor
-from minifit.training import Examples, Pass, Schedule, TrainingError, fit, improves, outputs, stopped
+from minifit.lab.training import Examples, Pass, Schedule, TrainingError, fit, improves, outputs, stopped
 
 TEACHER = Network("teacher", (6, 6, 1), (Conv(5, 3, pool=(2, 2)), Conv(6, 2), Output(10)))
 STUDENT = Network("student", (6, 6, 1), (Conv(3, 3, pool=(2, 2), norm=0.9), Conv(4, 2), Output(10)))

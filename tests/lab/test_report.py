@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minifit import UserError, plots, report
+from minifit import UserError
+from minifit.lab import plots, report
 
 PAPER = {"teacher": 0.55, "backprop": 1.9, "kd": 0.65, "fitnet": 0.51}
 
@@ -358,8 +359,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
 
 
 def test_matplotlib_waits_until_something_is_drawn_and_pyplot_is_never_used():
-    code = "import sys, minifit.plots; sys.exit('matplotlib' in sys.modules)"
-    root = Path(plots.__file__).parents[1]
+    code = "import sys, minifit.lab.plots; sys.exit('matplotlib' in sys.modules)"
+    root = Path(plots.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
     names = {node.attr for node in ast.walk(ast.parse(Path(plots.__file__).read_text())) if hasattr(node, "attr")}
     assert "pyplot" not in Path(plots.__file__).read_text() and "print" not in names

@@ -45,7 +45,7 @@ def test_a_layer_without_a_row_is_noticed_wherever_in_minifit_it_is(monkeypatch)
     class Later(ReLU):
         pass
 
-    monkeypatch.setattr(Later, "__module__", "minifit.training")
+    monkeypatch.setattr(Later, "__module__", "minifit.lab.training")
     assert audit.without_a_row() == ["Later"]
 
 

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from minifit import UserError, checkpoints
-from minifit.checkpoints import digest, read_json, write_json, write_text
-from minifit.directory import differences, flat, whole_lines
+from minifit import UserError
+from minifit.lab import files as checkpoints
+from minifit.lab.files import digest, read_json, write_json, write_text
+from minifit.lab.rundir import differences, flat, whole_lines
 
 # What makes a teacher what it is, beside its schedule. Any random start will do, whatever its seed and its width: it is
 # the trained teacher that is asked.

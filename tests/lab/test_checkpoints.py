@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from minifit import UserError, checkpoints
+from minifit import UserError
+from minifit.lab import files as checkpoints
 
 ARRAYS = {
     "0.w": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,

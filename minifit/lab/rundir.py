@@ -15,9 +15,10 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from minifit import UserError, __version__, checkpoints
+from minifit import UserError, __version__
+from minifit.lab import files as checkpoints
 from minifit.backend import describe
-from minifit.checkpoints import commit, read_json, write_json, write_text
+from minifit.lab.files import commit, read_json, write_json, write_text
 
 
 @dataclass

@@ -10,13 +10,15 @@ import strict
 from test_cifar import published, small_set, write
 
 import run as command
-from minifit import UserError, augment, checkpoints, data, fitnets, networks, outline, regressors, training
+from minifit import UserError, data, fitnets, networks, regressors
+from minifit.data import augment
+from minifit.lab import files as checkpoints, plan as outline, training
 from minifit.data import preprocessing
 from minifit.experiments import CIFAR10, EXPERIMENTS, Experiment
-from minifit.handover import take_teacher
+from minifit.lab.handover import take_teacher
 from minifit.networks import Conv, FullyConnected, Network, Output
-from minifit.runs import Run
-from minifit.training import Schedule
+from minifit.lab.runner import Run
+from minifit.lab.training import Schedule
 
 TEACHER = Network("wide", (8, 8, 3), (Conv(8, 3, pool=(2, 2), norm=0.9), Conv(10, 2), FullyConnected(4), Output(10)))
 STUDENT = Network(
@@ -398,8 +400,8 @@ def test_a_narrower_teacher_is_another_network_and_is_called_so_everywhere(finis
     assert networks.widened(networks.CIFAR10_TEACHER, 1.0) is networks.CIFAR10_TEACHER
     run, name = new_run(finished), "wide, 0.5 times as wide"
     titles = []
-    monkeypatch.setattr("minifit.plots.plot_curves", lambda metrics, path, title, chosen: titles.append(title))
-    monkeypatch.setattr("minifit.plots.plot_filters", lambda weights, path, title: titles.extend(weights))
+    monkeypatch.setattr("minifit.lab.plots.plot_curves", lambda metrics, path, title, chosen: titles.append(title))
+    monkeypatch.setattr("minifit.lab.plots.plot_filters", lambda weights, path, title: titles.extend(weights))
     run.plot()
     assert titles == [f"noise, seed 0\n{name}; deep", f"teacher ({name})", *(f"{s} (deep)" for s in STAGES[1:])]
     assert name in command.report.results_table(run.summary())

@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 
 from minifit import fitnets, networks, regressors
-from minifit.training import Pass
+from minifit.lab.training import Pass
 
 LOSSES = {
     "teacher": "labels",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minifit.plots import COLOURS, LABELS, log_axis, save
+from minifit.lab.plots import COLOURS, LABELS, log_axis, save
 
 GREY = "#666666"
 

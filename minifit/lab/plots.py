@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minifit.checkpoints import write_atomically
-from minifit.report import NAMES
+from minifit.lab.files import write_atomically
+from minifit.lab.report import NAMES
 
 LABELS = NAMES | {"backprop": "back-prop", "kd": "KD"}
 # Okabe and Ito's colours stay apart for colour-blind readers.

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minifit import UserError, checkpoints, data, fitnets, training
+from minifit import UserError, data, fitnets
+from minifit.lab import files as checkpoints, training
 from minifit.data.preprocessing import unit
 from minifit.experiments import DIGITS, EXPERIMENTS, Experiment
 from minifit.networks import Conv, Network, Output, build
-from minifit.outline import outline
-from minifit.runs import Run
-from minifit.training import Schedule
+from minifit.lab.plan import outline
+from minifit.lab.runner import Run
+from minifit.lab.training import Schedule
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEACHER = Network("wide", (28, 28, 1), (Conv(5, 8, pool=(6, 6), norm=0.9), Conv(6, 3, pool=(2, 2)), Output(10)))
 STUDENT = Network(
     "deep", (28, 28, 1), (Conv(3, 8, pool=(4, 4), norm=0.9), Conv(3, 2), Conv(4, 2, pool=(2, 2)), Output(10))

@@ -9,8 +9,8 @@ from typing import Literal
 
 from minifit import UserError, data, experiments
 from minifit.backend import Backend, use
-from minifit.runs import Run
-from minifit.workers import available
+from minifit.lab.runner import Run
+from minifit.lab.parallel import available
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ It is a list of blocks: ("heading", text), ("text", text), ("code", text), ("tab
 import base64
 from html import escape
 
-from minifit.report import table
+from minifit.lab.report import table
 
 STYLE = """
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222 }

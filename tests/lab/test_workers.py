@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minifit import workers
-from minifit.workers import Team, WorkerLost, available, shared
+from minifit.lab import parallel as workers
+from minifit.lab.parallel import Team, WorkerLost, available, shared
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COUNTS = pytest.mark.parametrize("count", [1, 2, 3])
 
 # A process that makes a team of 3, says who they are, and goes on working until it is ended.
 WORKING = """
 import os, time
-from minifit.workers import Team
+from minifit.lab.parallel import Team
 
 with Team(3, {"who": lambda job: os.getpid(), "wait": time.sleep}) as team:
     print(*team.run("who", range(3)), flush=True)

@@ -13,13 +13,15 @@ from typing import Literal
 
 import numpy as np
 
-from minifit import UserError, augment, checkpoints
+from minifit import UserError
+from minifit.data import augment
+from minifit.lab import files as checkpoints
 from minifit.backend import array_module, to_host
 from minifit.fitnets import gradient, linear, measure
 from minifit.layers import Sequential
 from minifit.optimizers import SGD, RMSProp, max_norm
-from minifit.progress import Bar
-from minifit.workers import Team, return_freed_memory, shared
+from minifit.data.progress import Bar
+from minifit.lab.parallel import Team, return_freed_memory, shared
 
 LANES = 8  # the most partial sums of a minibatch, and so the most workers of use ...
 LANES_MEMORY = 2**27  # ... and fewer, but two at least, where they would take more bytes than this

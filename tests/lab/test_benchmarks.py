@@ -12,7 +12,7 @@ from benchmarks import profile, step
 from benchmarks.contestants import LEAD, Ceiling, Child, Minifit, built, examples, leads, memory, turn
 from minifit.networks import MNIST_FITNET, MNIST_TEACHER, Conv, FullyConnected, Network, Output
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = Network(
     "small",
     (9, 7, 3),

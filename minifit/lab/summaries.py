@@ -1,7 +1,7 @@
 """What a comparison and the studies say, as the blocks of a page: headings, sentences and tables."""
 
-from minifit import comparison
-from minifit.report import NAMES, duration
+from minifit.lab import compare as comparison
+from minifit.lab.report import NAMES, duration
 
 PARTS = {"paper": "The paper's settings", "default": "Our settings"}
 PICTURES = {

@@ -15,15 +15,16 @@ import pytest
 from scipy import stats
 
 import run
-from minifit import comparison, data, experiments, gallery, results, several, statistics, studies, summaries
-from minifit.commandline import options, parse
+from minifit import data, experiments
+from minifit.lab import compare as comparison, gallery, jobs as several, publish as results, statistics, studies, summaries
+from minifit.lab.cli import options, parse
 from minifit.experiments import DIGITS, Experiment
-from minifit.handover import take_teacher
+from minifit.lab.handover import take_teacher
 from minifit.networks import Conv, Network, Output
-from minifit.runs import Run
-from minifit.training import Schedule
+from minifit.lab.runner import Run
+from minifit.lab.training import Schedule
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = {"teacher": 0.55, "backprop": 1.9, "kd": 0.65, "fitnet": 0.51}
 TEACHER = Network("wide", (28, 28, 1), (Conv(5, 8, pool=(6, 6)), Conv(6, 3, pool=(2, 2)), Output(10)))
 STUDENT = Network("deep", (28, 28, 1), (Conv(3, 8, pool=(4, 4)), Conv(3, 2), Conv(4, 2, pool=(2, 2)), Output(10)))

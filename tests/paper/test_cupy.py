@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import strict
 
-from minifit import UserError, checkpoints, fitnets, layers, losses, networks
+from minifit import UserError, fitnets, layers, losses, networks
+from minifit.lab import files as checkpoints
 from minifit.backend import array_module, describe, to_host, use
 from minifit.data import Dataset
 from minifit.experiments import MNIST_PAPER, Experiment
 from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Reshape, Sequential, Softmax
 from minifit.networks import Conv, FullyConnected, Network, Output
 from minifit.optimizers import SGD, RMSProp, max_norm
-from minifit.outline import outline
+from minifit.lab.plan import outline
 from minifit.regressors import regressor
-from minifit.runs import Run
-from minifit.training import Examples, Pass, Schedule
+from minifit.lab.runner import Run
+from minifit.lab.training import Examples, Pass, Schedule
 
 # The largest differences from NumPy, in units of an array's largest number: of one operation, and after two epochs.
 PRECISION = {

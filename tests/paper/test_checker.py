@@ -24,7 +24,7 @@ from minifit import UserError, audit, gradcheck, losses, optimizers
 from minifit.audit import Case, of_layer, of_loss, spaced
 from minifit.layers import Conv2d, Linear, Maxout, MaxPool2d, ReLU, Softmax
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LABELS = np.array([1, 0, 2])
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from minifit import UserError, augment, checkpoints, fitnets, networks, plots
+from minifit import UserError, fitnets, networks
+from minifit.data import augment
+from minifit.lab import files as checkpoints, plots
 from minifit.backend import refuse_more_than_memory
-from minifit.checkpoints import digest, write_json
+from minifit.lab.files import digest, write_json
 from minifit.data.preprocessing import unit, whitened
-from minifit.directory import Directory, refuse_other_settings
+from minifit.lab.rundir import Directory, refuse_other_settings
 from minifit.regressors import TRAINING, pieces_of, regressor
-from minifit.training import Examples, Pass, fit, outputs
+from minifit.lab.training import Examples, Pass, fit, outputs
 
 # Every random stream of a run has a number; stages shuffle from streams of their own, so that any may run alone.
 WEIGHTS = ("teacher weights", "student weights", "regressor weights")

@@ -17,14 +17,14 @@ import pytest
 
 import run
 from minifit import data, fitnets
-from minifit.commandline import parse
+from minifit.lab.cli import parse
 from minifit.data import mnist
 from minifit.experiments import Experiment
 from minifit.networks import Conv, Network, Output
-from minifit.runs import Run
-from minifit.workers import WorkerLost
+from minifit.lab.runner import Run
+from minifit.lab.parallel import WorkerLost
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # As deep as the real ones, so that the same layers guide and are guided, and far cheaper.
 WIDE = (Conv(4, 8, pool=(6, 6)), Conv(4, 2, pool=(2, 2)), Conv(4, 2), Output(10))
 DEEP = (Conv(3, 5, pool=(4, 4)), *[Conv(3, 2)] * 5, Output(10))

@@ -9,10 +9,11 @@ Tables are made from records alone. Only pictures ask networks anything: hints o
 
 import numpy as np
 
-from minifit import UserError, comparison, gallery, pages, plots, summaries
+from minifit import UserError
+from minifit.lab import compare as comparison, gallery, pages, plots, summaries
 from minifit.backend import to_host
-from minifit.checkpoints import read_json, write_json, write_text
-from minifit.training import outputs
+from minifit.lab.files import read_json, write_json, write_text
+from minifit.lab.training import outputs
 
 DIGITS_SHOWN = 4  # images whose hints are drawn
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from tqdm import TMonitor
 
-from minifit.progress import Bar
+from minifit.data.progress import Bar
 
 
 def child(what):

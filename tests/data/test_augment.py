@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minifit import augment
+from minifit.data import augment
 
 
 def images(count, height=5, width=4, channels=3, seed=0):

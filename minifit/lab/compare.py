@@ -6,9 +6,10 @@ the means over seeds, and the differences between methods, paired by seed.
 
 from dataclasses import asdict
 
-from minifit import UserError, statistics
-from minifit.checkpoints import read_json
-from minifit.directory import flat
+from minifit import UserError
+from minifit.lab import statistics
+from minifit.lab.files import read_json
+from minifit.lab.rundir import flat
 
 METHODS = ("teacher", "backprop", "kd", "fitnet")
 # The order hint > KD > back-propagation, and the sum of its two steps.

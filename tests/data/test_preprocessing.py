@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from minifit import UserError, checkpoints
+from minifit import UserError
+from minifit.lab import files as checkpoints
 from minifit.data import cifar, preprocessing
 from minifit.data.preprocessing import ZCA, contrast, whitened
 

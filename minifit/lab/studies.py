@@ -7,7 +7,7 @@ all variants: what is compared are students. Only validation errors choose betwe
 from dataclasses import dataclass, replace
 
 from minifit.experiments import DIGITS, MNIST
-from minifit.training import Schedule
+from minifit.lab.training import Schedule
 
 
 @dataclass(frozen=True)
