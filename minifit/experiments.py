@@ -1,59 +1,138 @@
 """The experiments: one frozen Config each, every number with its source.
 
 Sources: [2.2] a section of the paper, [A.1.2], [A.2] its appendix; [code] its released code; [PL] pylearn2's maxout
-scripts, from which the teachers come; [set] what there is of the data set; [ours] chosen here, on the
-validation images.
+scripts, from which the teachers come; [set] the size of the data set; [ours] chosen here, on the validation images.
 """
 
-from dataclasses import dataclass, replace
-from math import inf
-from operator import attrgetter
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
 
 from minifit import UserError, networks
-from minifit.lab.training import Schedule
+from minifit.optimizers import Ramp, Schedule
+from minifit.settings import ABOVE_0, LARGEST, PROBABILITY, at_least, one_of, setting
+
+# Every random stream has a number, so that published seeds keep their bits. A stage draws its noise and its order of
+# images from the stream of its own name, so that any stage may run alone.
+STREAMS = {
+    name: number
+    for number, name in enumerate(
+        (
+            "teacher weights",
+            "student weights",
+            "regressor weights",
+            "teacher",
+            "backprop",
+            "kd",
+            "hint",
+            "fitnet",
+            "teacher_all",
+        )
+    )
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Every setting of an experiment. A run directory holds the results of one of these, and refuses another."""
+    """Every setting of an experiment. A run directory holds the results of one Config, and refuses another.
 
-    train: int  # images that are trained on: the first ones
-    validation: int  # images that choose the epoch: the last ones of the training set
-    test: int | None  # images of the test set: the first ones; None: all of them
-    retrain: bool  # whether every stage is then run again, on the validation images too, for the epochs found
-    preprocessing: Literal["unit", "whitened"]  # pixels in [0, 1]; or contrast normalisation and ZCA
-    flips: bool  # whether a training image is mirrored, left to right, every other time
-    crops: int  # pixels of zeros around a training image, from which one of its own size is cut out
+    None means: worked out from the other settings, as the setting's help says.
+    """
 
-    teacher: Schedule
-    teacher_width: float  # times the paper's channels and units
-    teacher_all: int  # epochs at most that the teacher then goes on, over all images, until losses meet; 0: none
-    keep_input: float  # what dropout keeps of the teacher's input
-    keep: float  # what dropout keeps of the input of its later layers
+    train: int = setting(
+        "train on this many images: the first ones", at_least(1), group="data", common=True, teacher=True
+    )
+    validation: int = setting(
+        "choose the epoch by this many images: the last ones of the training set",
+        at_least(0),
+        common=True,
+        teacher=True,
+    )
+    test: int | None = setting(
+        "test on this many images, the first ones; auto: all", at_least(1), common=True, teacher=True
+    )
+    retrain: bool = setting(
+        "then train every stage again, on the validation images too, for the number of epochs that was best"
+    )
+    preprocessing: str = setting(
+        "scale pixels to [0, 1], or normalise the contrast and apply ZCA", one_of("unit", "whitened"), teacher=True
+    )
+    flips: bool = setting("mirror training images left-right with probability 1/2", teacher=True)
+    crops: int = setting(
+        "pad training images by this many pixels of zeros and cut out a random window of the old size",
+        at_least(0),
+        teacher=True,
+    )
 
-    stage1: Schedule  # of the hint stage
-    guided: tuple[int, ...]  # g, the student's layer that is guided; several are guided one after the other
-    hint: tuple[int, ...]  # h, the teacher's layer that guides it; one for each g
-    regressor: Literal["conv", "fc", "none"]
-    regressor_pieces: int | None  # of its maxout; 1: a linear regressor; None: the hint layer's non-linearity
-    regressor_init: Literal["uniform", "normal"]  # normal: variance 1 / fan-in
-    regressor_width: float  # of U(-width, width)
-    regressor_norm: float  # the largest norm of one of its filters
-    hint_mean: bool  # whether eq. 3 is divided by the number of features
+    teacher_width_scale: float = setting(
+        "multiply the channels and units of the paper's teacher", ABOVE_0, group="networks", teacher=True
+    )
+    teacher_conv_lr_scale: float = setting(
+        "multiply the learning rate of the teacher's convolutions", at_least(0), teacher=True
+    )
+    student_conv_lr_scale: float = setting("multiply the learning rate of the student's convolutions", at_least(0))
+    dropout_keep_input: float = setting(
+        "keep each input of the teacher with this probability in training; 1 = no dropout", PROBABILITY, teacher=True
+    )
+    dropout_keep: float = setting(
+        "keep each input of the teacher's later layers with this probability in training", PROBABILITY, teacher=True
+    )
+    init: str = setting(
+        "draw initial weights from U(-init_range, init_range), or scale every layer's outputs to variance 1",
+        one_of("uniform", "scaled"),
+    )
+    init_range: float = setting("the range of uniform initial weights", ABOVE_0)
+    microbatch: int | None = setting(
+        "pass this many images at once on a CPU, which fixes the order of sums; auto: the network's own",
+        at_least(1),
+        default=None,
+    )
 
-    student: Schedule  # of backprop, kd and fitnet
-    guided_lr: float  # times the learning rate of the guided layers in the fitnet stage
-    tau: float  # of teacher and student, eq. 1
-    student_tau: float | None  # of the student in eq. 2; None: tau
-    lam: float  # lambda of eq. 2 at first
-    lam_final: float  # lambda at last
-    lam_start: int  # the epoch in which lambda begins to fall
-    lam_end: int  # the epoch in which lambda has fallen
+    guided_layer: tuple[int, ...] = setting(
+        "guide this layer of the student; several are guided one after the other", group="hint", common=True
+    )
+    hint_layer: tuple[int, ...] = setting(
+        "take the hint from this layer of the teacher; one for each guided layer", common=True
+    )
+    regressor: str = setting(
+        "map the guided layer to the hint by a convolution, a dense layer, or nothing", one_of("conv", "fc", "none")
+    )
+    regressor_pieces: int | None = setting(
+        "pieces of the regressor's maxout; 1 = a linear regressor; auto: the hint layer's non-linearity", at_least(1)
+    )
+    regressor_init: str = setting(
+        "draw the regressor's weights uniformly, or from a normal distribution of variance 1 / fan-in",
+        one_of("uniform", "normal"),
+    )
+    regressor_init_range: float = setting("the range of the regressor's uniform initial weights", ABOVE_0)
+    regressor_max_norm: float = setting("the largest norm of each filter of the regressor", ABOVE_0)
+    hint_reduction: str = setting(
+        "sum the squared differences of eq. 3 over the features, or average them", one_of("sum", "mean")
+    )
+    guided_lr_scale: float = setting(
+        "multiply the learning rate of the guided layers in the last stage of FitNet", at_least(0)
+    )
 
-    init: Literal["uniform", "scaled"]  # of teacher and student; scaled: every layer's outputs have variance 1
-    width: float  # of U(-width, width)
-    slice: int | None = None  # images that pass together on a CPU: fixes the order of sums; None: as networks.py says
+    tau: float = setting(
+        "soften the teacher's and the student's outputs by this temperature",
+        ABOVE_0,
+        group="distillation",
+        common=True,
+    )
+    student_tau: float | None = setting("another temperature for the student in eq. 2; auto: tau", ABOVE_0)
+    lam: Ramp = setting("weigh the teacher's outputs in eq. 2 by this value of the epoch", at_least(0), common=True)
+
+    teacher: Schedule = field(metadata={"group": "training", "teacher": True})
+    stage1: Schedule  # the hint stage
+    student: Schedule  # every stage that trains the whole student
+    teacher_all: int = setting(
+        "then train the teacher on all images without dropout, for at most this many epochs; 0 = skip",
+        at_least(0),
+        teacher=True,
+    )
+    targets_memory: int = setting(
+        "keep the teacher's outputs while they take at most this many MiB; else compute them for each batch",
+        at_least(0),
+        default=1024,
+    )
 
 
 @dataclass(frozen=True)
@@ -74,110 +153,113 @@ MNIST_PAPER = Config(
     preprocessing="unit",  # [A.2]
     flips=False,  # [A.2]
     crops=0,  # [A.2]
-    # [PL], whose maxout network the paper's teacher is; the limits of 500 epochs are [ours].
-    teacher=Schedule(
-        "sgd", lr=0.05, lr_decay=1.00004, momentum=0.5, momentum_final=0.7, momentum_end=250, epochs=500, patience=100
-    ),
-    teacher_width=1.0,  # [A.2]
-    teacher_all=500,  # [PL]; the limit is [ours]
-    keep_input=0.8,  # [PL]
-    keep=0.5,  # [PL]
-    # [A.2], but for RMSProp: its text says SGD, its code RMSProp, and SGD at this rate does not move from this start.
-    stage1=Schedule("rmsprop", lr=0.0005, epochs=500, patience=100),
-    guided=(4,),  # [A.2]: the middle layer
-    hint=(2,),  # [A.2]: the middle layer
+    teacher_width_scale=1.0,  # [A.2]
+    teacher_conv_lr_scale=1.0,  # [PL]
+    student_conv_lr_scale=1.0,  # [A.2]: one rate
+    dropout_keep_input=0.8,  # [PL]
+    dropout_keep=0.5,  # [PL]
+    init="uniform",  # [A.2]
+    init_range=0.005,  # [A.2]
+    guided_layer=(4,),  # [A.2]: the middle layer
+    hint_layer=(2,),  # [A.2]: the middle layer
     regressor="conv",  # [A.2]
     regressor_pieces=None,  # [2.2]
     regressor_init="uniform",  # [code]
-    regressor_width=0.05,  # [code]
-    regressor_norm=0.9,  # [code]
-    hint_mean=False,  # eq. 3; its code: True
-    student=Schedule("rmsprop", lr=0.0005, epochs=500, patience=100),  # as stage1
-    guided_lr=1.0,  # [A.2]: one rate
+    regressor_init_range=0.05,  # [code]
+    regressor_max_norm=0.9,  # [code]
+    hint_reduction="sum",  # eq. 3; its code: "mean"
+    guided_lr_scale=1.0,  # [A.2]: one rate
     tau=3.0,  # [A.2]
     student_tau=None,  # eq. 1; its code: 1, in effect
-    lam=4.0,  # [A.2]
-    lam_final=1.0,  # [A.2]; its code: 0
-    lam_start=1,  # [A.2]; its code: 5
-    lam_end=150,  # [A.2]
-    init="uniform",  # [A.2]
-    width=0.005,  # [A.2]
+    lam=Ramp(4.0, 1.0, 150),  # [A.2]; its code: Ramp(4.0, 0.0, 150, 5)
+    # [PL]: the paper's teacher is pylearn2's maxout network. The limits of 500 epochs are [ours].
+    teacher=Schedule("sgd", lr=0.05, lr_decay=1.00004, momentum=Ramp(0.5, 0.7, 250), epochs=500, patience=100),
+    # [A.2], except RMSProp: the text says SGD, the code RMSProp, and SGD at this rate does not move from this start.
+    stage1=Schedule("rmsprop", lr=0.0005, epochs=500, patience=100),
+    student=Schedule("rmsprop", lr=0.0005, epochs=500, patience=100),  # as stage1
+    teacher_all=500,  # [PL]; the limit is [ours]
 )
 
-# The paper's networks, losses and stages on a schedule of minutes; what is set here is [ours], the rest as above.
-# A few epochs are too few from U(-.005, .005). From a scaled start the networks train at once, although max-norm takes
+# The paper's networks, losses and stages on a schedule of minutes. What is set here is [ours], the rest as above.
+# From U(-.005, .005), a few epochs are too few. From a scaled start the networks train at once, although max-norm takes
 # the first layers' filters back to their limits at the first update. Learning rates fall to nearly 0 in the last epoch.
 MNIST = replace(
     MNIST_PAPER,
-    teacher=Schedule("rmsprop", lr=0.002, lr_final=0.02, lr_end=20, epochs=20, patience=20),
-    teacher_all=0,
-    keep_input=1.0,  # with 0.8, [PL], the same 20 epochs leave it with 0.57 % of validation errors; so 0.47 %
-    stage1=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=8, epochs=8, patience=8),
-    regressor_init="normal",
-    student=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=16, epochs=16, patience=16),
-    lam_end=16,
+    dropout_keep_input=1.0,  # the teacher has 0.47 % of validation errors; with 0.8, [PL], in 20 epochs 0.57 %
     init="scaled",
+    regressor_init="normal",
+    lam=Ramp(4.0, 1.0, 16),
+    teacher=Schedule("rmsprop", lr=0.002, lr_scale=Ramp(1.0, 0.02, 20), epochs=20, patience=20),
+    stage1=Schedule("rmsprop", lr=0.005, lr_scale=Ramp(1.0, 0.02, 8), epochs=8, patience=8),
+    student=Schedule("rmsprop", lr=0.005, lr_scale=Ramp(1.0, 0.02, 16), epochs=16, patience=16),
+    teacher_all=0,
 )
 
+# [ours], as the data themselves.
 DIGITS = replace(
     MNIST,
     train=5_000,
     validation=1_000,
     test=5_000,
-    keep=1.0,
-    stage1=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=6, epochs=6, patience=6),
-    student=Schedule("rmsprop", lr=0.005, lr_final=0.02, lr_end=12, epochs=12, patience=12),
-    lam_end=12,
-)  # [ours], as the data themselves
+    dropout_keep=1.0,
+    lam=Ramp(4.0, 1.0, 12),
+    stage1=Schedule("rmsprop", lr=0.005, lr_scale=Ramp(1.0, 0.02, 6), epochs=6, patience=6),
+    student=Schedule("rmsprop", lr=0.005, lr_scale=Ramp(1.0, 0.02, 12), epochs=12, patience=12),
+)
+
+# [ours]: for studies, a fifth of the training images and half of the default preset's epochs.
+MNIST_SHORT = replace(
+    MNIST,
+    train=10_000,
+    dropout_keep=1.0,
+    lam=Ramp(4.0, 1.0, 8),
+    teacher=Schedule("rmsprop", lr=0.002, lr_scale=Ramp(1.0, 0.02, 8), epochs=8, patience=8),
+    stage1=Schedule("rmsprop", lr=0.005, lr_scale=Ramp(1.0, 0.02, 4), epochs=4, patience=4),
+    student=Schedule("rmsprop", lr=0.005, lr_scale=Ramp(1.0, 0.02, 8), epochs=8, patience=8),
+)
 
 CIFAR10_PAPER = replace(
     MNIST_PAPER,
     train=40_000,  # [A.1.2]
     validation=10_000,  # [A.1.2]
-    test=None,  # [set]: all 10,000, or what there is of them
+    test=None,  # [set]: all 10,000, or as many as there are
     retrain=True,  # [A.1.2]
     preprocessing="whitened",  # [PL]
     flips=True,  # [A.1.2]; the teacher's too, [ours]
     crops=0,  # [A.1.2]; its code: 8
-    # [PL], but for 500 epochs at most and the choice among them, as of the students: [PL] has the 474 that it found.
+    teacher_conv_lr_scale=0.05,  # [PL]
+    student_conv_lr_scale=1.0,  # [A.1.2]; its code: 0.05
+    guided_layer=(6,),  # Table 7
+    hint_layer=(2,),  # Table 7
+    lam=Ramp(4.0, 1.0, 500),  # [A.1.2]; its code: from epoch 5 to 400
+    # [PL], except at most 500 epochs and the choice among them, as for the students: [PL] has the 474 that it found.
     teacher=Schedule(
-        "sgd",
-        lr=0.17,
-        lr_final=0.01,
-        lr_end=500,
-        momentum=0.5,
-        momentum_final=0.65,
-        momentum_end=250,
-        conv_lr=0.05,
-        epochs=500,
-        patience=100,
+        "sgd", lr=0.17, lr_scale=Ramp(1.0, 0.01, 500), momentum=Ramp(0.5, 0.65, 250), epochs=500, patience=100
     ),
-    teacher_all=0,  # [PL]; retraining takes its place
-    stage1=Schedule("rmsprop", lr=0.005, epochs=500, patience=100),  # [A.1.2]; its code: conv_lr=0.05
-    guided=(6,),  # Table 7
-    hint=(2,),  # Table 7
+    stage1=Schedule("rmsprop", lr=0.005, epochs=500, patience=100),  # [A.1.2]
     student=Schedule("rmsprop", lr=0.005, epochs=500, patience=100),  # as stage1
-    lam_end=500,  # [A.1.2]; its code: from 5 to 400
+    teacher_all=0,  # [PL]; retraining takes its place
 )
 
-# For two CPU cores: what is set here is [ours], as for MNIST, and the teacher is another, half as wide. One rate serves
-# all students: at twice that, FitNet 4's loss grows in its first updates, which RMSProp makes the largest.
+# For two CPU cores. What is set here is [ours], as for MNIST; the teacher is half as wide. One rate serves all
+# students: at twice that rate, FitNet 4's loss grows in its first updates, which RMSProp makes the largest.
 CIFAR10 = replace(
     CIFAR10_PAPER,
     retrain=False,
-    teacher=Schedule("rmsprop", lr=0.0002, lr_final=0.02, lr_end=12, epochs=12, patience=12),
-    teacher_width=0.5,
-    keep_input=1.0,
-    keep=1.0,
-    stage1=Schedule("rmsprop", lr=0.0005, lr_final=0.02, lr_end=4, epochs=4, patience=4),
-    regressor_init="normal",
-    student=Schedule("rmsprop", lr=0.0005, lr_final=0.02, lr_end=10, epochs=10, patience=10),
-    lam_end=10,
+    teacher_width_scale=0.5,
+    teacher_conv_lr_scale=1.0,
+    dropout_keep_input=1.0,
+    dropout_keep=1.0,
     init="scaled",
+    regressor_init="normal",
+    lam=Ramp(4.0, 1.0, 10),
+    teacher=Schedule("rmsprop", lr=0.0002, lr_scale=Ramp(1.0, 0.02, 12), epochs=12, patience=12),
+    stage1=Schedule("rmsprop", lr=0.0005, lr_scale=Ramp(1.0, 0.02, 4), epochs=4, patience=4),
+    student=Schedule("rmsprop", lr=0.0005, lr_scale=Ramp(1.0, 0.02, 10), epochs=10, patience=10),
 )
 
-# [A.1.2]: CIFAR-10's settings on all 50,000 images, without a choice of the epoch. How many epochs it does not say:
-# here the students' limit of 500, and the teacher's 474 of [PL].
+# [A.1.2]: CIFAR-10's settings on all 50,000 images, without a choice of the epoch. The paper does not say for how many
+# epochs: here the students' limit of 500, and the teacher's 474 of [PL].
 CIFAR100_PAPER = replace(
     CIFAR10_PAPER,
     train=50_000,  # [A.1.2]
@@ -190,31 +272,40 @@ CIFAR100_PAPER = replace(
 def cifar10(student, guided):
     """An experiment on CIFAR-10 in which the student's layer `guided` learns from the teacher's second."""
     presets = {"default": CIFAR10, "paper": CIFAR10_PAPER}
-    presets = {name: replace(preset, guided=(guided,)) for name, preset in presets.items()}
+    presets = {name: replace(preset, guided_layer=(guided,)) for name, preset in presets.items()}
     return Experiment("cifar10", networks.CIFAR10_TEACHER, student, presets)
 
 
 def depth(student, guided):
-    """An experiment of Figure 2, whose figures are not of networks trained again on all images [A.1.2]."""
+    """An experiment of Figure 2, whose networks are not trained again on all images [A.1.2]."""
     experiment = cifar10(student, guided)
     paper = replace(experiment.presets["paper"], retrain=False)
     return replace(experiment, presets=experiment.presets | {"paper": paper})
 
 
 def cifar100(student, guided):
-    presets = {"default": replace(CIFAR10, guided=(guided,)), "paper": replace(CIFAR100_PAPER, guided=(guided,))}
+    """The same on CIFAR-100."""
+    presets = {"default": CIFAR10, "paper": CIFAR100_PAPER}
+    presets = {name: replace(preset, guided_layer=(guided,)) for name, preset in presets.items()}
     return Experiment("cifar100", networks.CIFAR100_TEACHER, student, presets)
 
 
 EXPERIMENTS = {
     "mnist": Experiment(
-        "mnist", networks.MNIST_TEACHER, networks.MNIST_FITNET, {"default": MNIST, "paper": MNIST_PAPER}
+        "mnist",
+        networks.MNIST_TEACHER,
+        networks.MNIST_FITNET,
+        {"default": MNIST, "paper": MNIST_PAPER, "short": MNIST_SHORT},
     ),
     "digits": Experiment(
         "digits",
         networks.MNIST_TEACHER,
         networks.MNIST_FITNET,
-        {"default": DIGITS, "paper": replace(MNIST_PAPER, train=5_000, validation=1_000, test=5_000)},  # [ours]
+        {"default": DIGITS}
+        | {
+            name: replace(preset, train=5_000, validation=1_000, test=5_000)  # [ours]
+            for name, preset in (("paper", MNIST_PAPER), ("short", MNIST_SHORT))
+        },
     ),
     # Table 5, the guided layers of Table 7
     "cifar10-fitnet1": cifar10(networks.FITNET_1, 6),
@@ -238,41 +329,97 @@ EXPERIMENTS = {
 }
 
 
+@dataclass(frozen=True)
+class Study:
+    """A question, and its answers: {name of an arm: the settings in which it differs from the preset `short`}."""
+
+    question: str
+    arms: dict[str, dict]
+    more: int = 0  # seeds beyond the number that all studies are asked for
+
+
+# One setting is changed at a time. Only validation errors choose between arms.
+STUDIES = (
+    Study(
+        "The student's initial weights",
+        {"scaled": {}, "U(+-.005), paper": {"init": "uniform"}},
+        more=2,  # for an interval: two pairs decide little
+    ),
+    Study(
+        "Guided layer",  # its maps: 10x10, 12x12, 4x4 and 8x8; a hint of 4x4 fits no other layer
+        {"2": {"guided_layer": (2,)}, "3": {"guided_layer": (3,)}, "4, paper": {}, "5": {"guided_layer": (5,)}},
+    ),
+    Study("tau", {"1": {"tau": 1.0}, "3, paper": {}, "10": {"tau": 10.0}}),
+    Study(
+        "lambda",
+        {"4 to 1, paper": {}, "4 throughout": {"lam": Ramp(4.0)}, "1 throughout": {"lam": Ramp(1.0)}},
+    ),
+    Study("The student's tau in eq. 2", {"tau, paper": {}, "1, released code": {"student_tau": 1.0}}),
+    Study("Hint loss, scaled start", {"sum, eq. 3": {}, "mean, released code": {"hint_reduction": "mean"}}),
+    Study(
+        "Hint loss, U(+-.005)",
+        {
+            "sum, eq. 3": {"init": "uniform"},
+            "mean, released code": {"init": "uniform", "hint_reduction": "mean"},
+        },
+    ),
+    Study("Regressor", {"maxout, paper": {}, "linear": {"regressor_pieces": 1}}),
+)
+
+
+def walk(settings, prefix=""):
+    """(name, field, value) of every setting; those of a schedule are called "teacher.lr"."""
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if isinstance(value, Schedule):
+            yield from walk(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, f, value
+
+
 def check(experiment, config):
     """UserError for a setting that cannot be meant."""
-    positive = (lambda value: value > 0), "a number above 0"
-    not_negative = (lambda value: value >= 0), "a number not below 0"
-    at_least_1 = (lambda value: value >= 1), "at least 1"
-    probability = (lambda value: 0 < value <= 1), "a probability above 0"
-    below_1 = (lambda value: 0 <= value < 1), "a number in [0, 1)"
-
-    def layer_of(network):
+    for name, f, value in walk(config):
+        check_value(name, f, value)
+    for name, network in (("guided_layer", experiment.student), ("hint_layer", experiment.teacher)):
         last = len(network.blocks) - 1
-        return (lambda value: 1 <= value <= last), f"one of the layers 1..{last} below the output"
-
-    wanted = {"guided": layer_of(experiment.student), "hint": layer_of(experiment.teacher)}
+        for layer in getattr(config, name):
+            if not 1 <= layer <= last:
+                raise UserError(f"{flag(name)} {layer}: wanted one of the layers 1..{last} below the output")
+    if not config.guided_layer or len(config.guided_layer) != len(config.hint_layer):
+        given = (f"{flag(name)} {spelled(getattr(config, name))}" for name in ("guided_layer", "hint_layer"))
+        raise UserError(f"{' and '.join(given)}: wanted pairs, as many layers of one as of the other")
     side = min(experiment.student.input[:2])
-    wanted["crops"] = (lambda value: 0 <= value < side), f"0 to {side - 1} pixels"
-    wanted |= dict.fromkeys(("train", "test", "slice", "lam_start", "lam_end", "regressor_pieces"), at_least_1)
-    wanted |= dict.fromkeys(("tau", "student_tau", "width", "regressor_width", "regressor_norm"), positive)
-    wanted["teacher_width"] = positive
-    wanted |= dict.fromkeys(("keep_input", "keep"), probability)
-    wanted |= dict.fromkeys(("validation", "teacher_all", "lam", "lam_final", "guided_lr"), not_negative)
-    for part in ("teacher.", "stage1.", "student."):
-        for name in ("epochs", "patience", "batch", "lr_decay", "lr_end", "momentum_end"):
-            wanted[part + name] = at_least_1
-        wanted |= {part + "lr": positive, part + "lr_final": not_negative, part + "conv_lr": not_negative}
-        wanted |= {part + name: below_1 for name in ("momentum", "momentum_final")}
-
-    for name, (fits, words) in wanted.items():
-        value = attrgetter(name)(config)
-        for one in value if isinstance(value, tuple) else (value,):
-            if one is not None and not (abs(one) < inf and fits(one)):
-                raise UserError(f"--{name.replace('_', '-')} {one}: wanted {words}")
-    if not config.guided or len(config.guided) != len(config.hint):
-        guided, hint = (" ".join(map(str, layers)) for layers in (config.guided, config.hint))
-        raise UserError(f"--guided {guided} and --hint {hint}: wanted pairs, as many layers of one as of the other")
-    if config.lam_end < config.lam_start:
-        raise UserError(f"--lam-end {config.lam_end}: wanted --lam-start {config.lam_start}, or a later epoch")
+    if config.crops >= side:
+        raise UserError(f"--crops {config.crops}: wanted 0 to {side - 1} pixels")
     if config.retrain and not config.validation:
         raise UserError("--retrain: wanted validation images, from which it takes the number of epochs")
+
+
+def check_value(name, f, value):
+    """UserError where a value breaks the rule of its field, is not finite, or is a ramp that ends before it starts."""
+    rule = f.metadata["rule"]
+    numbers = (value.first, value.last) if isinstance(value, Ramp) else value if isinstance(value, tuple) else (value,)
+    for one in numbers:
+        if isinstance(one, float | int) and not abs(one) < LARGEST:
+            raise UserError(
+                f"{flag(name)} {spelled(value)}: wanted {rule.words or 'a number'}, not as large as {one:g}"
+            )
+        if one is not None and not rule.accepts(one):
+            raise UserError(f"{flag(name)} {spelled(value)}: wanted {rule.words}")
+    if isinstance(value, Ramp) and not 1 <= value.start <= value.end:
+        raise UserError(f"{flag(name)} {spelled(value)}: wanted FIRST LAST END START, with 1 <= START <= END, epochs")
+
+
+def flag(name):
+    """The option of a setting: "--teacher.lr-scale" of "teacher.lr_scale"."""
+    return f"--{name.replace('_', '-')}"
+
+
+def spelled(value):
+    """A value as it is written on the command line."""
+    if isinstance(value, Ramp):
+        constant = value == Ramp(value.first)
+        value = (value.first,) if constant else (value.first, value.last, value.end, value.start)
+        return " ".join(map(str, value[:3] if value[3:] == (1,) else value))
+    return " ".join(map(str, value)) if isinstance(value, tuple) else "auto" if value is None else str(value)

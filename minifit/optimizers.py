@@ -1,23 +1,27 @@
-"""SGD with momentum, RMSProp and max-norm: step(params, grads), in place. They know arrays by name, and no layers.
+"""SGD with momentum, RMSProp and max-norm, and how their rates change over the epochs.
 
-rates: {name: times the learning rate} of the arrays that learn at a rate of their own.
+`step(params, grads)` works in place. Optimisers know arrays by name, and no layers.
+lr_scales: {name: factor of the learning rate} for arrays that learn at a rate of their own.
 """
 
+from dataclasses import dataclass
+
 from minifit.backend import array_module
+from minifit.settings import ABOVE_0, BELOW_1, at_least, one_of, setting
 
 
 class SGD:
     """v <- momentum v - lr g;   w <- w + v."""
 
-    def __init__(self, lr, momentum=0.0, rates=None):
-        self.lr, self.momentum, self.rates = lr, momentum, rates or {}
+    def __init__(self, lr, momentum=0.0, lr_scales=None):
+        self.lr, self.momentum, self.lr_scales = lr, momentum, lr_scales or {}
         self.state = {}
 
     def step(self, params, grads):
         for name, w in params.items():
             v = self.state.setdefault(name, array_module(w).zeros_like(w))
             v *= self.momentum
-            v -= self.lr * self.rates.get(name, 1.0) * grads[name]
+            v -= self.lr * self.lr_scales.get(name, 1.0) * grads[name]
             w += v
 
 
@@ -28,8 +32,8 @@ class RMSProp:
     and decides whether a network started at U(-.005, .005) moves at all.
     """
 
-    def __init__(self, lr, decay=0.9, floor=1e-5, rates=None):
-        self.lr, self.decay, self.floor, self.rates = lr, decay, floor, rates or {}
+    def __init__(self, lr, decay=0.9, floor=1e-5, lr_scales=None):
+        self.lr, self.decay, self.floor, self.lr_scales = lr, decay, floor, lr_scales or {}
         self.state = {}
 
     def step(self, params, grads):
@@ -38,7 +42,7 @@ class RMSProp:
             m = self.state.setdefault(name, xp.zeros_like(w))
             m *= self.decay
             m += (1 - self.decay) * g * g
-            w -= self.lr * self.rates.get(name, 1.0) * g / xp.maximum(xp.sqrt(m), self.floor)
+            w -= self.lr * self.lr_scales.get(name, 1.0) * g / xp.maximum(xp.sqrt(m), self.floor)
 
 
 def max_norm(w, limit):
@@ -50,3 +54,52 @@ def max_norm(w, limit):
     xp = array_module(w)
     norm = xp.sqrt((w * w).sum(axis=tuple(range(w.ndim - 1))))
     w *= xp.minimum(1, limit / xp.maximum(norm, limit / 2))
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A value that goes linearly from `first` in epoch `start` to `last` in epoch `end`, and is constant outside.
+
+    Ramp(4.0) is 4 in every epoch.
+    """
+
+    first: float
+    last: float | None = None  # None: as `first`
+    end: int = 1
+    start: int = 1
+
+    def __post_init__(self):
+        if self.last is None:
+            object.__setattr__(self, "last", self.first)
+
+    def __call__(self, epoch):
+        """The value in an epoch, counted from 1."""
+        length = self.end - self.start
+        done = min(max((epoch - self.start) / length, 0.0), 1.0) if length > 0 else float(epoch >= self.start)
+        return self.first + (self.last - self.first) * done
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a network is trained: lr * lr_scale(epoch) / lr_decay^updates is the learning rate of an epoch."""
+
+    optimizer: str = setting("the update rule: SGD with momentum, or RMSProp", one_of("sgd", "rmsprop"))
+    lr: float = setting("the learning rate", ABOVE_0)
+    epochs: int = setting("train for at most this many epochs", at_least(1), common=True)
+    patience: int = setting("stop after this many epochs without a better validation result", at_least(1))
+    batch: int = setting("images per update", at_least(1), default=128)  # [A.1.2], [A.2]
+    lr_scale: Ramp = setting("multiply the learning rate by this value of the epoch", at_least(0), default=Ramp(1.0))
+    lr_decay: float = setting("divide the learning rate by this after every update", at_least(1), default=1.0)
+    momentum: Ramp = setting("the momentum of SGD in each epoch; RMSProp has none", BELOW_1, default=Ramp(0.0))
+
+    def make(self, lr_scales=None):
+        """The optimiser, as in the first epoch."""
+        if self.optimizer == "rmsprop":
+            return RMSProp(self.lr, lr_scales=lr_scales)
+        return SGD(self.lr, self.momentum.first, lr_scales)
+
+    def adjust(self, optimizer, epoch, updates):
+        """Sets the learning rate and momentum of an epoch, counted from 1, after so many updates."""
+        optimizer.lr = self.lr * self.lr_scale(epoch) * self.lr_decay**-updates
+        if self.optimizer == "sgd":
+            optimizer.momentum = self.momentum(epoch)
