@@ -10,24 +10,10 @@ from minifit import UserError, networks
 from minifit.optimizers import Ramp, Schedule
 from minifit.settings import ABOVE_0, LARGEST, PROBABILITY, at_least, one_of, setting
 
-# Every random stream has a number, so that published seeds keep their bits. A stage draws its noise and its order of
-# images from the stream of its own name, so that any stage may run alone.
-STREAMS = {
-    name: number
-    for number, name in enumerate(
-        (
-            "teacher weights",
-            "student weights",
-            "regressor weights",
-            "teacher",
-            "backprop",
-            "kd",
-            "hint",
-            "fitnet",
-            "teacher_all",
-        )
-    )
-}
+# The random streams of published seeds: the place of a name is its number, and must not move. A stage draws its noise
+# and its order of images from the stream of its own name, so that any stage may run alone.
+WEIGHTS = ("teacher weights", "student weights", "regressor weights")
+STREAMS = (*WEIGHTS, "teacher", "backprop", "kd", "hint", "fitnet", "teacher_all")
 
 
 @dataclass(frozen=True, kw_only=True)
