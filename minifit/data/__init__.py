@@ -1,6 +1,7 @@
 """Data sets: `load(name)` and the one form they all take. Each is a module that returns its images as stored bytes."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +18,33 @@ class Dataset:
     labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    digests: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # by sizes
+
+    def parts(self, train, validation, test):
+        """{"train": (images, labels), "validation": ..., "test": ...}: the first training images, the last, and the
+        first test images (None: all)."""
+        if len(self.images) < train + validation or len(self.test_images) < (test or 1):
+            raise UserError(
+                f"{self.name} has {len(self.images)} training and {len(self.test_images)} test images; --train "
+                f"{train}, --validation {validation} and --test {test or 'all'} want more"
+            )
+        last, tests = len(self.images) - validation, test or len(self.test_images)
+        return {
+            "train": (self.images[:train], self.labels[:train]),
+            "validation": (self.images[last:], self.labels[last:]),
+            "test": (self.test_images[:tests], self.test_labels[:tests]),
+        }
+
+    def digest(self, train, validation, test):
+        """A fingerprint of the images and labels of `parts`, computed once per sizes."""
+        sizes = train, validation, test
+        if sizes not in self.digests:
+            sha = hashlib.sha256()
+            for part in self.parts(*sizes).values():
+                for array in part:
+                    sha.update(np.ascontiguousarray(array))
+            self.digests[sizes] = sha.hexdigest()[:16]
+        return self.digests[sizes]
 
 
 def load(name, data_dir=None, progress=True, train=None, test=None, **settings):
