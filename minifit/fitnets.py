@@ -1,24 +1,95 @@
-"""Algorithm 1 of FitNets and the baselines it is compared with: one function a stage, named as in Table 4.
+"""Algorithm 1 of FitNets, and the methods of its Table 4: one function each. Start here if you read one file.
 
-    teacher     the wide and shallow network, on labels
-    backprop    the student on labels alone: standard back-propagation
-    kd          the student on eq. 2 from its random start: knowledge distillation
-    hint        Algorithm 1, lines 1-5: the student up to its guided layer, on eq. 3
-    fitnet      Algorithm 1, line 6: the whole student on eq. 2, from where the hint stage left it
-
-Each says what is trained, on which loss, against which output of the teacher. `training.fit` does the rest, and knows
-none of it.
+A method is given a task (its networks, settings and random streams) and `train`. Its stages are its statements:
+`train(stage)` returns when the stage's network is trained, or was loaded because it had been trained before, and gives
+the record of what came out. Stages share layers, so each starts where the statements before it left the network.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import ClassVar
 
-import numpy as np
-
-from minifit.layers import Sequential
+from minifit.layers import Layer
 from minifit.losses import cross_entropy, distillation_loss, hint_loss
+from minifit.optimizers import Ramp, Schedule
 
-NAMES = ("teacher", "backprop", "kd", "hint", "fitnet")
+
+def teacher(task, train):
+    """The wide and shallow network, on labels. `teacher_all` adds pylearn2's last phase, without dropout."""
+    s, network = task.settings, task.network("teacher")
+    record = train(Stage("teacher", network, LABELS, s.teacher, of="teacher"))
+    if s.teacher_all:
+        updates = record["best_epoch"] * ceil(s.train / s.teacher.batch)
+        schedule = held(s.teacher, record["best_epoch"], updates, epochs=s.teacher_all)
+        train(Stage("teacher_all", network, LABELS, schedule, of="teacher", noise=False, on_all=True))
+    return network
+
+
+def backprop(task, train):
+    """The student on labels alone."""
+    train(Stage("backprop", task.network("student"), LABELS, task.settings.student))
+
+
+def kd(task, train):
+    """The student on eq. 2, all of W_S from its random start."""
+    teacher = trained_teacher(task, train)
+    train(Stage("kd", task.network("student"), eq_2(task), task.settings.student, teacher))
+
+
+def fitnet(task, train):
+    """Algorithm 1: the student up to its guided layer on eq. 3, then all of it on eq. 2."""
+    s, teacher, student = task.settings, trained_teacher(task, train), task.network("student")
+    for pair, (g, h) in enumerate(task.pairs, start=1):  # the paper has one pair
+        w_hint = teacher[:h]  # line 1
+        w_guided = student[:g]  # line 2
+        w_r = task.regressor(w_guided, w_hint, pair)  # line 3
+        part = f", layers 1-{g}, and regressor"
+        train(Stage("hint", w_guided + w_r, eq_3(task), s.stage1, w_hint, part=part, classifies=False))  # line 4
+        # line 5, W_S <- {W_Guided*, ...}, has happened: the slice's layers are the student's own
+    for layer in student[: max(s.guided_layer)]:
+        layer.lr_scale *= s.guided_lr_scale  # 1 in the paper
+    train(Stage("fitnet", student, eq_2(task), s.student, teacher))  # line 6
+
+
+def trained_teacher(task, train):
+    """The teacher as its own method leaves it, trained once for all methods of a task. It never changes after."""
+    if task.teacher is None:
+        task.teacher = teacher(task, train)
+    return task.teacher
+
+
+def held(schedule, epoch, updates, epochs):
+    """The schedule at the learning rate and momentum that it has in one epoch, after so many updates."""
+    lr = schedule.lr * schedule.lr_scale(epoch) * schedule.lr_decay**-updates
+    momentum = Ramp(schedule.momentum(epoch))
+    return replace(schedule, epochs=epochs, lr=lr, lr_scale=Ramp(1.0), lr_decay=1.0, momentum=momentum)
+
+
+def eq_2(task):
+    return Distillation(task.settings.tau, task.settings.lam, task.settings.student_tau)
+
+
+def eq_3(task):
+    return Hint(task.settings.hint_reduction)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: its name on the command line, its name in tables, a short one for plots, and its function."""
+
+    name: str
+    title: str
+    label: str
+    run: Callable  # (task, train)
+
+
+METHODS = (
+    Method("teacher", "teacher", "teacher", teacher),
+    Method("backprop", "standard back-propagation", "back-prop", backprop),
+    Method("kd", "knowledge distillation", "KD", kd),
+    Method("fitnet", "FitNet", "FitNet", fitnet),
+)
 
 
 @dataclass(frozen=True)
@@ -26,87 +97,88 @@ class Stage:
     """What one stage trains: argmin over network's parameters of the mean of loss(network(x), target(x), labels)."""
 
     name: str
-    network: Sequential  # everything that may move
-    target: Sequential | None  # the part of the teacher whose output the loss compares with; it never moves
-    loss: Callable  # (prediction, target, labels, epoch) -> (loss, d(loss)/d(prediction))
-    classifies: bool = True  # its network ends in logits, so that it is judged by its errors and not by its loss
-    norms: dict | None = None  # {parameter name: largest norm of a filter}
-    rates: dict | None = None  # {parameter name: times the learning rate}
+    network: Layer  # everything that may move
+    loss: Callable  # (prediction, target, labels, epoch) -> (loss, d(loss)/d(prediction)); it has a title
+    schedule: Schedule
+    target: Layer | None = None  # the part of the teacher whose output the loss compares with; it never moves
+    of: str = "student"  # the task's network to which `network` belongs
+    part: str = ""  # which part of it, in words
+    classifies: bool = True  # whether the network ends in logits, so that errors judge it; else the loss does
     noise: bool = True  # whether dropout drops, where the network has any
+    on_all: bool = False  # train on validation images too, until their loss is the one the training images start with
+    index: int = 1  # of a method's second stage of the same name, 2
+
+    @property
+    def key(self):
+        """The name of the stage's file and records: hint, hint_2 ..."""
+        return self.name if self.index == 1 else f"{self.name}_{self.index}"
 
 
-def teacher(network, norms=None, rates=None):
-    """The teacher, on labels."""
-    return Stage("teacher", network, None, _on_labels, norms=norms, rates=rates)
+class Loss:
+    """A stage's loss."""
+
+    def figures(self, epoch):
+        """What changes with the epoch, for the log."""
+        return {}
 
 
-def teacher_all(network, norms=None, rates=None):
-    """The trained teacher, on labels still but without its dropout: pylearn2's last phase, over all images."""
-    return Stage("teacher_all", network, None, _on_labels, norms=norms, rates=rates, noise=False)
+@dataclass(frozen=True)
+class Labels(Loss):
+    """H(y, P_S): cross-entropy with the labels."""
+
+    title: ClassVar[str] = "labels"
+
+    def __call__(self, logits, target, labels, epoch):
+        return cross_entropy(logits, labels)
 
 
-def backprop(student, norms=None, rates=None):
-    """The student alone, on labels."""
-    return Stage("backprop", student, None, _on_labels, norms=norms, rates=rates)
+@dataclass(frozen=True)
+class Distillation(Loss):
+    """L_KD, eq. 2: H(y, P_S) + lam H(P_T^tau, P_S^tau).   student_tau: the student's own tau, if it has one"""
+
+    title: ClassVar[str] = "eq. 2"
+    tau: float
+    lam: Ramp
+    student_tau: float | None = None
+
+    def __call__(self, logits, teacher_logits, labels, epoch):
+        return distillation_loss(logits, teacher_logits, labels, self.tau, self.lam(epoch), self.student_tau)
+
+    def figures(self, epoch):
+        return {"lam": self.lam(epoch)}
 
 
-def kd(student, teacher, tau, lam, norms=None, rates=None, name="kd", student_tau=None):
-    """The student on eq. 2, all of W_S.   lam: epoch -> lambda    student_tau: the student's own tau, if it has one"""
+@dataclass(frozen=True)
+class Hint(Loss):
+    """L_HT, eq. 3: 1/2 ||u_h(x) - r(v_g(x))||^2."""
 
-    def loss(logits, teacher_logits, labels, epoch):
-        return distillation_loss(logits, teacher_logits, labels, tau, lam(epoch), student_tau)
+    title: ClassVar[str] = "eq. 3"
+    reduction: str = "sum"
 
-    return Stage(name, student, teacher, loss, norms=norms, rates=rates)
-
-
-def hint(student, teacher, regressor, guided, hint, norms=None, rates=None, name="hint", mean=False):
-    """Lines 1-5 of Algorithm 1: W_Guided* = argmin L_HT(W_Guided, W_r).   guided, hint: the indices g and h
-
-    mean: eq. 3 over the number of features
-
-    The slices share their layers, so that line 5, copying W_Guided* back into the student, has already happened.
-    """
-    w_hint = teacher[:hint]  # line 1
-    w_guided = student[:guided]  # line 2
-
-    def loss(prediction, hint, labels, epoch):
-        return hint_loss(prediction, hint, mean)
-
-    return Stage(name, w_guided + regressor, w_hint, loss, classifies=False, norms=norms, rates=rates)  # lines 3, 4
+    def __call__(self, prediction, hint, labels, epoch):
+        return hint_loss(prediction, hint, self.reduction)
 
 
-def fitnet(student, teacher, tau, lam, norms=None, rates=None, student_tau=None):
-    """Line 6: W_S* = argmin L_KD(W_S) over the whole student, from where the hint stage left it."""
-    return kd(student, teacher, tau, lam, norms, rates, "fitnet", student_tau)
+LABELS = Labels()
 
 
 def gradient(stage, x, target, labels, epoch, rng=None, share=1.0):
     """(loss, grads) of a stage on some examples, times the share of the minibatch that they are.
 
-    No layer mixes examples: a minibatch's gradient is the sum of its slices', each times its share.
+    No layer mixes examples: a minibatch's gradient is the sum of its microbatches', each times its share.
     """
     prediction, cache = stage.network.forward(x, rng if stage.noise else None)
-    loss, dprediction = stage.loss(prediction, target, labels, epoch)
-    return share * loss, stage.network.weight_gradients(share * dprediction, cache)
+    loss, d = stage.loss(prediction, target, labels, epoch)
+    d = tuple(share * part for part in d) if isinstance(d, tuple) else share * d
+    return share * loss, stage.network.weight_gradients(d, cache)
 
 
 def measure(stage, x, target, labels, epoch):
-    """(loss, errors) on some examples, without noise: the mean loss, and how many are misclassified."""
+    """(loss, errors) on some examples, without noise: the mean loss, and how many are misclassified.
+
+    Of several outputs the last is the logits.
+    """
     prediction = stage.network(x)
     loss, _ = stage.loss(prediction, target, labels, epoch)
-    errors = (prediction.argmax(axis=-1) != labels).sum() if stage.classifies else 0
-    return loss, errors
-
-
-def linear(first, last, start, end):
-    """epoch -> a value that goes linearly from `first` at epoch `start` to `last` at epoch `end`, and stays there."""
-
-    def value(epoch):
-        done = float(np.clip((epoch - start) / (end - start), 0, 1)) if end > start else float(epoch >= start)
-        return first + (last - first) * done
-
-    return value
-
-
-def _on_labels(logits, target, labels, epoch):
-    return cross_entropy(logits, labels)
+    logits = prediction[-1] if isinstance(prediction, tuple) else prediction
+    return loss, (logits.argmax(axis=-1) != labels).sum() if stage.classifies else 0

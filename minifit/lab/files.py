@@ -5,6 +5,8 @@ import io
 import json
 import os
 import subprocess
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -35,21 +37,24 @@ def write_atomically(path, write):
         temporary.unlink(missing_ok=True)
 
 
-def save(path, attributes, **groups):
-    """attributes {name: JSON value} and groups of {name: array} in one file; the same content gives the same bytes.
+def save(path, record, **groups):
+    """A record {name: JSON value} and groups of {name: array} in one file; the same content gives the same bytes.
 
-    The SHA-256 of the HDF5 follows it, where HDF5 itself does not look: no damage goes unnoticed, and none is left to
-    the HDF5 library, which may not come back from it.
+    The file is HDF5, then the record, then the length of the record in eight bytes, the record's SHA-256, and the
+    SHA-256 of all before it. HDF5 does not look behind its own end, so no damage goes unnoticed and none is left to the
+    HDF5 library, which may not come back from it; and the record can be read without the arrays.
     """
 
     def write(temporary):
         content = io.BytesIO()  # and not the disk: HDF5 does not survive one that is full
         with h5py.File(content, "w") as file:
-            file.attrs["record"] = json.dumps(attributes, sort_keys=True)
             for group, arrays in groups.items():
                 for name, array in sorted(arrays.items()):
                     file.create_dataset(f"{group}/{name}", data=array)
                 file.require_group(group)
+        content.seek(0, io.SEEK_END)
+        written = json.dumps(record, sort_keys=True).encode()
+        content.write(written + len(written).to_bytes(8, "big") + hashlib.sha256(written).digest())
         with open(temporary, "wb") as file:
             file.write(content.getbuffer())
             file.write(hashlib.sha256(content.getbuffer()).digest())
@@ -58,19 +63,47 @@ def save(path, attributes, **groups):
 
 
 def load(path):
-    """(attributes, {group: {name: array}}) of a file that `save` wrote; UserError where it is not one."""
-    try:
-        content = path.read_bytes()
-        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+    """(record, {group: {name: array}}) of a file that `save` wrote; UserError where it is not one."""
+    with _reading(path):
+        content = memoryview(path.read_bytes())
+        if hashlib.sha256(content[:-TAIL_SUM]).digest() != content[-TAIL_SUM:]:
             raise ValueError("its checksum is wrong")
-        with h5py.File(io.BytesIO(content[:-32]), "r") as file:
-            attributes = json.loads(file.attrs["record"])
+        record, length = _record(content[-TAIL:], lambda n: content[-TAIL - n : -TAIL])
+        with h5py.File(io.BytesIO(content[: -TAIL - length]), "r") as file:
             groups = {group: {name: np.array(d) for name, d in items.items()} for group, items in file.items()}
+    return record, groups
+
+
+def load_record(path):
+    """The record alone of a file that `save` wrote, without reading its arrays; UserError where it is not one."""
+
+    def before(file, n):
+        file.seek(-TAIL - n, os.SEEK_END)
+        return file.read(n)
+
+    with _reading(path), open(path, "rb") as file:
+        return _record(before(file, 0) + file.read(), lambda n: before(file, n))[0]
+
+
+TAIL_SUM = 32  # bytes of a SHA-256
+TAIL = 8 + 2 * TAIL_SUM  # of the record's length and of both sums
+
+
+def _record(tail, before):
+    length = int.from_bytes(tail[:8], "big")
+    written = bytes(before(length)) if length < 2**24 else b""
+    if hashlib.sha256(written).digest() != tail[8:-TAIL_SUM]:
+        raise ValueError("it has no record, as of an earlier version or cut short")
+    return json.loads(written), length
+
+
+@contextmanager
+def _reading(path):
+    try:
+        yield
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: not a whole minifit file ({error}); remove it to train again".replace("\n", " ")
-        ) from None
-    return attributes, groups
+        message = f"{path}: not a whole minifit file ({error}); remove it to train again"
+        raise UserError(message.replace("\n", " ")) from None
 
 
 def restore(params, saved, source):
@@ -106,6 +139,7 @@ def digest(arrays):
     return sha.hexdigest()[:16]
 
 
+@cache  # the code at work is the one that was imported
 def commit():
     """The commit of the working copy, "+" where it has changes, but for results; None outside one."""
     here = Path(__file__).parent

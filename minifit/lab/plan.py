@@ -1,104 +1,94 @@
 """What lies ahead of a run: its stages, their sizes, and about how long they will take."""
 
+import textwrap
 import time
-from math import prod
+from dataclasses import replace
 
 import numpy as np
 
-from minifit import fitnets, networks, regressors
-from minifit.lab.training import Pass
+from minifit import networks
+from minifit.lab.report import count, duration, table
+from minifit.lab.sets import Examples
+from minifit.lab.training import DataParallel
 
-LOSSES = {
-    "teacher": "labels",
-    "teacher_all": "labels",
-    "backprop": "labels",
-    "kd": "eq. 2",
-    "fitnet": "eq. 2",
-}
+
+def lines(run, goal):
+    """What is said before a run begins: its sets, what becomes of the teacher's outputs, and a table of its stages."""
+    sizes = "{train:,} images to train on, {validation:,} to validate, {test:,} to test".format(**run.sets.sizes)
+    yield f"{run.data.name}: {sizes}; seed {run.seed}; {run.workers} workers; {run.folder}/"
+    stages = {key: run.stages[key][1] for key in run.ahead(goal)}
+    if any(stage.target for stage in stages.values()):
+        yield about_the_teacher(run, stages.values())
+    if run.sets.statistics:
+        yield f"Images are whitened by what the training images tell, kept in {run.sets.statistics}."
+    yield ""
+    yield plan_table(outline(run, stages))
+
+
+def about_the_teacher(run, stages):
+    """What is done with the teacher's outputs, and the memory that this takes."""
+    needed = {}
+    for stage in stages:
+        for part in run.sets.sizes if stage.target else ():
+            if run.sets.keeps(part, stage.target):
+                needed[part, len(stage.target.params)] = run.sets.needs(part, stage.target)
+    kept = f"{sum(needed.values()) / 2**20:.0f} MiB"
+    if any(part == "train" for part, _ in needed):
+        return f"The teacher's outputs are computed once and kept: {kept}."
+    why = ", which are augmented" if run.sets.draw else " (--targets-memory)"
+    return (
+        f"The teacher's outputs are computed anew in every epoch for training images{why}; once for the others, and "
+        f"kept: {kept}."
+    )
 
 
 def outline(run, stages):
-    """What `plan_table` shows of each stage, with a time estimated from one minibatch through its network."""
-    image = run.xp.asarray(run.sets["train"].x[:1])
+    """A dictionary for each stage: what it trains and on what, its sizes, epochs, state, and an estimate in seconds."""
     rows, known = [], {}
-    for name in stages:
-        of = "teacher" if name.startswith("teacher") else "student"
-        trains, network, target = run.networks[of].name, run.teacher(trained=False), None
-        if of == "student":
-            network, teacher = run.student(), network
-            target = teacher if name in ("kd", "fitnet") else None
-        if name in run.hints:
-            stage = run.hint_stage(name, network, teacher)
-            trains += f", layers 1-{run.pair(name)[1]}, and regressor"
-            network, target = stage.network, stage.target
-        counts = networks.count(network, image)
-        state, schedule = run.directory.state(name), run.schedule(name)
+    for key, stage in stages.items():
+        counts = networks.count(stage.network, run.xp.zeros((0, *run.networks[stage.of].input), np.float32))
+        state, epochs = run.directory.state(key), run.epochs.get(key, stage.schedule.epochs)
         done = int(state.split()[-1]) if state.startswith("at") else 0
-        what = trains, target is not None and run.draw() is not None
-        if state != "finished" and what not in known:
-            known[what] = seconds(run, network, name, target)
-        rows.append(
-            {
-                "stage": name,
-                "trains": trains,
-                "loss": LOSSES.get(name, "eq. 3"),
-                "weights": sum(w for w, _ in counts),
-                "multiplications": sum(m for _, m in counts),
-                "epochs": schedule.epochs,
-                "estimate": known.get(what, 0) * (schedule.epochs - done),
-                "state": state,
-            }
-        )
+        row = {"stage": key, "trains": run.networks[stage.of].name + stage.part, "loss": stage.loss.title}
+        row |= {"weights": sum(w for w, _ in counts), "multiplications": sum(m for _, m in counts)}
+        asked = stage.target if run.sets.draw else None  # it sees every batch, where images are augmented
+        same = row["trains"], row["weights"], asked is None
+        if state != "finished" and same not in known:
+            known[same] = seconds(run, replace(stage, target=asked))
+        estimate = known.get(same, 0) * (epochs - done)
+        rows.append(row | {"epochs": epochs, "estimate": estimate, "state": state})
     return rows
 
 
-def seconds(run, network, name, target=None):
-    """About how long an epoch takes: by one minibatch forward and back, and one forward for validation.
+def seconds(run, stage):
+    """About how long an epoch takes: by one minibatch forward and back, and one forward for validation."""
 
-    Where images are augmented, the teacher's forward pass on them belongs to it.
-    """
-    stage = fitnets.Stage(name, network, target, lambda y, target, labels, epoch: (0.0, y), classifies=False)
-    batch = min(run.schedule(name).batch, run.sizes["train"])
-    choices = run.draw()(np.random.default_rng(0), batch) if run.draw() else None
-    took = []
-    with Pass(stage, {"train": run.sets["train"][:batch]}, run.slice(name), run.workers) as examples:
-        for what in (lambda: examples.gradient(np.arange(batch), 1, 0, choices), lambda: examples.measure("train", 1)):
+    def loss(y, target, labels, epoch):
+        return 0.0, y
+
+    stage = replace(stage, loss=loss, classifies=False)
+    batch = min(stage.schedule.batch, run.sets.sizes["train"])
+    choices = run.sets.draw(np.random.default_rng(0), batch) if run.sets.draw else None
+    images, labels = (a[:batch] for a in run.sets.stored["train"])
+    sets, took = {"train": Examples(images, labels, run.sets.prepare, stage.target)}, []
+    with DataParallel(stage, sets, run.settings["microbatch"][stage.of], run.workers) as parallel:
+        for what in (lambda: parallel.gradient(np.arange(batch), 1, 0, choices), lambda: parallel.measure("train", 1)):
             what()  # once for nothing: the first time fetches memory and plans convolutions
             began = time.perf_counter()
             what()
             took.append(time.perf_counter() - began)
-    return sum(t * run.sizes[part] for t, part in zip(took, ("train", "validation"), strict=True)) / batch
+    return sum(t * run.sets.sizes[part] for t, part in zip(took, ("train", "validation"), strict=True)) / batch
 
 
-def memory(run):
-    """Bytes that outputs of the teacher take: of all images that are not augmented they are computed once and kept."""
-    teacher = networks.build(run.networks["teacher"], rng=None)
-    maps = run.maps(*(teacher[:h] for h in {*run.config.hint, len(teacher)}))
-    images = sum(n for part, n in run.sizes.items() if part != "train" or not run.draw())
-    return images * sum(map(prod, maps)) * np.dtype(np.float32).itemsize
-
-
-def teacher_line(run):
-    """What is done with the teacher's outputs, and the memory that it takes."""
-    kept = f"{memory(run) / 2**20:.0f} MiB"
-    if not run.draw():
-        return f"The teacher's outputs are computed once and kept: {kept}."
-    return (
-        "The teacher's outputs are computed anew in every epoch for training images, which are augmented; once for the "
-        f"others, and kept: {kept}."
-    )
-
-
-def regressor_lines(run, stages):
-    """A line about the regressor of each hint stage, before anything of it is allocated."""
-    teacher, student = (networks.build(run.networks[of], rng=None) for of in ("teacher", "student"))
-    kind, lines = run.config.regressor, []
-    for name in stages:
-        if name in run.hints:
-            _, g, h = run.pair(name)
-            guided, hint = run.maps(student[:g], teacher[:h])
-            n = regressors.weights(kind, guided, hint, run.pieces(teacher[h - 1]))
-            shapes = " to ".join("x".join(map(str, shape)) for shape in (guided, hint))
-            if n or kind == "none":  # else none fits, as the stage itself will say
-                lines.append(f"{name}: regressor {kind} from {shapes}, {n:,} weights, {4 * n / 2**20:.1f} MiB.")
-    return lines
+def plan_table(rows):
+    """What a run would train, one stage per row, and the time that is left; a finished stage costs nothing."""
+    left = [row["estimate"] for row in rows if row["state"] != "finished"]
+    cells = []
+    for row in rows:
+        estimate = None if row["state"] == "finished" else duration(row["estimate"])
+        sizes = f"{row['weights']:,}", count(row["multiplications"]), f"{row['epochs']:,}"
+        trains, loss = textwrap.fill(row["trains"], 24), textwrap.fill(row["loss"], 14)
+        cells.append([row["stage"], trains, loss, *sizes, estimate, row["state"]])
+    header = ["stage", "trains", "loss", "weights", "mult.", "epochs", "estimate", "state"]
+    total = f"Left to train: about {duration(sum(left))}." if left else "Nothing is left to train."
+    return table(cells, header) + "\n\n" + total

@@ -2,11 +2,11 @@
 
 .lock            held by the one process at work
 config.json      the resolved settings, seed, versions and commit
-metrics.jsonl    one line an epoch
+metrics.jsonl    one line per epoch
 <stage>.h5       best weights and, while it is being trained, weights, optimiser, generator and epoch, after every epoch
 summary.json     what came out of each finished stage, on validation and test images
 curves.png, filters.png
-all/             the same again of the run that has trained on the validation images too, where the settings want one
+all/             the same again for the networks trained on the validation images too, where the settings want that
 """
 
 import fcntl
@@ -16,18 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minifit import UserError, __version__
-from minifit.lab import files as checkpoints
 from minifit.backend import describe
-from minifit.lab.files import commit, read_json, write_json, write_text
+from minifit.lab import files
+from minifit.lab.files import commit, digest, read_json, write_json, write_text
+
+FORMAT = 2  # of config.json: what its settings are called, and what the files beside it hold
 
 
 @dataclass
-class Directory:
+class RunDirectory:
     """The directory of one run, which has these stages and settings."""
 
     folder: Path
     stages: tuple[str, ...]  # in order
-    settings: dict  # what the directory is of
+    settings: dict  # everything that the results depend on, but for the version of minifit
     xp: object  # the library, numpy or cupy
 
     def __enter__(self):
@@ -53,13 +55,14 @@ class Directory:
         self.lock.close()
 
     def _bind(self):
-        """Records the settings as those of the directory, or refuses where it is of others."""
+        """Records the settings as those of the directory, or refuses where it has others."""
         begun = self.begun()
         if self.recorded:
             raise UserError(f"{self.folder} holds the records of a run without its weights. Name another --runs folder")
         if not begun:
-            versions = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
-            write_json(self.folder / "config.json", {"settings": self.settings} | versions | describe(self.xp))
+            made_by = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
+            config = {"format": FORMAT, "settings": self.settings} | made_by | describe(self.xp)
+            write_json(self.folder / "config.json", config)
 
     def begun(self):
         """Whether there are weights in the directory, or the records of every stage.
@@ -69,7 +72,9 @@ class Directory:
         path = self.folder / "config.json"
         weights = path.exists() and any(self.folder.glob("*.h5"))
         if weights or (path.exists() and self._listed()):
-            refuse_other_settings(self.folder, read_json(path).get("settings", {}), self.settings)
+            config = read_json(path)
+            refuse_other_formats(self.folder, config)
+            refuse_other_settings(self.folder, config.get("settings", {}), self.settings)
         return weights or (path.exists() and self.recorded)
 
     def checkpoint(self, stage):
@@ -77,16 +82,20 @@ class Directory:
         return self.folder / f"{stage}.h5"
 
     def best(self, stage):
-        """{name: array}, the weights of the epoch that was best in a stage."""
-        return checkpoints.load(self.checkpoint(stage))[1]["best"]
+        """{name: array}, the weights of the best epoch of a stage."""
+        return files.load(self.checkpoint(stage))[1]["best"]
+
+    def identity(self, stage):
+        """What the file of a stage was made from: settings, the stage's name, its teacher and its start."""
+        return files.load_record(self.checkpoint(stage))["identity"]
 
     def state(self, stage):
         """ "finished", "at epoch 3" or "to train"."""
         path = self.checkpoint(stage)
         if not path.exists():
             return "to train"
-        attributes, _ = checkpoints.load(path)
-        return "finished" if attributes["finished"] else f"at epoch {attributes['epoch']}"
+        record = files.load_record(path)
+        return "finished" if record["finished"] else f"at epoch {record['epoch']}"
 
     @property
     def recorded(self):
@@ -94,7 +103,7 @@ class Directory:
         return self.stages == tuple(self._listed()) and not any(self.folder.glob("*.h5"))
 
     def finished(self):
-        """{stage: what came out of it}, of the stages whose weights are there, or of all where `recorded`."""
+        """{stage: its record} of the stages whose weights are there, or of all where `recorded`."""
         recorded = self.recorded
         return {name: r for name, r in self._listed().items() if recorded or self.checkpoint(name).exists()}
 
@@ -106,6 +115,13 @@ class Directory:
             return {name: listed[name] for name in self.stages if "test_loss" in listed.get(name, {})}
         except (AttributeError, TypeError):
             raise UserError(f"{path}: not the records of a run's stages") from None
+
+    def add(self, summary, stage, record):
+        """Writes summary.json with the record of one more finished stage."""
+        stages = self.finished() | {stage: record}
+        write_json(
+            self.folder / "summary.json", summary | {"stages": {n: stages[n] for n in self.stages if n in stages}}
+        )
 
     def metrics(self):
         """The record of every epoch, as a dictionary."""
@@ -126,10 +142,51 @@ class Directory:
     def forget_after(self, stage):
         """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
         path = self.checkpoint(stage)
-        done = checkpoints.load(path)[0]["epoch"] if path.exists() else 0
+        done = files.load_record(path)["epoch"] if path.exists() else 0
         records = ((line, json.loads(line)) for line in self.lines())
         kept = [line for line, record in records if record["stage"] != stage or record["epoch"] <= done]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
+
+    def trained_elsewhere(self, source, stages, shapes):
+        """{stage: (record, groups)} of finished stages in another run's directory.
+
+        stages: name -> the settings that its file must be of    shapes(setting): whether both runs must share it
+        """
+        return {name: self._of_another(source, name, settings, shapes) for name, settings in stages.items()}
+
+    def take(self, source, taken, stages, summary):
+        """Copies what `trained_elsewhere` found, with its figures.
+
+        UserError where this directory has a stage of the same name with other weights.
+        """
+        for name, (record, groups) in taken.items():
+            path = self.checkpoint(name)
+            if path.exists():
+                if digest(self.best(name).values()) != digest(groups["best"].values()):
+                    raise UserError(f"--teacher-from {source}: {self.folder} has a {name} of its own")
+                continue
+            figures = read_json(source / "summary.json").get("stages", {}).get(name)
+            if figures is None:
+                raise UserError(f"--teacher-from {source}: its summary.json has no {name}")
+            self.add(summary, name, figures | {"from": str(source)})
+            self.forget_after(name)
+            lines = [line for line in whole_lines(source / "metrics.jsonl") if json.loads(line)["stage"] == name]
+            write_text(self.folder / "metrics.jsonl", "".join(self.lines() + lines))
+            record["identity"] |= {"settings": stages[name], "from": str(source)}
+            files.save(path, record, best=groups["best"])  # last: before it, nothing else counts
+
+    def _of_another(self, source, stage, settings, shapes):
+        path = source / f"{stage}.h5"
+        if not path.exists():
+            raise UserError(f"--teacher-from {source}: there is no {path.name} in it")
+        record, groups = files.load(path)
+        if not record.get("finished"):
+            raise UserError(f"--teacher-from {source}: its {stage} is not finished")
+        sides = record["identity"]["settings"], settings
+        differing = differences(*({name: v for name, v in flat(side).items() if shapes(name)} for side in sides))
+        if differing:
+            raise UserError(f"--teacher-from {source}: a teacher with other settings: {differing}")
+        return record, groups
 
 
 def whole_lines(path):
@@ -145,6 +202,14 @@ def whole_lines(path):
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{path}, line {number}: not the record of an epoch") from None
     return whole
+
+
+def refuse_other_formats(folder, config):
+    """UserError for a directory that an earlier minifit wrote."""
+    if config.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} was written by an earlier minifit, whose settings have other names. Name another --runs folder"
+        )
 
 
 def refuse_other_settings(folder, old, new):
@@ -163,8 +228,10 @@ def differences(old, new):
 
 
 def flat(settings, prefix=""):
-    """{"teacher": {"lr": 1}} -> {"teacher.lr": 1}."""
+    """{"teacher": {"lr": 1}} -> {"teacher.lr": 1}; a list of dictionaries likewise, its places counted from 1."""
     found = {}
     for name, value in settings.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(i): one for i, one in enumerate(value, start=1)}
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found

@@ -1,0 +1,193 @@
+"""Training, validation and test images: kept as bytes, handed out as the batches that a network sees.
+
+Images are prepared (scaled, or contrast-normalised and whitened), augmented and shown to the teacher where a batch of
+them is needed, by the worker that needs it. What the teacher says of images that stay as they are is computed once and
+kept, as long as it fits the memory that the settings allow for it.
+"""
+
+import fcntl
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from math import prod
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from minifit import UserError, __version__
+from minifit.backend import array_module, to_host
+from minifit.data import augment
+from minifit.data.preprocessing import ZCA, Unit, Whitened, fit
+from minifit.data.progress import Bar
+from minifit.lab import files
+from minifit.lab.parallel import Team, shared
+
+CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at once, on a device and on a host
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images as they are stored, what prepares them, labels, and the teacher of these images.
+
+    teacher: its outputs for all images, or a layer that is asked for the images of a batch; None without a teacher
+    """
+
+    images: np.ndarray  # uint8 (N, H, W, C)
+    labels: np.ndarray
+    prepare: object
+    teacher: object = None
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, index, choices=None):
+        """(x, target, labels) of some images, as networks see them.   choices: how each of them is augmented"""
+        x = self.prepare(self.images[index])
+        if choices is not None:
+            x = augment.apply(x, choices)
+        given = self.teacher
+        return x, given(x) if callable(given) else each(lambda a: a[index], given), self.labels[index]
+
+    def on(self, xp):
+        """The same on another library's device."""
+        given = self.teacher if callable(self.teacher) else each(xp.asarray, self.teacher)
+        return Examples(xp.asarray(self.images), xp.asarray(self.labels), self.prepare.on(xp), given)
+
+
+def each(function, value):
+    """function(value), part by part where the value is a tuple; None stays None."""
+    if isinstance(value, tuple):
+        return tuple(map(function, value))
+    return None if value is None else function(value)
+
+
+class Sets:
+    """The images of a data set that a run trains on, chooses epochs by, and is judged by."""
+
+    def __init__(self, data, config, cache):
+        """cache: the folder where runs on the same images share what whitening takes of them."""
+        self.config, self.cache = config, cache
+        self.stored = data.parts(config.train, config.validation, config.test)
+        self.sizes = {part: len(labels) for part, (_, labels) in self.stored.items()}
+        self.kept = {}  # (part, teacher) -> its outputs, and the teacher itself, which the key names by its address
+
+    @property
+    def statistics(self):
+        """The file of what whitening takes of the training images; None where images are not whitened."""
+        if self.config.preprocessing == "unit":
+            return None
+        return self.cache / f"whitening-{files.digest([self.stored['train'][0]])}.h5"
+
+    @cached_property
+    def prepare(self):
+        """Bytes to what networks see, which the training images alone decide."""
+        return whitening(self.statistics, self.stored["train"][0]) if self.statistics else Unit()
+
+    def __getitem__(self, part):
+        return Examples(*self.stored[part], self.prepare)
+
+    @property
+    def on_all(self):
+        """Training and validation images as one set."""
+        parts = zip(self.stored["train"], self.stored["validation"], strict=True)
+        return Examples(*map(np.concatenate, parts), self.prepare)
+
+    @property
+    def draw(self):
+        """(rng, n) -> how each of n training images is augmented; None where none is."""
+        c = self.config
+        return partial(augment.draw, flips=c.flips, pad=c.crops) if c.flips or c.crops else None
+
+    def taught(self, part, teacher, workers, progress=False):
+        """A set with what the teacher says of it, computed once if the images stay as they are and the outputs fit."""
+        examples, key = self[part], (part, _key(teacher))
+        if teacher is None or not len(examples):
+            return examples
+        if not self.keeps(part, teacher):
+            return replace(examples, teacher=teacher)
+        if key not in self.kept:
+            self.kept[key] = outputs(teacher, examples, workers, progress), teacher
+        return replace(examples, teacher=self.kept[key][0])
+
+    def keeps(self, part, teacher):
+        """Whether the teacher's outputs for a set are kept: the settings alone decide, not what else is in memory."""
+        augmented = part == "train" and self.draw is not None
+        return not augmented and self.needs(part, teacher) <= self.config.targets_memory * 2**20
+
+    def needs(self, part, teacher):
+        """Bytes that the teacher's outputs for a set take."""
+        x = array_module(*teacher.params.values()).zeros((0, *self.stored[part][0].shape[1:]), np.float32)
+        return self.sizes[part] * sum(each_size(teacher(x))) * x.itemsize
+
+
+def each_size(y):
+    """Numbers for one example in each part of an output."""
+    return [prod(part.shape[1:]) for part in (y if isinstance(y, tuple) else [y])]
+
+
+def _key(layer):
+    """What tells one network from another: its layers themselves, not what they are wrapped in."""
+    if layer is None or not layer.children:
+        return id(layer)
+    return type(layer).__name__, *((name, _key(child)) for name, child in layer.children.items())
+
+
+def outputs(network, examples, workers, progress=False):
+    """network(x) for all images of a set, on the host, without noise; a tuple where the network gives several."""
+    params = next(iter(network.params.values()))
+    xp = array_module(params)
+    chunk = HOST_CHUNK if xp is np else CHUNK
+
+    def ask(part):
+        return network(xp.asarray(examples.batch(part)[0]))
+
+    none = network(xp.zeros((0, *examples.images.shape[1:]), params.dtype))  # no image at all tells the shape
+    given = each(lambda y: shared((len(examples), *y.shape[1:]), params.dtype), none)
+
+    def part(start):
+        part = slice(start, start + chunk)
+        for result, y in zip(*(v if isinstance(v, tuple) else (v,) for v in (given, ask(part))), strict=True):
+            result[part] = to_host(y)
+
+    jobs = range(0, len(examples), chunk)
+    bar = Bar(
+        total=len(examples), unit="img", unit_scale=True, leave=False, disable=not progress, desc="teacher's outputs"
+    )
+    with Team(workers if xp is np else 1, {"outputs": part}) as team, bar:
+        for i in range(0, len(jobs), 50):
+            team.run("outputs", jobs[i : i + 50])
+            bar.update(min(50 * chunk, len(examples) - bar.n))
+    return given
+
+
+def whitening(path, images, scale=55.0, regularisation=0.1):
+    """`fit` of the training images; the HDF5 file `path` keeps its statistics.
+
+    The statistics are kept as they are applied, so that a resumed run sees the same bits: an eigendecomposition
+    repeated on another machine, or with more threads, does not promise them. A file that was not made from these very
+    images with these settings is replaced, and so is a damaged one.
+    """
+    settings = {"scale": scale, "regularisation": regularisation, "minifit": __version__}
+    source = {"images": files.digest([images]), "shape": list(images.shape), "dtype": str(images.dtype), **settings}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # of two runs that start together, one fits and the other waits for it
+            prepare = _load(path, source)
+            if prepare is None:
+                with threadpool_limits(1, user_api="blas"):  # whose sums depend on the number of threads
+                    prepare = fit(images, scale, regularisation)
+                files.save(path, {"fitted on": source}, zca=asdict(prepare.zca))
+    except OSError as error:
+        raise UserError(f"{path}: the cache of the whitening cannot be kept ({error.strerror or error})") from None
+    return prepare
+
+
+def _load(path, source):
+    """The Whitened in `path`; None where there is none, or one fitted on something else, or damaged."""
+    try:
+        record, groups = files.load(path)
+        if record["fitted on"] != source:
+            return None
+        return Whitened(ZCA(**groups["zca"]), source["scale"])
+    except (UserError, KeyError, TypeError):
+        return None

@@ -1,0 +1,64 @@
+"""What a method is given: the networks by name, the settings, and the random streams of one seed."""
+
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+
+from minifit.experiments import STREAMS, Config
+from minifit.layers import Sequential
+from minifit.networks import build, initialise, unit_variance
+from minifit.regressors import pieces_of, regressor
+
+MEASURED = 128  # training images on which a scaled start measures its layers
+
+
+@dataclass
+class Task:
+    """One experiment with one seed, before anything of it is trained."""
+
+    networks: dict  # name -> networks.Network: "teacher" and "student"
+    settings: Config
+    seed: int
+    images: object = None  # the first MEASURED training images, as networks see them; only a scaled start asks
+    xp: object = np  # the library, numpy or cupy
+    dtype: type = np.float32
+    trained: frozenset = frozenset()  # stages that have finished: a network of the same name is loaded, not drawn
+    draw: bool = True  # False leaves all weights 0, where nothing but shapes is asked for
+    teacher: Sequential | None = field(default=None, init=False)  # once a method has brought it up
+
+    @property
+    def pairs(self):
+        """[(g, h)]: the student's guided layers and the teacher's hint layers, one pair in the paper."""
+        return list(zip(self.settings.guided_layer, self.settings.hint_layer, strict=True))
+
+    def rng(self, stream, index=1):
+        """The generator of a named stream; `index` tells apart several stages or regressors of one name.
+
+        The streams of published runs keep their numbers; any other stream gets its number from its name.
+        """
+        number = STREAMS.index(stream) if stream in STREAMS else crc32(stream.encode())
+        return np.random.default_rng([self.seed, number] + [index] * (index > 1))
+
+    def network(self, name):
+        """The network as it starts: of one seed, every method gets a student with the same weights."""
+        s = self.settings
+        kept = {"dropout_keep_input": s.dropout_keep_input, "dropout_keep": s.dropout_keep} if name == "teacher" else {}
+        scale = getattr(s, f"{name}_conv_lr_scale")
+        layers = build(self.networks[name], conv_lr_scale=scale, xp=self.xp, dtype=self.dtype, **kept)
+        if self.draw and name not in self.trained:
+            initialise(layers, self.rng(f"{name} weights"), s.init_range if s.init == "uniform" else None)
+            if s.init == "scaled":
+                unit_variance(layers, self.xp.asarray(self.images[:MEASURED]))
+        return layers
+
+    def regressor(self, guided, hint, pair=1):
+        """r of eq. 3, with its start: maps of the guided layers to the shape of the hint.   Algorithm 1, line 3."""
+        s, image = self.settings, self.xp.zeros((0, *self.networks["student"].input), self.dtype)
+        shapes = [part(image).shape[1:] for part in (guided, hint)]
+        pieces = s.regressor_pieces or pieces_of(hint)
+        layers = regressor(s.regressor, *shapes, pieces, s.regressor_max_norm, self.xp, self.dtype)
+        if self.draw:
+            init_range = s.regressor_init_range if s.regressor_init == "uniform" else None
+            initialise(layers, self.rng("regressor weights", pair), init_range)
+        return layers
