@@ -7,6 +7,7 @@ A preparation is called with a slice of stored images, (n, H, W, C), and gives f
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -58,12 +59,16 @@ def contrast(images, scale=55.0):
     images (N, H, W, C), bytes or any multiple of them    y float32 (N, H, W, C), zeros for an image of one colour
     """
     # In float64, where the mean of equal pixels is exactly their value: what is left of them would be scaled up.
-    x = images.reshape(len(images), -1).astype(np.float64)
+    x = rows(images).astype(np.float64)
     x -= x.mean(axis=1, keepdims=True)
     xp = array_module(x)
-    divisor = xp.sqrt(xp.einsum("nd,nd->n", x, x)) / scale
-    divisor[divisor < 1e-8] = 1.0
-    return (x / divisor[:, None]).astype(np.float32).reshape(images.shape)
+    d = xp.sqrt(xp.einsum("nd,nd->n", x, x)) / scale
+    return (x / xp.where(d < 1e-8, 1.0, d)[:, None]).astype(np.float32).reshape(images.shape)
+
+
+def rows(images):
+    """Images (N, H, W, C) as rows of pixels (N, D)."""
+    return images.reshape(len(images), prod(images.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,7 @@ class ZCA:
 
         def slices():
             for start in range(0, len(images), SLICE):
-                part = images[start : start + SLICE]
-                yield change(part).reshape(len(part), -1)
+                yield rows(change(images[start : start + SLICE]))
 
         mean = sum(x.sum(axis=0, dtype=np.float64) for x in slices()) / len(images)
         covariance = np.zeros((len(mean), len(mean)))
@@ -106,4 +110,4 @@ class ZCA:
 
     def apply(self, images):
         """Whitened images, float32 (N, H, W, C)."""
-        return ((images.reshape(len(images), -1) - self.mean) @ self.matrix).reshape(images.shape)
+        return ((rows(images) - self.mean) @ self.matrix).reshape(images.shape)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -313,3 +314,40 @@ def test_classes_can_be_told_apart_but_not_by_their_means_alone():
     distances = ((t.reshape(1000, 1, -1) - means) ** 2).sum(axis=2)
     accuracy = (distances.argmin(axis=1) == wanted).mean()
     assert 0.5 < accuracy < 0.8
+
+
+def test_a_data_set_is_cut_into_the_first_the_last_and_the_first_test_images():
+    dataset = data.load("digits", train=10, test=6)
+    parts = dataset.parts(6, 3, 4)
+    assert {name: len(images) for name, (images, _) in parts.items()} == {"train": 6, "validation": 3, "test": 4}
+    np.testing.assert_array_equal(parts["validation"][0], dataset.images[7:])
+    np.testing.assert_array_equal(parts["validation"][1], dataset.labels[7:])
+    np.testing.assert_array_equal(parts["test"][1], dataset.test_labels[:4])
+    assert len(dataset.parts(10, 0, None)["test"][0]) == 6 and len(dataset.parts(10, 0, None)["validation"][0]) == 0
+    for sizes in ((8, 3, 4), (6, 3, 7)):
+        with pytest.raises(UserError, match="10 training and 6 test images; --train"):
+            dataset.parts(*sizes)
+
+
+def test_a_digest_is_of_the_images_and_labels_in_use_and_computed_once():
+    dataset = data.load("digits", train=10, test=6)
+    arrays = [a for part in dataset.parts(6, 3, 4).values() for a in part]
+    wanted = hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()[:16]
+    assert dataset.digest(6, 3, 4) == wanted
+    assert len({dataset.digest(*sizes) for sizes in ((6, 3, 4), (7, 3, 4), (6, 2, 4), (6, 3, 5), (6, 3, None))}) == 5
+    labels = dataset.labels.copy()
+    labels[0] += 1
+    assert replace(dataset, labels=labels).digest(6, 3, 4) != wanted
+    dataset.images.flags.writeable = True
+    dataset.images[0] += 1
+    assert dataset.digest(6, 3, 4) == wanted
+
+
+def test_the_digest_of_mnist_is_the_one_that_published_runs_have():
+    try:
+        dataset = data.load("mnist", REAL) if REAL else pytest.skip("MINIFIT_DATA is not set")
+    except UserError:
+        pytest.skip("MINIFIT_DATA names no folder with MNIST")
+    if dataset.name != "MNIST":
+        pytest.skip("MINIFIT_DATA holds another set in MNIST's format")
+    assert dataset.digest(50_000, 10_000, 10_000) == "94d51b72971cee86"
