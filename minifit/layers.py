@@ -21,9 +21,12 @@ from minifit.patches import largest, parts
 
 
 class Layer:
-    """The contract. A layer without parameters has none to write down."""
+    """The contract. A layer without parameters has none to write down; a layer of layers names them as its children."""
 
     params = MappingProxyType({})
+    children = MappingProxyType({})
+    max_norm = None  # the largest norm of each filter of "w"
+    lr_scale = 1.0  # times the learning rate of all parameters, the children's too
 
     def forward(self, x, rng=None):
         raise NotImplementedError
@@ -39,23 +42,65 @@ class Layer:
         """y alone; a layer may leave out what only its backward needs."""
         return self.forward(x, rng)[0]
 
+    def visit(self, x, see):
+        """y, after see(layer, its input) for every layer without children, each before its own y is computed."""
+        see(self, x)
+        return self(x)
+
     def __add__(self, other):
         return Sequential([self]) + other
 
 
-class Sequential(Layer):
+def leaves(layer):
+    """Yields every layer without children, in order."""
+    for child in layer.children.values():
+        yield from leaves(child)
+    if not isinstance(layer, Composite):
+        yield layer
+
+
+def max_norms(layer):
+    """{parameter name: largest norm of each of its filters}, where there is one."""
+    limits = {"w": layer.max_norm} if layer.max_norm and "w" in layer.params else {}
+    for name, child in layer.children.items():
+        limits |= _named(name, max_norms(child))
+    return limits
+
+
+def lr_scales(layer, above=1.0):
+    """{parameter name: times the learning rate}, where that is not 1: lr_scale, multiplied along the way down."""
+    scale = above * layer.lr_scale
+    scales = {} if layer.children or scale == 1 else dict.fromkeys(layer.params, scale)
+    for name, child in layer.children.items():
+        scales |= _named(name, lr_scales(child, scale))
+    return scales
+
+
+class Composite(Layer):
+    """A layer of layers. Parameter "w" of child "3" is its parameter "3.w"."""
+
+    @property
+    def params(self):
+        params = {}
+        for name, child in self.children.items():
+            params |= _named(name, child.params)
+        return params
+
+
+class Sequential(Composite):
     """Layers one after another: y = f_n(... f_2(f_1(x))).
 
-    Its parameters are keyed "3.w": those of layer 3. Slices and sums are new Sequentials of the *same* layers, so
-    `student[:4] + regressor` is W_Guided and W_r of eq. 3, and training it trains the student.
+    Its children are numbered, and dropout takes no number: parameters have the same names with and without it. Slices
+    and sums are new Sequentials of the *same* layers, so `student[:4] + regressor` is W_Guided and W_r of eq. 3, and
+    training it trains the student.
     """
 
     def __init__(self, layers):
         self.layers = list(layers)
-
-    @property
-    def params(self):
-        return {f"{i}.{name}": p for i, layer in enumerate(self.layers) for name, p in layer.params.items()}
+        self.children, number = {}, 0
+        for i, layer in enumerate(self.layers):
+            self.children[f"dropout{i}" if isinstance(layer, Dropout) else str(number)] = layer
+            number += not isinstance(layer, Dropout)
 
     def forward(self, x, rng=None):
         caches = []
@@ -74,22 +119,26 @@ class Sequential(Layer):
                 x = layer(x, rng)
         return x
 
+    def visit(self, x, see):
+        for layer in self.layers:
+            x = layer.visit(x, see)
+        return x
+
     def backward(self, dy, cache):
-        return self._backward(dy, cache, first=0)
+        return self._backward(dy, cache, 0, len(self))
 
     def weight_gradients(self, dy, cache):
         lowest = next((i for i, layer in enumerate(self.layers) if layer.params), None)
         if lowest is None:
             return {}
-        dy, grads = self._backward(dy, cache, first=lowest + 1)
-        last = self.layers[lowest].weight_gradients(dy, cache[lowest])
-        return {f"{lowest}.{name}": g for name, g in last.items()} | grads
+        dy, grads = self._backward(dy, cache, lowest + 1, len(self))
+        return grads | _named(list(self.children)[lowest], self.layers[lowest].weight_gradients(dy, cache[lowest]))
 
-    def _backward(self, dy, cache, first):
+    def _backward(self, dy, cache, first, last):
         grads = {}
-        for i in reversed(range(first, len(self.layers))):
-            dy, layer_grads = self.layers[i].backward(dy, cache[i])
-            grads |= {f"{i}.{name}": g for name, g in layer_grads.items()}
+        for (name, layer), kept in reversed(list(zip(self.children.items(), cache, strict=True))[first:last]):
+            dy, layer_grads = layer.backward(dy, kept)
+            grads |= _named(name, layer_grads)
         return dy, grads
 
     def __len__(self):
@@ -105,16 +154,109 @@ class Sequential(Layer):
         return Sequential(self.layers + (other.layers if isinstance(other, Sequential) else [other]))
 
 
+class Branches(Composite):
+    """Outputs at several depths of a Sequential: head_i(trunk[:i](x)) for i in increasing order, and then trunk(x).
+
+    y and dy are tuples. Companion losses take this form, and hints at several depths at once. Its children are the
+    trunk's own and "head3", the head at depth 3.
+    """
+
+    def __init__(self, trunk, heads):
+        if not all(isinstance(i, Integral) and 1 <= i <= len(trunk) for i in heads):
+            raise ValueError(f"Branches: heads at {list(heads)}; wanted depths of the trunk, 1 to {len(trunk)}")
+        self.trunk, self.heads = trunk, dict(sorted(heads.items()))
+        self.children = trunk.children | {f"head{i}": head for i, head in self.heads.items()}
+
+    def forward(self, x, rng=None):
+        ys, below, above, start = [], [], [], 0
+        for depth, head in self.heads.items():
+            x, caches = self.trunk[start:depth].forward(x, rng)
+            y, cache = head.forward(x, rng)
+            ys, below, above, start = [*ys, y], below + caches, [*above, cache], depth
+        x, caches = self.trunk[start:].forward(x, rng)
+        return (*ys, x), (below + caches, above)
+
+    def __call__(self, x, rng=None):
+        return self._outputs(x, lambda layer, x: layer(x, rng))
+
+    def visit(self, x, see):
+        return self._outputs(x, lambda layer, x: layer.visit(x, see))
+
+    def _outputs(self, x, run):
+        ys, start = [], 0
+        for depth, head in self.heads.items():
+            x = run(self.trunk[start:depth], x)
+            ys.append(run(head, x))
+            start = depth
+        return (*ys, run(self.trunk[start:], x))
+
+    def backward(self, dy, cache):
+        dy, grads, lowest, caches = self._above_the_lowest_head(dy, cache)
+        dx, below = lowest.backward(dy, caches)
+        return dx, grads | below
+
+    def weight_gradients(self, dy, cache):
+        dy, grads, lowest, caches = self._above_the_lowest_head(dy, cache)
+        return grads | lowest.weight_gradients(dy, caches)
+
+    def _above_the_lowest_head(self, dy, cache):
+        # At a head two gradients meet: the trunk's from above it, and its own.
+        (*dys, dy), (below, above), grads, end = dy, cache, {}, len(self.trunk)
+        for (depth, head), dhead, kept in reversed(list(zip(self.heads.items(), dys, above, strict=True))):
+            dy, grads_between = self.trunk._backward(dy, below, depth, end)
+            dx, grads_of_head = head.backward(dhead, kept)
+            grads |= grads_between | _named(f"head{depth}", grads_of_head)
+            dy, end = dy + dx, depth
+        return dy, grads, self.trunk[:end], below[:end]
+
+
+class Mean(Composite):
+    """The mean of several layers' outputs for the same input, an ensemble: y = 1/M sum_m f_m(x)."""
+
+    def __init__(self, layers):
+        self.children = {str(i): layer for i, layer in enumerate(layers)}
+        if not self.children:
+            raise ValueError("Mean: no layers have no mean")
+
+    def forward(self, x, rng=None):
+        ys, caches = zip(*(layer.forward(x, rng) for layer in self.children.values()), strict=True)
+        return self._mean(ys), caches
+
+    def __call__(self, x, rng=None):
+        return self._mean([layer(x, rng) for layer in self.children.values()])
+
+    def visit(self, x, see):
+        return self._mean([layer.visit(x, see) for layer in self.children.values()])
+
+    def _mean(self, ys):
+        if len({y.shape for y in ys}) > 1:
+            raise ValueError(f"Mean: outputs {', '.join(str(y.shape) for y in ys)} differ")
+        return sum(ys) / len(ys)
+
+    def backward(self, dy, cache):
+        dx, grads, share = 0, {}, dy / len(cache)
+        for (name, layer), kept in zip(self.children.items(), cache, strict=True):
+            dlayer, layer_grads = layer.backward(share, kept)
+            dx, grads = dx + dlayer, grads | _named(name, layer_grads)
+        return dx, grads
+
+    def weight_gradients(self, dy, cache):
+        grads, share = {}, dy / len(cache)
+        for (name, layer), kept in zip(self.children.items(), cache, strict=True):
+            grads |= _named(name, layer.weight_gradients(share, kept))
+        return grads
+
+
 class Linear(Layer):
     """Affine map y = x w + b.
 
     x (N, D)    w (D, E)    b (E,)    y (N, E)
     """
 
-    def __init__(self, w, b):
+    def __init__(self, w, b, max_norm=None):
         if w.ndim != 2 or b.shape != w.shape[1:]:
             raise ValueError(f"Linear: w {w.shape} and b {b.shape}; wanted (D, E) and (E,)")
-        self.params = {"w": w, "b": b}
+        self.params, self.max_norm = {"w": w, "b": b}, max_norm
 
     def forward(self, x, rng=None):
         w, b = self.params["w"], self.params["b"]
@@ -135,41 +277,50 @@ class Conv2d(Layer):
     y[n, p, q, k] = b[k] + sum_{r, s, c} x[n, p + r - pad, q + s - pad, c] w[r, s, c, k]
 
     x (N, H, W, C)    w (R, S, C, K)    b (K,)    y (N, P, Q, K)    P = H + 2 pad - R + 1
+
+    y has the type that x, w and b have together, whatever the method, and gradients the type of y and dy together.
     """
 
-    def __init__(self, w, b, pad=0):
+    def __init__(self, w, b, pad=0, max_norm=None):
         if w.ndim != 4 or b.shape != w.shape[3:] or 0 in w.shape:
             raise ValueError(f"Conv2d: w {w.shape} and b {b.shape}; wanted (R, S, C, K), none of them 0, and (K,)")
         if not isinstance(pad, Integral) or isinstance(pad, bool) or pad < 0:
             raise ValueError(f"Conv2d: pad {pad}; wanted an integer, 0 or more")
-        self.params, self.pad = {"w": w, "b": b}, pad
+        self.params, self.pad, self.max_norm = {"w": w, "b": b}, pad, max_norm
 
     def forward(self, x, rng=None):
-        method = self._method(x)
+        x, method = self._prepared(x)
         y, kept = method.forward(x, self.params["w"], self.params["b"])
-        return y, (method, kept)
+        return y, (method, kept, x.dtype)
 
     def maxout(self, x, pieces):
         """Maxout(pieces)(self(x)), for evaluation: what it is the largest of need not go through the memory."""
-        return self._method(x).maxout(x, self.params["w"], self.params["b"], pieces)
+        x, method = self._prepared(x)
+        return method.maxout(x, self.params["w"], self.params["b"], pieces)
 
     def divides_into(self, pieces):
         return self.params["b"].size % pieces == 0
 
-    def _method(self, x):
-        w = self.params["w"]
+    def _prepared(self, x):
+        """x, of the type that y will have, and the method."""
+        w, b = self.params["w"], self.params["b"]
         r, s, c, _ = w.shape
-        if x.ndim != 4 or x.shape[3] != c or x.shape[1] + 2 * self.pad < r or x.shape[2] + 2 * self.pad < s:
-            raise ValueError(f"Conv2d: input {x.shape}; wanted (N, H, W, {c}) under a {r}x{s} kernel, pad {self.pad}")
-        return choose(x, w, self.pad)
+        size = [extent + 2 * self.pad for extent in x.shape[1:3] if extent]
+        if x.ndim != 4 or x.shape[3] != c or len(size) < 2 or size[0] < r or size[1] < s:
+            wanted = f"(N, H, W, {c}) of at least one pixel, under a {r}x{s} kernel, pad {self.pad}"
+            raise ValueError(f"Conv2d: input {x.shape}; wanted {wanted}")
+        x = x.astype(np.result_type(x.dtype, w.dtype, b.dtype), copy=False)
+        return x, choose(x, w, self.pad)
 
     def backward(self, dy, cache):
-        method, kept = cache
+        method, kept, dtype = cache
+        dy = dy.astype(np.result_type(dy.dtype, dtype), copy=False)
         dx, dw = method.backward(dy, kept, self.params["w"])
         return dx, {"w": dw, "b": _sum_rows(dy)}
 
     def weight_gradients(self, dy, cache):
-        method, kept = cache
+        method, kept, dtype = cache
+        dy = dy.astype(np.result_type(dy.dtype, dtype), copy=False)
         return {"w": method.weight_gradient(dy, kept, self.params["w"]), "b": _sum_rows(dy)}
 
 
@@ -218,7 +369,7 @@ class Maxout(Layer):
 class MaxPool2d(Layer):
     """The largest of each size x size window, ceil-mode: windows that begin inside the map, cut off at its border.
 
-    x (N, H, W, C)    y (N, P, Q, C)    P = 1 + ceil((H - size) / stride)
+    x (N, H, W, C)    y (N, P, Q, C)    P = min(1 + max(0, ceil((H - size) / stride)), ceil(H / stride))
 
     A tie sends the whole gradient to the first of the tied inputs, in reading order.
     """
@@ -308,6 +459,8 @@ class Softmax(Layer):
         self.tau = tau
 
     def forward(self, x, rng=None):
+        if not x.ndim or not x.shape[-1]:
+            raise ValueError(f"Softmax: input {x.shape}; wanted (..., K) of at least one class")
         xp = array_module(x)
         y = xp.exp((x - x.max(axis=-1, keepdims=True)) / self.tau)
         y /= y.sum(axis=-1, keepdims=True)
@@ -364,6 +517,10 @@ class Reshape(Layer):
 
     def backward(self, dy, cache):
         return dy.reshape(cache), {}
+
+
+def _named(name, group):
+    return {f"{name}.{key}": value for key, value in group.items()}
 
 
 def _sum_rows(dy):

@@ -9,7 +9,8 @@ from math import prod
 
 import numpy as np
 
-from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Sequential
+from minifit.backend import array_module
+from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Sequential, leaves
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,16 @@ class Conv:
     pad: int = 0
     pool: tuple[int, int] | None = None
     pieces: int | None = 2
-    norm: float | None = None  # the largest norm of a filter, each piece counted as one
+    max_norm: float | None = None  # the largest norm of a filter, each piece counted as one
+
+    def layers(self, shape, xp, dtype):
+        """Layers with zeros for weights, for an input of this shape (H, W, C)."""
+        w, b = zeros((self.kernel, self.kernel, shape[2], (self.pieces or 1) * self.channels), xp, dtype)
+        pool = [MaxPool2d(*self.pool)] if self.pool else []
+        return [Conv2d(w, b, self.pad, self.max_norm), activation(self.pieces), *pool]
+
+    def widened(self, scale):
+        return replace(self, channels=max(1, round(scale * self.channels)))
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,14 @@ class FullyConnected:
 
     units: int
     pieces: int | None = 2
-    norm: float | None = None
+    max_norm: float | None = None
+
+    def layers(self, shape, xp, dtype):
+        w, b = zeros((prod(shape), (self.pieces or 1) * self.units), xp, dtype)
+        return [*flatten(shape), Linear(w, b, self.max_norm), activation(self.pieces)]
+
+    def widened(self, scale):
+        return replace(self, units=max(1, round(scale * self.units)))
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,26 @@ class Output:
     """The logits; softmax belongs to the losses."""
 
     classes: int
-    norm: float | None = None
+    max_norm: float | None = None
+
+    def layers(self, shape, xp, dtype):
+        return [*flatten(shape), Linear(*zeros((prod(shape), self.classes), xp, dtype), self.max_norm)]
+
+    def widened(self, scale):
+        return self
+
+
+def zeros(shape, xp, dtype):
+    """Weights of this shape and biases, one for each filter on the last axis: all 0, until they are drawn."""
+    return xp.zeros(shape, dtype), xp.zeros(shape[-1], dtype)
+
+
+def activation(pieces):
+    return Maxout(pieces) if pieces else ReLU()
+
+
+def flatten(shape):
+    return [Flatten()] if len(shape) > 1 else []
 
 
 @dataclass(frozen=True)
@@ -50,7 +86,7 @@ class Network:
     blocks: tuple
     # Images that pass it together on a CPU: few, for the cache; more, where channels are few or transforming large
     # filters weighs more.
-    slice: int = 16
+    microbatch: int = 16
 
 
 # Appendix A.2; the teacher's norms from pylearn2, the student's kernel sizes and norms from the released code.
@@ -58,26 +94,26 @@ MNIST_TEACHER = Network(
     "MNIST teacher",
     (28, 28, 1),
     (
-        Conv(48, 8, pool=(4, 2), norm=0.9),
-        Conv(48, 8, pad=3, pool=(4, 2), norm=1.9365),
-        Conv(24, 5, pad=3, pool=(2, 2), norm=1.9365),
-        Output(10, norm=1.9365),
+        Conv(48, 8, pool=(4, 2), max_norm=0.9),
+        Conv(48, 8, pad=3, pool=(4, 2), max_norm=1.9365),
+        Conv(24, 5, pad=3, pool=(2, 2), max_norm=1.9365),
+        Output(10, max_norm=1.9365),
     ),
-    slice=32,
+    microbatch=32,
 )
 MNIST_FITNET = Network(
     "MNIST FitNet",
     (28, 28, 1),
     (
-        Conv(16, 5, norm=0.9),
-        Conv(16, 3, pool=(4, 2), norm=0.9),
-        Conv(16, 5, pad=3, norm=1.9365),
-        Conv(16, 3, pool=(4, 2), norm=1.9365),
-        Conv(12, 3, pad=3, norm=1.9365),
-        Conv(12, 3, pool=(2, 2), norm=1.9365),
-        Output(10, norm=1.9365),
+        Conv(16, 5, max_norm=0.9),
+        Conv(16, 3, pool=(4, 2), max_norm=0.9),
+        Conv(16, 5, pad=3, max_norm=1.9365),
+        Conv(16, 3, pool=(4, 2), max_norm=1.9365),
+        Conv(12, 3, pad=3, max_norm=1.9365),
+        Conv(12, 3, pool=(2, 2), max_norm=1.9365),
+        Output(10, max_norm=1.9365),
     ),
-    slice=32,
+    microbatch=32,
 )
 
 
@@ -87,23 +123,23 @@ def cifar_teacher(name, classes):
         name,
         (32, 32, 3),
         (
-            Conv(96, 8, pad=4, pool=(4, 2), norm=0.9),
-            Conv(192, 8, pad=3, pool=(4, 2), norm=1.9365),
-            Conv(192, 5, pad=3, pool=(2, 2), norm=1.9365),
-            FullyConnected(500, pieces=5, norm=1.9),
-            Output(classes, norm=1.9365),
+            Conv(96, 8, pad=4, pool=(4, 2), max_norm=0.9),
+            Conv(192, 8, pad=3, pool=(4, 2), max_norm=1.9365),
+            Conv(192, 5, pad=3, pool=(2, 2), max_norm=1.9365),
+            FullyConnected(500, pieces=5, max_norm=1.9),
+            Output(classes, max_norm=1.9365),
         ),
-        slice=32,
+        microbatch=32,
     )
 
 
-def cifar_student(name, *groups, classes=10, slice=16):
+def cifar_student(name, *groups, classes=10, microbatch=16):
     """Tables 6 and 7: three groups of 3x3 maxout layers, pooled 2x2, 2x2 and over the whole map; then fc, softmax."""
     pools = ((2, 2), (2, 2), (8, 8))
     blocks = []
     for group, pool in zip(groups, pools, strict=True):
         blocks += [Conv(channels, 3, pad=1) for channels in group[:-1]] + [Conv(group[-1], 3, pad=1, pool=pool)]
-    return Network(name, (32, 32, 3), (*blocks, FullyConnected(500, pieces=5), Output(classes)), slice)
+    return Network(name, (32, 32, 3), (*blocks, FullyConnected(500, pieces=5), Output(classes)), microbatch)
 
 
 def with_100_classes(network):
@@ -112,8 +148,8 @@ def with_100_classes(network):
 
 CIFAR10_TEACHER = cifar_teacher("CIFAR-10 teacher", 10)
 CIFAR100_TEACHER = cifar_teacher("CIFAR-100 teacher", 100)
-FITNET_1 = cifar_student("FitNet 1", (16, 16, 16), (32, 32, 32), (48, 48, 64), slice=32)
-FITNET_2 = cifar_student("FitNet 2", (16, 32, 32), (48, 64, 80), (96, 96, 128), slice=32)
+FITNET_1 = cifar_student("FitNet 1", (16, 16, 16), (32, 32, 32), (48, 48, 64), microbatch=32)
+FITNET_2 = cifar_student("FitNet 2", (16, 32, 32), (48, 64, 80), (96, 96, 128), microbatch=32)
 FITNET_3 = cifar_student("FitNet 3", (32, 48, 64, 64), (80, 80, 80, 80), (128, 128, 128))
 FITNET_4 = cifar_student("FitNet 4", (32, 32, 32, 48, 48), (80,) * 6, (128,) * 6)
 FITNET_1_100, FITNET_2_100, FITNET_3_100, FITNET_4_100 = map(with_100_classes, (FITNET_1, FITNET_2, FITNET_3, FITNET_4))
@@ -150,19 +186,12 @@ NETWORKS = (
 )
 
 
-def widened(network, times):
+def widened(network, scale):
     """The network with so many times its channels and units: another one, whose name says so."""
-    if times == 1:
+    if scale == 1:
         return network
-    blocks = [
-        replace(block, channels=max(1, round(times * block.channels)))
-        if isinstance(block, Conv)
-        else replace(block, units=max(1, round(times * block.units)))
-        if isinstance(block, FullyConnected)
-        else block
-        for block in network.blocks
-    ]
-    return replace(network, name=f"{network.name}, {times:g} times as wide", blocks=tuple(blocks))
+    blocks = tuple(block.widened(scale) for block in network.blocks)
+    return replace(network, name=f"{network.name}, {scale:g} times as wide", blocks=blocks)
 
 
 def as_counted(network):
@@ -171,51 +200,34 @@ def as_counted(network):
     return replace(network, blocks=tuple(two))
 
 
-def build(network, rng, width=None, keep_input=1.0, keep=1.0, xp=np, dtype=np.float32):
-    """The network as a Sequential of one layer a block, with random weights and zero biases.
+def build(network, dropout_keep_input=1.0, dropout_keep=1.0, conv_lr_scale=1.0, xp=np, dtype=np.float32):
+    """The network as a Sequential of one Sequential a block, whose weights are 0 until `initialise` draws them.
 
-    rng: None for weights of 0, where nothing but shapes is asked for.
-    width: weights from U(-width, width), as in the paper; None draws them normal, for `unit_variance` to scale.
-    keep_input, keep: what dropout keeps of the input (not rescaled) and of every later layer's input (rescaled), as
-    pylearn2's maxout networks do.
+    Dropout keeps dropout_keep_input of the input (not rescaled) and dropout_keep of every later layer's input
+    (rescaled), as in pylearn2's maxout networks. conv_lr_scale: times the learning rate, of the convolutions.
     """
     layers, shape = [], network.input
     for i, block in enumerate(network.blocks):
-        noise = Dropout(keep_input, rescale=False) if i == 0 else Dropout(keep)
-        layer = Sequential(([noise] if noise.keep < 1 else []) + _layers(block, shape, rng, width, xp, dtype))
+        noise = Dropout(dropout_keep) if i else Dropout(dropout_keep_input, rescale=False)
+        layer = Sequential(([noise] if noise.keep < 1 else []) + block.layers(shape, xp, dtype))
+        layer.lr_scale = conv_lr_scale if isinstance(block, Conv) else 1.0
         shape = layer(xp.zeros((0, *shape), dtype)).shape[1:]  # no image at all tells the shape
         layers.append(layer)
     return Sequential(layers)
 
 
-def _layers(block, shape, rng, width, xp, dtype):
-    if isinstance(block, Conv):
-        pieces = block.pieces or 1
-        w, b = draw((block.kernel, block.kernel, shape[2], pieces * block.channels), rng, width, xp, dtype)
-        pool = [MaxPool2d(*block.pool)] if block.pool else []
-        return [Conv2d(w, b, block.pad), activation(block.pieces), *pool]
-    flatten = [Flatten()] if len(shape) > 1 else []
-    if isinstance(block, FullyConnected):
-        pieces = block.pieces or 1
-        w, b = draw((prod(shape), pieces * block.units), rng, width, xp, dtype)
-        return [*flatten, Linear(w, b), activation(block.pieces)]
-    return [*flatten, Linear(*draw((prod(shape), block.classes), rng, width, xp, dtype))]
+def initialise(layers, rng, init_range=None):
+    """Draws every weight in turn, in place; biases stay 0. On the host, in double precision: the same on every backend.
 
-
-def activation(pieces):
-    return Maxout(pieces) if pieces else ReLU()
-
-
-def draw(shape, rng, width=None, xp=np, dtype=np.float32):
-    """Weights and zero biases for a layer whose filters are the last axis of `shape`, drawn on the host; 0 without rng.
-
-    From U(-width, width) or, without a width, normal with variance 1 / fan-in. That keeps the mean square of
-    activations through a maxout of two pieces: the larger of two centred normals has the mean square of one.
+    From U(-init_range, init_range), as in the paper, or without it normal with variance 1 / fan-in. That keeps the mean
+    square of activations through a maxout of two pieces: the larger of two centred normals has the mean square of one.
     """
-    if rng is None:
-        return xp.zeros(shape, dtype), xp.zeros(shape[-1], dtype)
-    w = rng.normal(0, prod(shape[:-1]) ** -0.5, shape) if width is None else rng.uniform(-width, width, shape)
-    return xp.asarray(w.astype(dtype)), xp.zeros(shape[-1], dtype)
+    for layer in leaves(layers):
+        if "w" in layer.params:
+            w = layer.params["w"]
+            scale = prod(w.shape[:-1]) ** -0.5
+            drawn = rng.uniform(-init_range, init_range, w.shape) if init_range else rng.normal(0, scale, w.shape)
+            w[...] = array_module(w).asarray(drawn.astype(w.dtype))
 
 
 def unit_variance(layers, x):
@@ -224,45 +236,29 @@ def unit_variance(layers, x):
     The second half of LSUV (Mishkin and Matas 2016), exact in one pass because the biases are 0 and the layers linear
     in their weights. Without it max-pooling, whose outputs have a mean, makes activations grow from layer to layer.
     """
-    for layer in layers:
-        if isinstance(layer, Sequential):
-            unit_variance(layer, x)
-        elif "w" in layer.params:
+
+    def scale(layer, x):
+        if "w" in layer.params:
             layer.params["w"] /= layer(x).std()
-        x = layer(x)
 
-
-def norms(network, layers):
-    """{parameter name: largest norm} for the built layers of a network, or of its first blocks."""
-    limits = {}
-    for i, (block, layer) in enumerate(zip(network.blocks, layers, strict=False)):
-        limits |= {f"{i}.{name}": block.norm for name in layer.params if name.endswith("w") and block.norm}
-    return limits
-
-
-def rates(network, layers, conv):
-    """{parameter name: conv} of the convolutions of a network, as times the learning rate."""
-    named = zip(network.blocks, range(len(layers)), strict=False)
-    own = {str(i) for block, i in named if isinstance(block, Conv)}
-    return {name: conv for name in layers.params if name.partition(".")[0] in own}
+    layers.visit(x, scale)
 
 
 def count(layers, x):
-    """(weights, multiplications) of each layer for one image, counted from the layers themselves.
+    """(weights, multiplications) of each of the layers for one image, counted from the layers themselves.
 
     x (N, H, W, C): any number of images of the right shape, zero of them included.
 
     The paper's convention: no biases; a weight of a convolution multiplies once for every output before pooling.
     """
-    counts = []
-    for layer in layers:
-        y = layer(x)
-        if isinstance(layer, Sequential):
-            counts.append(tuple(map(sum, zip(*count(layer, x), strict=True))))
-        elif "w" in layer.params:
-            weights = layer.params["w"].size
-            counts.append((weights, weights * prod(y.shape[1:-1])))
-        else:
-            counts.append((0, 0))
-        x = y
-    return counts
+    counts = {}
+
+    def see(layer, x):
+        weights = layer.params["w"].size if "w" in layer.params else 0
+        counts[layer] = np.array([weights, weights and weights * prod(layer(x).shape[1:-1])])
+
+    layers.visit(x, see)
+    return [
+        tuple(sum((counts[leaf] for leaf in leaves(child)), np.zeros(2, int)).tolist())
+        for child in layers.children.values()
+    ]

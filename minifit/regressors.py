@@ -6,16 +6,18 @@ import numpy as np
 
 from minifit import UserError
 from minifit.backend import refuse_more_than_memory
-from minifit.layers import Conv2d, Flatten, Linear, Maxout, ReLU, Reshape, Sequential
-from minifit.networks import activation, draw
+from minifit.layers import Conv2d, Flatten, Linear, Maxout, ReLU, Reshape, Sequential, leaves
+from minifit.networks import activation, zeros
 
 # Bytes that training takes for a weight. In single precision it is held about ten times: as drawn, in float64; as the
 # workers read it; in two sums of gradients; in the optimiser's state; in the best so far; in the file that is written.
 TRAINING = 40
 
 
-def regressor(kind, guided, hint, pieces, rng, width=0.05, xp=np, dtype=np.float32):
+def regressor(kind, guided, hint, pieces, max_norm=None, xp=np, dtype=np.float32):
     """A Sequential from maps of shape `guided` (N_g1, N_g2, O_g) to maps of shape `hint` (N_h1, N_h2, O_h).
+
+    Its weights are 0 until `networks.initialise` draws them.
 
     conv  a valid convolution, k_i = N_g,i - N_h,i + 1: k1 k2 O_h O_g weights a piece
     fc    fully connected: N_h1 N_h2 O_h N_g1 N_g2 O_g weights a piece
@@ -35,8 +37,8 @@ def regressor(kind, guided, hint, pieces, rng, width=0.05, xp=np, dtype=np.float
         n = weights(kind, guided, hint, pieces)
         otherwise = "conv would fit" if conv_fits else "a smaller guided map or hint would fit"
         refuse_more_than_memory(f"regressor fc: training its {n:,} weights would", TRAINING * n, otherwise)
-        w, b = draw((prod(guided), m * prod(hint)), rng, width, xp, dtype)
-        return Sequential([Flatten(), Linear(w, b), activation(pieces), Reshape(hint)])
+        w, b = zeros((prod(guided), m * prod(hint)), xp, dtype)
+        return Sequential([Flatten(), Linear(w, b, max_norm), activation(pieces), Reshape(hint)])
     if kind != "conv":
         raise UserError(f"regressor {kind!r}: wanted conv, fc or none")
     if len(guided) != 3 or len(hint) != 3:
@@ -47,8 +49,8 @@ def regressor(kind, guided, hint, pieces, rng, width=0.05, xp=np, dtype=np.float
             f"regressor conv: hint {hint} is larger than guided {guided}, and a valid convolution only shrinks; "
             f"a guided map of at least {hint[0]}x{hint[1]}, a hint of at most {guided[0]}x{guided[1]}, or fc would fit"
         )
-    w, b = draw((k1, k2, guided[2], m * hint[2]), rng, width, xp, dtype)
-    return Sequential([Conv2d(w, b), activation(pieces)])
+    w, b = zeros((k1, k2, guided[2], m * hint[2]), xp, dtype)
+    return Sequential([Conv2d(w, b, max_norm=max_norm), activation(pieces)])
 
 
 def weights(kind, guided, hint, pieces):
@@ -62,10 +64,9 @@ def weights(kind, guided, hint, pieces):
 
 
 def pieces_of(layer):
-    """The maxout pieces of a block's non-linearity (None for ReLU): what a regressor to its output must share."""
-    for inner in reversed(layer.layers):
-        if isinstance(inner, Maxout):
-            return inner.pieces
-        if isinstance(inner, ReLU):
-            return None
-    raise UserError(f"a hint layer needs a maxout or ReLU; this block is {[type(i).__name__ for i in layer.layers]}")
+    """The maxout pieces of a layer's last non-linearity (None for ReLU): what a regressor to its output must share."""
+    inner = list(leaves(layer))
+    for leaf in reversed(inner):
+        if isinstance(leaf, Maxout | ReLU):
+            return leaf.pieces if isinstance(leaf, Maxout) else None
+    raise UserError(f"a hint layer needs a maxout or ReLU; this block is {[type(leaf).__name__ for leaf in inner]}")
