@@ -12,14 +12,14 @@ import traceback
 
 import numpy as np
 
-from minifit import fitnets, networks
-from minifit.lab import parallel as workers
+from benchmarks.work import LR, MOMENTUM, SEED, built, examples, stage
+from minifit.lab.parallel import Team
+from minifit.lab.sets import Examples
+from minifit.lab.training import DataParallel
+from minifit.layers import max_norms
 from minifit.optimizers import SGD, max_norm
-from minifit.lab.training import Examples, Pass
 
-SEED, LR, MOMENTUM = 20150507, 0.01, 0.9
 PRODUCT = 1536  # rows and columns of the matrices whose product is the ceiling
-LEAD = 44  # logits between the two likeliest classes of the median image: the MNIST FitNet's after 107 epochs on labels
 
 
 class Child:
@@ -68,6 +68,10 @@ def _serve(pipe, make, arguments):
                 pipe.send((None, traceback.format_exc()))
 
 
+def as_they_are(images):
+    return images
+
+
 def turn(step, seconds):
     """The median time of a step among as many as fit the seconds, and at least one.
 
@@ -81,60 +85,27 @@ def turn(step, seconds):
     return float(np.median(times))
 
 
-def examples(network, n, dtype=np.float32, sure=False):
-    """n random images with random labels, the same for all.
-
-    sure: images so strong that the network which is `built` is sure of them, and right, as after long training
-    """
-    rng = np.random.default_rng([SEED, n])
-    labels = rng.integers(network.blocks[-1].classes, size=n)
-    x = rng.standard_normal((n, *network.input)).astype(dtype)
-    if sure:
-        layers = built(network, dtype)
-        x *= LEAD / np.median(leads(layers(x)))
-        labels = layers(x).argmax(axis=-1)
-    return Examples(x, labels)
-
-
-def leads(logits):
-    """By how much the largest logit of each image exceeds the second."""
-    second, first = np.sort(logits, axis=-1)[:, -2:].T
-    return first - second
-
-
-def built(network, dtype=np.float32):
-    """The network with weights that are the same for all, and no two equal biases.
-
-    With equal ones the pieces of a maxout tie wherever a window holds nothing but padding, and rounding would decide.
-    """
-    rng = np.random.default_rng(SEED)
-    layers = networks.build(network, rng, dtype=dtype)
-    for name, p in layers.params.items():
-        if name.endswith("b"):
-            p[...] = 0.1 * rng.standard_normal(p.shape)
-    return layers
-
-
 class Minifit:
-    """Training steps and evaluation as minifit.lab.training does them."""
+    """Training steps and evaluation as minifit.lab.training does them, of images that are prepared already."""
 
-    def __init__(self, network, batch, slice_size, count, sizes=(), dtype=np.float32, sure=False):
+    def __init__(self, network, batch, microbatch, count, sizes=(), dtype=np.float32, sure=False):
         self.batch, self.steps = batch, 0
-        sets = {"train": examples(network, batch, dtype, sure)} | {str(n): examples(network, n, dtype) for n in sizes}
+        given = {"train": examples(network, batch, dtype, sure)} | {str(n): examples(network, n, dtype) for n in sizes}
+        sets = {name: Examples(x, labels, as_they_are) for name, (x, labels) in given.items()}
         self.before = memory(["self"], "VmRSS")
         self.layers = built(network, dtype)
-        self.norms = networks.norms(network, self.layers)
+        self.max_norms = max_norms(self.layers)
         self.optimizer = SGD(LR, MOMENTUM)
-        self.passes = Pass(fitnets.backprop(self.layers, self.norms), sets, slice_size, count)
+        self.parallel = DataParallel(stage(self.layers), sets, microbatch, count)
 
     def __enter__(self):
-        self.passes.__enter__()
-        team = [process.pid for process in self.passes.team.processes]
+        self.parallel.__enter__()
+        team = [process.pid for process in self.parallel.team.processes]
         self.before += memory(team, "VmRSS")
         return self
 
     def __exit__(self, *exception):
-        self.passes.__exit__(*exception)
+        self.parallel.__exit__(*exception)
 
     def step(self, seconds=0.0):
         return turn(self._step, seconds)
@@ -142,18 +113,18 @@ class Minifit:
     def _step(self):
         _, grads = self.gradient()
         self.optimizer.step(self.layers.params, grads)
-        for name, limit in self.norms.items():
+        for name, limit in self.max_norms.items():
             max_norm(self.layers.params[name], limit)
         self.steps += 1
 
     def gradient(self):
-        return self.passes.gradient(np.arange(self.batch), 1, self.steps)
+        return self.parallel.gradient(np.arange(self.batch), 1, self.steps)
 
     def evaluate(self, n, seconds):
         return turn(lambda: self.measure(n), seconds)
 
     def measure(self, n):
-        return self.passes.measure(str(n), 1)
+        return self.parallel.measure(str(n), 1)
 
     def weights(self):
         return {name: p.copy() for name, p in self.layers.params.items()}
@@ -163,7 +134,7 @@ class Minifit:
 
         What they share, and never give back, counts once. An upper bound, for they need not peak at the same time.
         """
-        team = ["self", *(process.pid for process in self.passes.team.processes)]
+        team = ["self", *(process.pid for process in self.parallel.team.processes)]
         shared = [memory([process], "RssShmem") for process in team]
         return memory(team, "VmHWM") - sum(shared) + max(shared) - self.before
 
@@ -183,8 +154,8 @@ class Torch:
         for format in twin.FORMATS:
             self.twins[format] = twin.Twin(network, built(network), format, LR, MOMENTUM)
             for n in {batch, *sizes}:
-                given = examples(network, n, sure=sure)
-                self.data[format, n] = twin.images(given.x, format), torch.from_numpy(given.labels)
+                x, labels = examples(network, n, sure=sure)
+                self.data[format, n] = twin.images(x, format), torch.from_numpy(labels)
         self.batch = batch
 
     def __enter__(self):
@@ -199,8 +170,8 @@ class Torch:
     def agree(self, ours, format):
         """The relative error between (loss, grads) of minifit's first minibatch, in float64, and the twin's."""
         twin = self.twin.Twin(self.network, built(self.network, np.float64), format)
-        given = examples(self.network, self.batch, np.float64)
-        return self.twin.agree(ours, twin.gradient(given.x, given.labels), f"{self.network.name}, minibatch, {format}")
+        theirs = twin.gradient(*examples(self.network, self.batch, np.float64))
+        return self.twin.agree(ours, theirs, f"{self.network.name}, minibatch, {format}")
 
     def step(self, format, seconds=0.0):
         twin, given = self.twins[format], self.data[format, self.batch]
@@ -221,7 +192,7 @@ class Ceiling:
         a, b = rng.standard_normal((2, PRODUCT, PRODUCT), np.float32)
         c = np.empty_like(a)
         self.count = count
-        self.team = workers.Team(count, {"multiply": lambda _: np.matmul(a, b, out=c) is None})
+        self.team = Team(count, {"multiply": lambda _: np.matmul(a, b, out=c) is None})
 
     def __enter__(self):
         self.team.__enter__()

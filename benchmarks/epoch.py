@@ -1,6 +1,6 @@
 """What share of an epoch the layers take: python -m benchmarks.epoch
 
-Whole stages of an experiment, an epoch each, as run.py trains them: data, the teacher's outputs, slices, masks,
+Whole stages of an experiment, an epoch each, as run.py trains them: data, the teacher's outputs, microbatches, masks,
 optimiser, max-norm, validation, test, log and checkpoint. The methods of every layer, and of the network, which is one,
 are timed in every process; what is left of the processes' time is everything else, waiting for one another included.
 """
@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.step import machine, positive, table
-from minifit import data, experiments, layers
-from minifit.lab import parallel as workers
-from minifit.lab.runner import Run
+from minifit import data, experiments, fitnets
+from minifit.lab.parallel import available, shared
+from minifit.lab.runner import Run, trained, walk
+from minifit.layers import Layer
 
 METHODS = ("forward", "backward", "weight_gradients", "__call__")
 SLOTS = 64  # of the processes' clocks, by their number
@@ -27,7 +28,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.epoch", description=__doc__.partition(":")[0] + ".")
     parser.add_argument("--experiment", choices=experiments.EXPERIMENTS, default="mnist")
     parser.add_argument("--data-dir", help="where the data set lies; else as for run.py")
-    parser.add_argument("--workers", type=positive, nargs="+", default=sorted({1, workers.available()}))
+    parser.add_argument("--workers", type=positive, nargs="+", default=sorted({1, available()}))
     parser.add_argument("--train", type=positive, help="images that are trained on; else as the experiment says")
     options = parser.parse_args(arguments)
     print(machine(), flush=True)
@@ -38,7 +39,7 @@ def main(arguments=None):
 
 def timed_layers():
     """Shared seconds, one number a process, to which every call of a layer's method adds the time it took."""
-    clock, inside = workers.shared((SLOTS,), np.float64), []
+    clock, inside = shared((SLOTS,), np.float64), []
 
     def timed(method):
         def call(*arguments):
@@ -54,10 +55,18 @@ def timed_layers():
 
         return call
 
-    for kind in layers.Layer.__subclasses__():
+    for kind in kinds(Layer):
         for name in METHODS:
-            setattr(kind, name, timed(getattr(kind, name)))
+            if name in vars(kind):
+                setattr(kind, name, timed(vars(kind)[name]))
     return clock
+
+
+def kinds(kind):
+    """A class and all that inherit from it."""
+    yield kind
+    for below in kind.__subclasses__():
+        yield from kinds(below)
 
 
 def stages(options, count, clock):
@@ -65,19 +74,27 @@ def stages(options, count, clock):
     experiment = experiments.EXPERIMENTS[options.experiment]
     config = experiment.presets["default"]
     once = {name: replace(getattr(config, name), epochs=1) for name in ("teacher", "stage1", "student")}
-    config = replace(config, **once, train=options.train or config.train)
+    config = replace(config, **once, teacher_all=0, train=options.train or config.train)
     sizes = {"train": config.train + config.validation, "test": config.test}
     dataset = data.load(experiment.data, data_dir=options.data_dir, progress=False, **sizes)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), options.experiment, "default", experiment, config, 0, dataset, np, count, False)
-        with run:
-            for name in ("teacher", "hint", "fitnet"):
-                clock[:] = 0
-                began = time.perf_counter()
-                run.make(name)
-                seconds = time.perf_counter() - began
-                share = 100 * clock.sum() / (count * seconds)
-                yield [name, str(count), f"{seconds:.1f}", f"{config.train / seconds:.0f}", f"{share:.0f}"]
+        run, rows = (
+            Run(Path(folder), options.experiment, "default", experiment, config, 0, dataset, np, count, False),
+            [],
+        )
+
+        def train(stage):
+            clock[:] = 0
+            began = time.perf_counter()
+            record, _ = trained(run, stage)
+            seconds = time.perf_counter() - began
+            share = 100 * clock.sum() / (count * seconds)
+            rows.append([stage.key, str(count), f"{seconds:.1f}", f"{config.train / seconds:.0f}", f"{share:.0f}"])
+            return record
+
+        with run.directory:
+            walk(fitnets.METHODS[-1], run.task(), train)
+        return rows
 
 
 if __name__ == "__main__":

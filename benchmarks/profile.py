@@ -16,7 +16,6 @@ from pathlib import Path
 import minifit
 from benchmarks.contestants import Minifit
 from benchmarks.step import NETWORKS, machine, named, positive, table
-from minifit.layers import Sequential
 
 SOURCE = str(Path(minifit.__file__).parent)
 PRODUCT = re.compile(r"\w[\])]* @ |\.dot\(|\.matmul\(|\.einsum\(|\.tensordot\(")
@@ -27,12 +26,12 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__.partition(":")[0] + ".")
     parser.add_argument("--network", type=named, default=NETWORKS[0], metavar="NAME")
     parser.add_argument("--batch", type=positive, default=128)
-    parser.add_argument("--slice", type=positive, help="images at once; else as the network says")
+    parser.add_argument("--microbatch", type=positive, help="images at once; else as the network says")
     parser.add_argument("--repeats", type=positive, default=5, help="steps that are averaged")
     parser.add_argument("--lines", type=positive, default=15, help="how many of the dearest lines are shown")
     options = parser.parse_args(arguments)
 
-    size = options.slice or options.network.slice
+    size = options.microbatch or options.network.microbatch
     print(f"{machine()}\n{options.network.name}: a step of {options.batch} images, {size} at once, one worker")
     with Minifit(options.network, options.batch, size, 1) as ours:
         ours.step(0.5)
@@ -63,7 +62,7 @@ def by_layer(ours, repeats):
 
         return call
 
-    for place, layer in leaves(ours.layers):
+    for place, layer in placed(ours.layers):
         for name in METHODS:
             setattr(layer, name, timed(getattr(layer, name), (place, type(layer).__name__, name)))
     for _ in range(repeats):
@@ -71,12 +70,12 @@ def by_layer(ours, repeats):
     return {key: 1e3 * seconds / repeats for key, seconds in spent.items()}
 
 
-def leaves(layers, place=""):
-    for i, layer in enumerate(layers):
-        if isinstance(layer, Sequential):
-            yield from leaves(layer, f"{place}{i}.")
-        else:
-            yield f"{place}{i}", layer
+def placed(layer, place=""):
+    """Yields (place, layer) for every layer that is not made of layers."""
+    for name, child in layer.children.items():
+        yield from placed(child, f"{place}.{name}" if place else name)
+    if not layer.children:
+        yield place, layer
 
 
 def by_line(step, repeats):

@@ -4,37 +4,42 @@ The largest difference from the definition in float64, over the root mean square
 the gradient of the input and the gradient of the filters; standard normal numbers throughout; 8 images.
 """
 
+import argparse
+
 import numpy as np
 
-from benchmarks.step import NETWORKS
+from benchmarks.step import NETWORKS, choose_networks, table
 from minifit import networks
 from minifit.convolution import SMALL, Stacked, Unfolded, choose, fourier, winograd
-from minifit.layers import Conv2d, Sequential
-from minifit.lab.report import table
+from minifit.layers import Conv2d
 
 IMAGES = 8
 LARGEST = 40  # H + W + 2 pad of a map that is worth one transform as a whole
 
 
-def main():
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rounding", description=__doc__.partition(":")[0] + ".")
+    choose_networks(parser, NETWORKS)
+    options = parser.parse_args(arguments)
     rng, rows, seen = np.random.default_rng(0), [], set()
-    for network in NETWORKS:
-        for shape, layer in convolutions(networks.build(network, rng), np.zeros((1, *network.input), np.float32)):
-            w, pad = layer.params["w"].shape, layer.pad
+    for network in options.network:
+        for shape, w, pad in convolutions(network):
             if (shape, w, pad) not in seen:
                 seen.add((shape, w, pad))
                 rows += errors(network.name, shape, w, pad, rng)
-    print(table(rows, ["first met in", "map", "filters", "pad", "method", "y", "dx", "dw", "chosen"]))
+    print(table(["first met in", "map", "filters", "pad", "method", "y", "dx", "dw", "chosen"], rows))
 
 
-def convolutions(layer, x):
-    """(H, W of its input, layer) for every convolution in a network."""
-    for inner in layer:
-        if isinstance(inner, Sequential):
-            yield from convolutions(inner, x)
-        elif isinstance(inner, Conv2d):
-            yield x.shape[1:3], inner
-        x = inner(x)
+def convolutions(network):
+    """[(H, W of its input, shape of its filters, padding)] of every convolution in a network."""
+    found = []
+
+    def see(layer, x):
+        if isinstance(layer, Conv2d):
+            found.append((x.shape[1:3], layer.params["w"].shape, layer.pad))
+
+    networks.build(network).visit(np.zeros((1, *network.input), np.float32), see)
+    return found
 
 
 def errors(name, size, kernel, pad, rng):
@@ -61,7 +66,7 @@ def errors(name, size, kernel, pad, rng):
             name,
             shape,
             filters,
-            pad,
+            str(pad),
             method_name,
             *(f"{e:.0e}" for e in worst),
             "*"

@@ -19,9 +19,10 @@ from statistics import geometric_mean
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from benchmarks.contestants import Ceiling, Child, Minifit, Torch, built
+from benchmarks.contestants import Ceiling, Child, Minifit, Torch
+from benchmarks.work import built
 from minifit import networks
-from minifit.lab import parallel as workers
+from minifit.lab.parallel import available
 
 NAMES = ("MNIST_TEACHER", "MNIST_FITNET", "CIFAR10_TEACHER", "FITNET_1", "FITNET_2", "FITNET_3", "FITNET_4")
 NETWORKS = tuple(getattr(networks, name) for name in NAMES if hasattr(networks, name))
@@ -48,20 +49,17 @@ def main(arguments=None):
         print(f"\nGeometric mean of the ratios: {geometric_mean(ratios):.2f}")
 
 
-def size_of(network, options):
+def microbatch(network, options):
     """How many images pass together."""
-    return options.slice or network.slice
+    return options.microbatch or network.microbatch
 
 
 def parse(arguments):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.partition(":")[0] + ".")
-    known = ", ".join(network.name for network in NETWORKS)
-    parser.add_argument("--network", nargs="+", type=named, default=NETWORKS, metavar="NAME", help=f"of: {known}")
-    parser.add_argument(
-        "--workers", type=positive, default=workers.available(), help="processes, and PyTorch's threads"
-    )
+    choose_networks(parser, NETWORKS)
+    parser.add_argument("--workers", type=positive, default=available(), help="processes, and PyTorch's threads")
     parser.add_argument("--batch", type=positive, default=128)
-    parser.add_argument("--slice", type=positive, help="images at once in minifit; else as the network says")
+    parser.add_argument("--microbatch", type=positive, help="images at once in minifit; else as the network says")
     parser.add_argument("--repeats", type=positive, default=15, help="turns of every contestant")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--evaluate", action="store_true", help=f"forward only, {SIZES} images at once")
@@ -71,6 +69,11 @@ def parse(arguments):
     if not options.scaling and importlib.util.find_spec("torch") is None:
         parser.error("PyTorch is not installed; only --scaling does without it")
     return options
+
+
+def choose_networks(parser, default):
+    known = ", ".join(network.name for network in NETWORKS)
+    parser.add_argument("--network", nargs="+", type=named, default=default, metavar="NAME", help=f"of: {known}")
 
 
 def named(text):
@@ -111,11 +114,11 @@ def training(network, options):
     count, batch, sure = options.workers, options.batch, options.sure
     with Child(Torch, network, batch, count, (), sure) as theirs:
         theirs("check")
-        # Once more, by the very processes and slices that will be timed, in float64 where no rounding hides a mistake.
-        with Child(Minifit, network, batch, size_of(network, options), count, (), np.float64) as ours:
+        # Once more, by the very processes that will be timed, in float64 where no rounding hides a mistake.
+        with Child(Minifit, network, batch, microbatch(network, options), count, (), np.float64) as ours:
             gradient = ours("gradient")
         theirs("agree", gradient, FORMATS[0])
-        arguments = network, batch, size_of(network, options), count, (), np.float32, sure
+        arguments = network, batch, microbatch(network, options), count, (), np.float32, sure
         with Child(Minifit, *arguments) as ours, Child(Ceiling, count) as ceiling:
             contestants = {"minifit": lambda: ours("step", TURN)}
             contestants |= {format: lambda format=format: theirs("step", format, TURN) for format in FORMATS}
@@ -134,7 +137,7 @@ def evaluation(network, options):
     rows = []
     with (
         Child(Torch, network, options.batch, options.workers, SIZES) as theirs,
-        Child(Minifit, network, options.batch, size_of(network, options), options.workers, SIZES) as ours,
+        Child(Minifit, network, options.batch, microbatch(network, options), options.workers, SIZES) as ours,
     ):
         for n in SIZES:
             loss = ours("measure", n)[0]
@@ -153,7 +156,7 @@ def scaling(network, options):
     counts = sorted({1, 2, options.workers})
     with ExitStack() as stack:
         children = {
-            count: stack.enter_context(Child(Minifit, network, options.batch, size_of(network, options), count))
+            count: stack.enter_context(Child(Minifit, network, options.batch, microbatch(network, options), count))
             for count in counts
         }
         times = take_turns(
@@ -168,7 +171,7 @@ def scaling(network, options):
 
 
 def digest_after(steps, network, options, count):
-    with Child(Minifit, network, options.batch, size_of(network, options), count) as ours:
+    with Child(Minifit, network, options.batch, microbatch(network, options), count) as ours:
         for _ in range(steps):
             ours("step")
         return digest(ours("weights"))
@@ -222,7 +225,7 @@ def machine():
     except PackageNotFoundError:
         torch = "none"
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
-    parts = [f"{processor()}, {workers.available()} cores, {load} at the start", f"Python {platform.python_version()}"]
+    parts = [f"{processor()}, {available()} cores, {load} at the start", f"Python {platform.python_version()}"]
     return ", ".join([*parts, f"NumPy {np.__version__} ({', '.join(blas)})", f"PyTorch {torch}"])
 
 

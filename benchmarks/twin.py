@@ -10,9 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.contestants import built, examples
+from benchmarks.work import built, examples, stage
 from minifit import fitnets
-from minifit.networks import Conv, Output, norms
+from minifit.layers import max_norms
+from minifit.networks import Conv, Output
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -53,7 +54,7 @@ class Twin:
             w, b = (self.weights[f"{i}.{name}"] for kind in "wb" for name in layer.params if name.endswith(kind))
             self.blocks.append((block, w, b))
             shape = layer(np.zeros((1, *shape), array.dtype)).shape[1:]
-        self.norms = [(self.weights[name], limit) for name, limit in norms(network, layers).items()]
+        self.max_norms = [(self.weights[name], limit) for name, limit in max_norms(layers).items()]
         self.optimizer = torch.optim.SGD(self.weights.values(), lr=lr, momentum=momentum, fused=True)
 
     def forward(self, x):
@@ -71,7 +72,7 @@ class Twin:
         F.cross_entropy(self.forward(x), labels).backward()
         self.optimizer.step()
         with torch.no_grad():
-            for w, limit in self.norms:
+            for w, limit in self.max_norms:
                 norm = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
                 w.mul_((limit / norm).clamp_(max=1))
 
@@ -136,14 +137,13 @@ def check(network, batch=8):
     """
     errors = {}
     for dtype in TOLERANCES:
-        layers, given = built(network, dtype), examples(network, batch, dtype)
-        stage = fitnets.backprop(layers)
+        layers, (x, labels) = built(network, dtype), examples(network, batch, dtype)
         size = batch if dtype == np.float64 else 1
-        parts = [slice(i, i + size) for i in range(0, batch, size)]
-        ours = [fitnets.gradient(stage, given.x[part], None, given.labels[part], epoch=1) for part in parts]
+        parts = [(x[i : i + size], labels[i : i + size]) for i in range(0, batch, size)]
+        ours = [fitnets.gradient(stage(layers), x, None, labels, epoch=1) for x, labels in parts]
         for format in FORMATS:
             twin = Twin(network, layers, format)
-            theirs = [twin.gradient(given.x[part], given.labels[part]) for part in parts]
+            theirs = [twin.gradient(x, labels) for x, labels in parts]
             error = float(np.median([disagreement(*pair) for pair in zip(ours, theirs, strict=True)]))
             errors[dtype.name, format] = _within(error, dtype, f"{network.name}, {dtype}, {format}")
     return errors

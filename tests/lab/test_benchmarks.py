@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from benchmarks import profile, step
-from benchmarks.contestants import LEAD, Ceiling, Child, Minifit, built, examples, leads, memory, turn
+from benchmarks.contestants import Ceiling, Child, Minifit, memory, turn
+from benchmarks.work import LEAD, built, examples, leads
 from minifit.networks import MNIST_FITNET, MNIST_TEACHER, Conv, FullyConnected, Network, Output
 
 ROOT = Path(__file__).parents[2]
 SMALL = Network(
     "small",
     (9, 7, 3),
-    (Conv(8, 3, pad=1, pieces=None, pool=(2, 2)), Conv(6, 2, pieces=3, norm=0.5), FullyConnected(5), Output(4)),
+    (Conv(8, 3, pad=1, pieces=None, pool=(2, 2)), Conv(6, 2, pieces=3, max_norm=0.5), FullyConnected(5), Output(4)),
 )
 
 
@@ -51,10 +52,10 @@ def test_a_table_is_markdown_in_columns():
 
 
 def test_sure_images_are_the_same_ones_stronger_and_labelled_as_the_network_does():
-    plain, sure = examples(MNIST_FITNET, 40), examples(MNIST_FITNET, 40, sure=True)
-    logits = built(MNIST_FITNET)(sure.x)
-    np.testing.assert_allclose(sure.x / plain.x, (sure.x / plain.x)[0, 0, 0, 0], rtol=1e-5)
-    np.testing.assert_array_equal(sure.labels, logits.argmax(axis=-1))
+    (plain, _), (sure, labels) = examples(MNIST_FITNET, 40), examples(MNIST_FITNET, 40, sure=True)
+    logits = built(MNIST_FITNET)(sure)
+    np.testing.assert_allclose(sure / plain, (sure / plain)[0, 0, 0, 0], rtol=1e-5)
+    np.testing.assert_array_equal(labels, logits.argmax(axis=-1))
     assert 0.5 < np.median(leads(logits)) / LEAD < 2
     assert leads(np.array([[1.0, 5.0, 3.0], [4.0, 4.0, 0.0]])).tolist() == [2.0, 0.0]
 
@@ -213,9 +214,9 @@ def test_a_twin_that_differs_is_caught(monkeypatch):
 def test_the_twin_takes_the_same_steps():
     torch = pytest.importorskip("torch")
     from benchmarks import twin
-    from benchmarks.contestants import LR, MOMENTUM
+    from benchmarks.work import LR, MOMENTUM
 
-    given = examples(SMALL, 10, np.float64)
+    x, labels = examples(SMALL, 10, np.float64)
     with Minifit(SMALL, 10, 4, 1, dtype=np.float64) as ours:
         for format in twin.FORMATS:
             theirs = twin.Twin(SMALL, built(SMALL, np.float64), format, LR, MOMENTUM)
@@ -224,6 +225,6 @@ def test_the_twin_takes_the_same_steps():
             ours.optimizer.state.clear()
             for _ in range(3):
                 ours.step()
-                theirs.step(twin.images(given.x, format), torch.from_numpy(given.labels))
+                theirs.step(twin.images(x, format), torch.from_numpy(labels))
             for name, w in theirs.arrays().items():
                 np.testing.assert_allclose(ours.layers.params[name], w, rtol=1e-10, atol=1e-13)
