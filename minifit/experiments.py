@@ -4,11 +4,11 @@ Sources: [2.2] a section of the paper, [A.1.2], [A.2] its appendix; [code] its r
 scripts, from which the teachers come; [set] the size of the data set; [ours] chosen here, on the validation images.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
-from minifit import UserError, networks
+from minifit import UserError, networks, settings
 from minifit.optimizers import Ramp, Schedule
-from minifit.settings import ABOVE_0, LARGEST, PROBABILITY, at_least, one_of, setting
+from minifit.settings import ABOVE_0, PROBABILITY, at_least, flag, one_of, setting, words
 
 # The random streams of published seeds: the place of a name is its number, and must not move. A stage draws its noise
 # and its order of images from the stream of its own name, so that any stage may run alone.
@@ -353,59 +353,20 @@ STUDIES = (
 )
 
 
-def walk(settings, prefix=""):
-    """(name, field, value) of every setting; those of a schedule are called "teacher.lr"."""
-    for f in fields(settings):
-        value = getattr(settings, f.name)
-        if isinstance(value, Schedule):
-            yield from walk(value, f"{prefix}{f.name}.")
-        else:
-            yield prefix + f.name, f, value
-
-
 def check(experiment, config):
     """UserError for a setting that cannot be meant."""
-    for name, f, value in walk(config):
-        check_value(name, f, value)
+    for name, f, value in settings.walk(config):
+        settings.check(name, f, value)
     for name, network in (("guided_layer", experiment.student), ("hint_layer", experiment.teacher)):
         last = len(network.blocks) - 1
         for layer in getattr(config, name):
             if not 1 <= layer <= last:
                 raise UserError(f"{flag(name)} {layer}: wanted one of the layers 1..{last} below the output")
     if not config.guided_layer or len(config.guided_layer) != len(config.hint_layer):
-        given = (f"{flag(name)} {spelled(getattr(config, name))}" for name in ("guided_layer", "hint_layer"))
+        given = (f"{flag(name)} {' '.join(words(getattr(config, name)))}" for name in ("guided_layer", "hint_layer"))
         raise UserError(f"{' and '.join(given)}: wanted pairs, as many layers of one as of the other")
     side = min(experiment.student.input[:2])
     if config.crops >= side:
         raise UserError(f"--crops {config.crops}: wanted 0 to {side - 1} pixels")
     if config.retrain and not config.validation:
         raise UserError("--retrain: wanted validation images, from which it takes the number of epochs")
-
-
-def check_value(name, f, value):
-    """UserError where a value breaks the rule of its field, is not finite, or is a ramp that ends before it starts."""
-    rule = f.metadata["rule"]
-    numbers = (value.first, value.last) if isinstance(value, Ramp) else value if isinstance(value, tuple) else (value,)
-    for one in numbers:
-        if isinstance(one, float | int) and not abs(one) < LARGEST:
-            raise UserError(
-                f"{flag(name)} {spelled(value)}: wanted {rule.words or 'a number'}, not as large as {one:g}"
-            )
-        if one is not None and not rule.accepts(one):
-            raise UserError(f"{flag(name)} {spelled(value)}: wanted {rule.words}")
-    if isinstance(value, Ramp) and not 1 <= value.start <= value.end:
-        raise UserError(f"{flag(name)} {spelled(value)}: wanted FIRST LAST END START, with 1 <= START <= END, epochs")
-
-
-def flag(name):
-    """The option of a setting: "--teacher.lr-scale" of "teacher.lr_scale"."""
-    return f"--{name.replace('_', '-')}"
-
-
-def spelled(value):
-    """A value as it is written on the command line."""
-    if isinstance(value, Ramp):
-        constant = value == Ramp(value.first)
-        value = (value.first,) if constant else (value.first, value.last, value.end, value.start)
-        return " ".join(map(str, value[:3] if value[3:] == (1,) else value))
-    return " ".join(map(str, value)) if isinstance(value, tuple) else "auto" if value is None else str(value)

@@ -7,7 +7,7 @@ lr_scales: {name: factor of the learning rate} for arrays that learn at a rate o
 from dataclasses import dataclass
 
 from minifit.backend import array_module
-from minifit.settings import ABOVE_0, BELOW_1, at_least, one_of, setting
+from minifit.settings import ABOVE_0, BELOW_1, Ramp, at_least, one_of, setting
 
 
 class SGD:
@@ -54,29 +54,6 @@ def max_norm(w, limit):
     xp = array_module(w)
     norm = xp.sqrt((w * w).sum(axis=tuple(range(w.ndim - 1))))
     w *= xp.minimum(1, limit / xp.maximum(norm, limit / 2))
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A value that goes linearly from `first` in epoch `start` to `last` in epoch `end`, and is constant outside.
-
-    Ramp(4.0) is 4 in every epoch.
-    """
-
-    first: float
-    last: float | None = None  # None: as `first`
-    end: int = 1
-    start: int = 1
-
-    def __post_init__(self):
-        if self.last is None:
-            object.__setattr__(self, "last", self.first)
-
-    def __call__(self, epoch):
-        """The value in an epoch, counted from 1."""
-        length = self.end - self.start
-        done = min(max((epoch - self.start) / length, 0.0), 1.0) if length > 0 else float(epoch >= self.start)
-        return self.first + (self.last - self.first) * done
 
 
 @dataclass(frozen=True)

@@ -1,132 +1,238 @@
-"""The words of a command: every setting an option, complaints in one line, and the run that they mean."""
+"""The command line: every setting is an option, every complaint is one line, and each command is a function."""
 
-import contextlib
-import io
+import os
+import shlex
+import signal
 import sys
+import textwrap
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
 
-from minifit import UserError, data, experiments
-from minifit.backend import Backend, use
+import numpy as np
+
+from minifit import UserError, data, experiments, fitnets, networks
+from minifit.backend import use
+from minifit.lab import report, runner
+from minifit.lab.options import HELP, WIDTH, nearest, option_of, read, show_help
+from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.runner import Run
-from minifit.lab.parallel import available
+from minifit.lab.training import TrainingError
+from minifit.settings import at_least, between, one_of, setting
+from minifit.task import Task
+from reference import paper
 
 
-@dataclass(frozen=True)
-class Common(experiments.Config):
-    preset: Literal["default", "paper"] = "default"  # the settings that the options below start from
-    backend: Backend = "numpy"
-    data_dir: str | None = None  # where the data set lies; else MINIFIT_DATA, the cache, or a download
-    teacher_from: str | None = None  # the directory of a run, whose trained teacher is taken instead of training one
-    runs: str = "runs"  # results go to RUNS/<experiment>/seed<SEED>
-    workers: int = available()  # processes; results do not depend on it
+@dataclass(frozen=True, kw_only=True)
+class Options(experiments.Config):
+    """The settings of an experiment, and what else a command that trains is told."""
+
+    preset: str = setting("start from these settings", default="default", group="run", common=True)
+    stage: str = setting("train this stage and those it needs", default="all", common=True)
+    teacher_from: Path | None = setting(
+        "take the teacher of this run directory; auto: train one", default=None, common=True
+    )
+    data_dir: Path | None = setting(
+        "read the data set from here; auto: MINIFIT_DATA, the cache, or a download", default=None, common=True
+    )
+    runs: Path = setting("write to PATH/EXPERIMENT/seedN", default=Path("runs"), common=True)
+    workers: int = setting(
+        "use this many processes; results do not depend on it", at_least(1), default=available(), common=True
+    )
+    backend: str = setting("compute with this library", one_of("numpy", "cupy"), default="numpy")
 
 
-@dataclass(frozen=True)
-class Command(Common):
-    stage: Literal["teacher", "teacher_all", "backprop", "kd", "hint", "fitnet", "all"] = "all"  # with all it needs
-    seed: int = 0
+@dataclass(frozen=True, kw_only=True)
+class OneSeed(Options):
+    seed: int = setting("draw other weights and another order of images", at_least(0), default=0, common=True)
 
 
-@dataclass(frozen=True)
-class Several(Common):
-    seeds: int = 5  # from 0 on
-    at_once: int = 1  # seeds that train at the same time, with the workers shared out among them
-    results: str = "results"  # tables and pictures go to RESULTS/<experiment>
+@dataclass(frozen=True, kw_only=True)
+class Several(Options):
+    seeds: int = setting("train with the seeds 0 to N - 1", between(1, 1000), default=5, common=True)
+    at_once: int = setting("train N seeds at the same time; they share the workers", at_least(1), default=1)
+    arm: tuple[str, ...] = setting(
+        "compare with changed settings; once for each set of changes", default=(), common=True
+    )
+    studies: bool = setting("compare the arms of experiments.STUDIES, each with the preset short", default=False)
+    results: Path = setting("write tables and pictures to PATH/EXPERIMENT", default=Path("results"), common=True)
+    html: bool = setting("write the page as HTML too", default=False, common=True)
 
 
-@dataclass(frozen=True)
-class ResultsCommand:
-    results: str = "results"  # the folder of tables and pictures; the runs are where its own commands say
-    data_dir: str | None = None  # where the data set lies; else MINIFIT_DATA, the cache, or a download
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    results: Path = setting("the folder of tables and pictures", default=Path("results"), common=True)
+    html: bool = setting("write the page as HTML too", default=False, common=True)
 
 
-@dataclass(frozen=True)
-class AuditCommand:
-    row: str | None = None  # only the row of this name, or else those whose names begin so
-    draws: int = 15  # problems drawn for each row
-    seed: int = 0
-    backend: Backend = "numpy"
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    row: str | None = setting(
+        "check the row of this name, or else those whose names begin so; auto: all", default=None, common=True
+    )
+    draws: int = setting("draw this many problems for each row", at_least(1), default=15, common=True)
+    seed: int = setting("draw other problems", at_least(0), default=0, common=True)
+    backend: str = setting("compute with this library", one_of("numpy", "cupy"), default="numpy", common=True)
 
 
-def parse(name, arguments, command=Command, program="run.py"):
-    """The Command for an experiment: a preset's settings, and what the arguments change in them."""
-    experiment = experiments.EXPERIMENTS[name]
-    preset = "default"
-    for flag, value in zip(arguments, [*arguments, ""][1:], strict=True):
-        if flag == "--preset" or flag.startswith("--preset="):
-            preset = flag.partition("=")[2] or value
-    config = experiment.presets.get(preset, experiment.presets["default"])
-    default = command(**{f.name: getattr(config, f.name) for f in fields(config)})
-    return command_line(command, f"{program} {name}", arguments, default)
+def parse(name, arguments, kind=OneSeed, command="run.py"):
+    """The options of an experiment: a preset's settings, and what the arguments change in them."""
+    experiment, named = experiments.EXPERIMENTS[name], option_of("preset", arguments) or "default"
+    if named not in experiment.presets:
+        raise UserError(f"--preset {named}: wanted {' or '.join(experiment.presets)}")
+    start = kind(**vars(experiment.presets[named]), preset=named)
+    if HELP & {*arguments}:
+        about = f"{experiment.student.name} learns from {experiment.teacher.name}. Values in brackets hold by default."
+        choices = {"stage": goals_of(experiment, start), "preset": experiment.presets}
+        show_help(f"{command} {name}", about, start, arguments, choices)
+    options = read(arguments, start)
+    experiments.check(experiment, options)
+    if options.stage not in (goals := goals_of(experiment, options)):
+        raise UserError(f"--stage {options.stage}: wanted {', '.join(goals)}")
+    use(options.backend)
+    return options
 
 
-def options(config, default, prefix=""):
-    """The words of a command line that make `config` of `default`: what parse is the inverse of."""
-    words = []
-    for f in fields(config):
-        value, name = getattr(config, f.name), prefix + f.name.replace("_", "-")
-        if hasattr(value, "__dataclass_fields__"):
-            words += options(value, getattr(default, f.name), f"{name}.")
-        elif value != getattr(default, f.name):
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--{prefix}no-{f.name.replace('_', '-')}")
-            else:
-                words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words
+def goals_of(experiment, config):
+    """What `--stage` takes with these settings: the methods, their stages and "all"."""
+    task, goals = Task({"teacher": experiment.teacher, "student": experiment.student}, config, 0, draw=False), []
+
+    def note(stage):
+        goals.append(stage.key)
+        return {"best_epoch": 1}
+
+    for method in fitnets.METHODS:
+        runner.walk(method, task, note)
+        goals.append(method.name)
+    return [*dict.fromkeys(goals), "all"]
 
 
-def command_line(settings, program, arguments, default):
-    """The settings with what the arguments change in them; UserError, one line, for what does not fit."""
-    import tyro
+def config_of(options):
+    return experiments.Config(**{f.name: getattr(options, f.name) for f in fields(experiments.Config)})
 
-    complaint = io.StringIO()
+
+def dataset_of(name, options):
+    wanted = {"train": options.train + options.validation, "test": options.test}
+    return data.load(experiments.EXPERIMENTS[name].data, options.data_dir, sys.stderr.isatty(), **wanted)
+
+
+def run_of(name, options, config, seed, dataset, runs):
+    """The run of one seed.   runs: the folder of the experiment's folder"""
+    folder, experiment = runs / name / f"seed{seed}", experiments.EXPERIMENTS[name]
+    about = folder, name, options.preset, experiment, config, seed, dataset
+    return Run(*about, use(options.backend), options.workers, sys.stderr.isatty(), options.runs / ".cache")
+
+
+def train(name, words):
+    options = parse(name, words)
+    run = run_of(name, options, config_of(options), options.seed, dataset_of(name, options), options.runs)
+    runner.train(run, options.stage, say, options.teacher_from)
+    if options.retrain:
+        say("\nAgain, on all images, for the epochs that were best:\n")
+        of_all = options.teacher_from and options.teacher_from / "all"
+        runner.train(run.on_all(), options.stage, say, of_all)
+    return 0
+
+
+def compare(words):
+    raise UserError("compare: being rebuilt")
+
+
+def results(words):
+    raise UserError("results: being rebuilt")
+
+
+def show_networks(words):
+    if words:
+        raise UserError(f"networks takes no options, but was given {shlex.join(words)}")
+
+    def counted(network):
+        """All weights and multiplications of a network, built."""
+        counts = networks.count(networks.build(network), np.zeros((0, *network.input), np.float32))
+        return [sum(column) for column in zip(*counts, strict=True)]
+
+    likely = paper.COUNTS["FitNet 3, block 1 of 64s"]
+    fully_connected = (
+        "Its fully connected maxout layer has 5 pieces, as the text says, and is built and trained so. The published "
+        "counts are those of 2 pieces in every maxout layer."
+    )
+    as_printed = [
+        "As printed, with a first block of 32-48-64-64, it gives neither published figure. 64-64-64-64 would: "
+        f"{likely.weights:,} weights and {report.count(likely.multiplications)} multiplications."
+    ]
+    budget = ["Table 6 gives no counts: this is the budget of multiplications that the series keeps to."]
+    notes = {
+        networks.FITNET_3: as_printed,
+        networks.FITNET_3_100: as_printed,
+        networks.FITNET_4_100: ["The published figure is that of 10 classes; 100 classes have 45,000 weights more."],
+        **dict.fromkeys((*networks.DEPTH_30M, *networks.DEPTH_107M), budget),
+    }
+    rows = []
+    for network in networks.NETWORKS:
+        as_counted, as_built = counted(networks.as_counted(network)), counted(network)
+        published = paper.COUNTS[network.name]
+        printed = published.published_weights, published.published_multiplications
+        weights, multiplications = zip(printed, as_counted, as_built, strict=True)
+        row = {"network": network.name, "layers": len(network.blocks), "weights": weights}
+        more = [fully_connected] * (as_counted != as_built) + notes.get(network, [])
+        rows.append(row | {"multiplications": multiplications, "notes": more})
+    say(report.networks_table(rows))
+    return 0
+
+
+def audit(words):
+    from minifit import audit
+
+    asked = read_alone("audit", "Checks every gradient against the derivative of its forward pass.", words, Audit())
+    results = audit.run(asked.draws, asked.seed, asked.row, use(asked.backend))
+    say(audit.table(results))
+    return 1 if any(result.failure for result in results) else 0
+
+
+def read_alone(command, about, words, start):
+    """The options of a command without an experiment."""
+    if HELP & {*words}:
+        show_help(f"run.py {command}", about, start, words, {})
+    return read(words, start)
+
+
+def main(words, about=__doc__):
+    """Carries out a command; an exit status.   about: what help says without a command"""
+    commands = {"compare": compare, "results": results, "networks": show_networks, "audit": audit}
+    if not words or words[0] in HELP:
+        listed = textwrap.fill(", ".join(experiments.EXPERIMENTS), WIDTH, break_on_hyphens=False)
+        say(f"{about.strip()}\n\nThe experiments:\n{listed}")
+        return 0
+    name, *rest = words
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(settings, default=default, args=arguments, prog=program, description="Settings.")
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(in_one_line(complaint.getvalue(), default)) from None
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if name in commands:
+            return commands[name](rest)
+        known(name, [*experiments.EXPERIMENTS, *commands])
+        return train(name, rest)
+    except UserError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 2
+    except (TrainingError, WorkerLost) as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        kept = "to begin again" if name in ("networks", "audit") else "the last finished epoch is kept. To go on"
+        say(f"\nstopped; {kept}: python run.py {shlex.join(words)}")
+        return 130
+    except BrokenPipeError:  # as of `run.py networks | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
-def in_one_line(complaint, default):
-    """What tyro says in a box, as one line, and the names of all settings."""
-    lines = [line.strip(" │╭╮╰╯─-") for line in complaint.splitlines()]
-    lines = [line for line in lines if line]
-    said = []
-    for line in lines[1:]:
-        if line.startswith(("For full helptext", "Argument helptext", "Perhaps you meant")):
-            break
-        said.append(line)
-    return f"{' '.join(said) or complaint.strip()} (settings: {', '.join(names(default))})"
+def known(name, names, what="an experiment or a command"):
+    if name not in names:
+        raise UserError(f"{name!r} is not {what}" + nearest(name, names, f": choose {', '.join(names)}"))
 
 
-def names(settings, prefix="--"):
-    for f in fields(settings):
-        value = getattr(settings, f.name)
-        if hasattr(value, "__dataclass_fields__"):
-            yield from names(value, f"{prefix}{f.name}.")
-        else:
-            yield prefix + f.name.replace("_", "-")
+def say(text):
+    print(text, flush=True)
 
 
-def settings_of(name, command):
-    """The Config in a command, checked, and the data that it wants."""
-    experiment = experiments.EXPERIMENTS[name]
-    config = experiments.Config(**{f.name: getattr(command, f.name) for f in fields(experiments.Config)})
-    experiments.check(experiment, config)
-    for setting, least in (("seed", 0), ("workers", 1), ("seeds", 1), ("at_once", 1)):
-        if getattr(command, setting, least) < least:
-            flag = setting.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(command, setting)}: wanted {least} or more")
-    use(command.backend)
-    wanted = {"train": config.train + config.validation, "test": config.test}
-    return config, data.load(experiment.data, data_dir=command.data_dir, progress=sys.stderr.isatty(), **wanted)
-
-
-def run_of(name, command, config, seed, dataset, runs):
-    folder, xp, progress = Path(runs) / name / f"seed{seed}", use(command.backend), sys.stderr.isatty()
-    experiment, cache = experiments.EXPERIMENTS[name], Path(runs) / ".cache"
-    return Run(folder, name, command.preset, experiment, config, seed, dataset, xp, command.workers, progress, cache)
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

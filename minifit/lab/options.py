@@ -1,0 +1,145 @@
+"""From the words of a command line to settings and back, and the help: all of it read from the settings' own fields."""
+
+import difflib
+import textwrap
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import get_args
+
+from minifit import UserError
+from minifit.settings import Ramp, check, flag, walk, words
+
+HELP_ALL = "--help-all"
+HELP = {"-h", "--help", HELP_ALL}
+WIDTH, COLUMN = 80, 27  # of help, and where its sentences begin
+# What the words of an option are: as help shows them, and as a complaint does.
+KINDS = {
+    int: ("N", "a whole number"),
+    float: ("X", "a number"),
+    str: ("NAME", "a name"),
+    Path: ("PATH", "a path"),
+    Ramp: ("FIRST [LAST END [START]]", "FIRST, or FIRST LAST END [START]: two numbers and two epochs"),
+    tuple[int, ...]: ("N ...", "whole numbers"),
+    tuple[str, ...]: ("NAME=VALUE,...", "settings such as tau=1,init=uniform"),
+}
+
+
+def read(arguments, start):
+    """`start`, changed by the words of a command line; UserError, one line, for words that cannot be meant."""
+    known = {flag(name): (name, f) for name, f, _ in walk(start)}
+    known |= {f"--no-{name}": (name, f) for name, f, _ in walk(start) if f.type is bool}
+    left, values = list(arguments), {}
+    while left:
+        option, equals, word = left.pop(0).partition("=")
+        if not option.startswith("--"):
+            raise UserError(f"{option!r}: wanted an option, such as {next(iter(known))}")
+        if option not in known:
+            raise UserError(f"{option}: no such option" + nearest(option, known, f"; {HELP_ALL} lists all"))
+        name, f = known[option]
+        given = [word] if equals else []
+        while left and not equals and f.type is not bool and not left[0].startswith("--"):
+            given.append(left.pop(0))
+        if f.type is bool:
+            if given:
+                raise UserError(f"{option}={word}: wanted --{name} or --no-{name}, without a value")
+            values[name] = option == flag(name)
+        elif f.type == tuple[str, ...]:
+            values[name] = (*values.get(name, ()), *given)
+        else:
+            values[name] = value_of(name, f, given)
+    return changed(start, values)
+
+
+def nearest(word, names, otherwise=""):
+    """A question after the name that is most like a word, or what to say where none is like it."""
+    found = difflib.get_close_matches(word, names, 1)
+    return f"; did you mean {found[0]}?" if found else otherwise
+
+
+def value_of(name, f, given):
+    """The value of a setting, from the words given for it."""
+    kind, rule = kind_of(f), f.metadata["rule"]
+    try:
+        value = None if kind is not f.type and given == ["auto"] else made(kind, given)
+    except (ValueError, RuntimeError):  # the latter for the home of an unknown user
+        what = rule.words if rule.choices or rule.words.startswith("a ") else f"{KINDS[kind][1]}, {rule.words}"
+        auto = "" if kind is f.type else " or auto"
+        raise UserError(f"{' '.join([flag(name), *given])}: wanted {what.removesuffix(', ')}{auto}") from None
+    check(name, f, value)
+    return value
+
+
+def kind_of(f):
+    """The type of a setting's values other than None."""
+    return next((kind for kind in get_args(f.type) if f.type not in KINDS and kind is not type(None)), f.type)
+
+
+def made(kind, given):
+    """A value of a type from its words; ValueError where they do not make one."""
+    if kind in (Ramp, tuple[int, ...]):
+        given = " ".join(given).split()
+    if kind == tuple[int, ...] and given:
+        return tuple(map(int, given))
+    if kind is Ramp and len(given) in (1, 3, 4):
+        return Ramp(*map(float, given[:2]), *map(int, given[2:]))
+    if kind in (Ramp, tuple[int, ...]) or len(given) != 1 or not given[0]:
+        raise ValueError
+    return Path(given[0]).expanduser() if kind is Path else kind(given[0])
+
+
+def changed(settings, values):
+    """Settings with other values: {"tau": 2.0, "teacher.epochs": 5}."""
+    own, parts = {}, {}
+    for name, value in values.items():
+        part, dot, rest = name.partition(".")
+        if dot:
+            parts.setdefault(part, {})[rest] = value
+        else:
+            own[name] = value
+    return replace(settings, **own, **{part: replace(getattr(settings, part), **of) for part, of in parts.items()})
+
+
+def options(config, default):
+    """The words that make `config` of `default`: the inverse of `read`."""
+    found, before = [], {name: value for name, _, value in walk(default)}
+    for name, _, value in walk(config):
+        if value != before[name]:
+            switch = isinstance(value, bool)
+            found += [flag(name) if value else f"--no-{name}"] if switch else [flag(name), *words(value)]
+    return found
+
+
+def show_help(usage, about, start, arguments, choices):
+    """Prints what each option does and the value it has now, in groups, and ends the command."""
+    everything, groups, group = HELP_ALL in arguments, {}, ""
+    opens = {f.name: f.metadata.get("group") for f in fields(start)}
+    for name, f, value in walk(start):
+        group = opens[name.partition(".")[0]] or group
+        if everything or f.metadata["common"]:
+            row = groups.setdefault(group, {}).setdefault(f, ([], []))  # one row for a setting of several schedules
+            row[0].append(flag(name) if f.type is not bool else f"{flag(name)}, --no-{name}")
+            row[1].append(("no" if value is False else "yes") if f.type is bool else " ".join(words(value)))
+    lines = textwrap.wrap(f"python {usage} [OPTION VALUE ...]", WIDTH) + textwrap.wrap(about, WIDTH)
+    for group, rows in groups.items():
+        lines.append(f"\n{group}")
+        for f, (flags, values) in rows.items():
+            rule, metavar = f.metadata["rule"], KINDS.get(kind_of(f), ("",))[0]
+            label = f"  {', '.join(flags)} {'|'.join(rule.choices) or metavar}".rstrip()
+            *above, label = textwrap.wrap(label, WIDTH, initial_indent="  ", subsequent_indent="      ")
+            said = f.metadata["help"] + (f": {', '.join(choices[f.name])}" if f.name in choices else "")
+            said = textwrap.wrap(f"{said} [{', '.join(values)}]", WIDTH - COLUMN)
+            if len(label) > COLUMN - 2:
+                above, label = [*above, label], ""
+            lines += above
+            lines += [f"{label:{COLUMN}}{said[0]}", *(" " * COLUMN + line for line in said[1:])]
+    print("\n".join(lines) + ("" if everything else f"\n\n{HELP_ALL} shows all settings."))
+    raise SystemExit(0)
+
+
+def option_of(name, arguments):
+    """The value of one option, before it is known which others there are."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option == flag(name):
+            return value if equals else following
+    return None
