@@ -1,195 +1,311 @@
-"""What the runs of several seeds came to: read from their records, never computed again, for tables and plots.
+"""A comparison: arms times methods times seeds, paired by seed. Records of run directories go in, figures come out.
 
-A comparison is a dictionary that is written as JSON: every figure of every seed with its settings, versions and commit,
-the means over seeds, and the differences between methods, paired by seed.
+An arm is a name and the settings in which it differs from the base, whose name is "". The figures are a dictionary that
+is written as JSON. All of them follow from its "runs", so that they can be made again where run directories are gone.
+No method is named here: names, titles and stages are those of the records.
 """
 
-from dataclasses import asdict
+from itertools import pairwise
+from math import sqrt
 
-from minifit import UserError
-from minifit.lab import statistics
+import numpy as np
+
+from minifit import UserError, fitnets
 from minifit.lab.files import read_json
-from minifit.lab.rundir import flat
+from minifit.lab.rundir import RunDirectory, flat, refuse_other_formats
+from minifit.settings import words
 
-METHODS = ("teacher", "backprop", "kd", "fitnet")
-# The order hint > KD > back-propagation, and the sum of its two steps.
-PAIRS = (("fitnet", "kd"), ("kd", "backprop"), ("fitnet", "backprop"))
-FIGURES = ("test_error", "validation_error", "seconds", "epochs")
+CONFIDENCE = 0.95  # of the intervals
+ROUNDING = 1e-12  # of the figures: differences whose spread is no larger have none
+FIGURES = ("test_error", "validation_error", "epochs", "seconds")
+ERRORS = FIGURES[:2]
+TEACHER = "teacher"  # the network that the students learn from, and the method that trains it
+FOLLOWS = {  # what differs because one of these settings does
+    "images": {"train", "validation"},
+    "networks.teacher.name": {"teacher_width_scale"},
+    "networks.teacher.blocks": {"teacher_width_scale"},
+}
 
 
-def of_seed(run, *goals):
-    """The record of one seed: what it is of, what came out of each method, and the stages that are missing.
+def spread(values):
+    """{n, mean, sd} of some figures; sd is the sample's, divided by n - 1, and None for fewer than two."""
+    n = len(values)
+    mean, sd = float(np.mean(values)) if n else None, float(np.std(values, ddof=1)) if n > 1 else None
+    return {"n": n, "mean": mean, "sd": sd}
 
-    Where the settings want it, the test errors are those of the networks trained again on all images.
+
+def paired(one, other):
+    """`one` less `other`, seed by seed: {n, mean, sd, low, high, p}.
+
+    low, high: the 95 % interval of the mean difference by Student's t with n - 1 degrees of freedom
+    p: of the two-sided paired t-test
+    One pair gives n and mean only. Equal differences show no spread to judge by, and give no interval and no p.
     """
-    path = run.folder / "config.json"
-    config = read_json(path) if path.exists() else {}
-    again = run.config.retrain and not run.missing(*goals)
-    parts = [run, *([run.on_all()] if again else [])]
-    summaries = [part.summary()["stages"] for part in parts]
-    missing = run.missing(*goals) + ([f"{name}, on all images" for name in parts[1].missing(*goals)] if again else [])
+    from scipy import stats  # takes longer to import than the rest of minifit
+
+    found = spread(np.subtract(one, other)) | dict.fromkeys(("low", "high", "p"))
+    n, mean, sd = found["n"], found["mean"], found["sd"]
+    if n > 1 and sd > ROUNDING * np.abs([one, other]).max():
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / sqrt(n)
+        p = float(2 * stats.t.sf(abs(mean) * sqrt(n) / sd, n - 1))
+        found |= {"low": mean - half, "high": mean + half, "p": p}
+    return found
+
+
+def verdict(differences):
+    """Whether each paired difference is below 0: "shown" by all intervals, "refuted" by one, or "undecided"."""
+    known = [d for d in differences if d["low"] is not None]
+    if any(d["low"] > 0 for d in known):
+        return "refuted"
+    return "shown" if len(known) == len(differences) and all(d["high"] < 0 for d in known) else "undecided"
+
+
+def record(folder, stages=None, settings=None):
+    """The record of the run in a directory: its seed, settings and versions, and the records of its finished stages.
+
+    stages: the names of those wanted, of which "missing" lists the unfinished; by default all that are recorded
+    settings: what the directory is to hold, by default what it says
+    """
+    config, summary = (_json(folder / name) for name in ("config.json", "summary.json"))
+    if config or settings is None:
+        refuse_other_formats(folder, config)
+    settings = settings or config["settings"]
+    names = list(summary.get("stages", {})) if stages is None else list(stages)
+    found = {"stages": RunDirectory(folder, tuple(names), settings, None).finished()}
+    missing = [name for name in names if name not in found["stages"]]
+    if settings["retrain"]:
+        found["all"] = RunDirectory(folder / "all", tuple(names), settings, None).finished()
+        missing += [f"{name}, on all images" for name in names if name not in found["all"]]
+    made_by = {name: value for name, value in config.items() if name not in ("format", "settings")}
+    head = {name: value for name, value in summary.items() if name not in ("seed", "preset", "stages")}
+    own = {"arm": "", "seed": settings["seed"], "folder": str(folder), "missing": missing}
+    return own | made_by | {"settings": flat(settings), "head": head} | found
+
+
+def _json(path):
+    return read_json(path) if path.exists() else {}
+
+
+def figures(stages, again=None):
+    """{method: its figures} from the records of a run's stages.   again: those of the stages on all images
+
+    The errors are those of a method's last stage that has them. Its epochs and seconds are those of all its stages.
+    """
+    found = {}
+    for stage in [*stages.values(), *(again or {}).values()]:
+        found.setdefault(stage["method"], []).append(stage)
+    return {name: _figures(records) for name, records in found.items() if any("test_error" in r for r in records)}
+
+
+def _figures(records):
+    tested = [r for r in records if r.get("test_error") is not None]
+    chosen = [r for r in records if r.get("validation_error") is not None] or tested
     return {
-        "seed": run.seed,
-        "missing": missing,
-        "methods": {} if missing else {name: _method(run, name, summaries) for name in METHODS if name in summaries[0]},
-        "teacher_from": summaries[0].get("teacher", {}).get("from"),
-        **{key: value for key, value in config.items() if key != "settings"},
-        "settings": config.get("settings"),
-        "stages": summaries[0] if len(summaries) == 1 else {"chosen": summaries[0], "all": summaries[1]},
+        "weights": tested[-1]["weights"],
+        "test_error": tested[-1]["test_error"],
+        "validation_error": chosen[-1].get("validation_error"),
+        "best_epoch": chosen[-1]["best_epoch"],
+        "epochs": sum(r["epochs"] for r in records),
+        "seconds": round(sum(r["seconds"] for r in records), 1),
+        "from": tested[-1].get("from"),
     }
 
 
-def _method(run, name, summaries):
-    """The figures of one method; FitNet's time and epochs are those of both stages of Algorithm 1."""
-    also = run.hints if name == "fitnet" else ["teacher_all"] if name == "teacher" else []
-    record, last = summaries[0][name], summaries[-1]
-    stages = [stages[part] for stages in summaries for part in (name, *also) if part in stages]
-    hints = [stages[part] for stages in summaries for part in run.hints if part in stages]
-    final = last["teacher_all"] if name == "teacher" and "teacher_all" in last else last[name]
-    figures = {
-        "weights": record["weights"],
-        "test_error": final["test_error"],
-        "validation_error": record.get("validation_error"),
-        "best_epoch": record["best_epoch"],
-        "epochs": sum(stage["epochs"] for stage in stages),
-        "seconds": round(sum(stage["seconds"] for stage in stages), 1),
-    }
-    if name == "fitnet":
-        figures["hint_epochs"] = sum(stage["epochs"] for stage in hints)
-    return figures
+def in_order(names):
+    """Names of methods as they are listed everywhere; those that this minifit does not know come last."""
+    known = [method.name for method in fitnets.METHODS]
+    return sorted(dict.fromkeys(names), key=lambda name: known.index(name) if name in known else len(known))
 
 
-def gather(runs, command, preset, *goals):
-    """The comparison of runs that differ in their seed alone; `preset`: the Config that theirs started from."""
-    run = runs[0]
-    seeds = [of_seed(run, *goals) for run in runs]
-    whole = [seed for seed in seeds if not seed["missing"]]
-    config, start = flat(asdict(run.config)), flat(asdict(preset))
-    methods = {}
-    for name in METHODS:
-        if whole and all(name in seed["methods"] for seed in whole):
-            records = [seed["methods"][name] for seed in whole]
-            if name == "teacher" and one_teacher(whole):
-                records = records[:1]  # the same one again has no spread
-            spreads = {figure: statistics.spread(known(records, figure)) for figure in FIGURES}
-            chosen = [record["best_epoch"] for record in records]
-            methods[name] = {"weights": records[0]["weights"], **spreads, "best_epochs": chosen}
-    summary = run.summary()
+def pairs(methods):
+    """The methods that are compared: each student's method less the one before it, and less the first."""
+    students = [name for name in methods if name != TEACHER]
+    return [
+        (name, other)
+        for i, name in enumerate(students)
+        for other in dict.fromkeys([*students[:i][-1:], *students[: i and 1]])
+    ]
+
+
+def gather(runs, command, changed=None, questions=None, order=(), others=()):
+    """The comparison of the records of some runs.
+
+    command: the words that made it    changed: the settings in which the base differs from its preset
+    questions: [{"question", "arms": {name shown: arm}, "seeds"}], by default one, of all arms and all seeds
+    order: methods, each of which should have a lower error than the next    others: seeds that were not asked for
+    """
+    first = {}
+    for run in sorted(runs, key=lambda run: run["arm"] != ""):  # the base first
+        first.setdefault(run["arm"], run["settings"])
+    arms = {arm: changes(first[""], settings) for arm, settings in first.items()}
+    whole = [run for run in runs if not run["missing"]]
+    found = [(run, figures(run["stages"], run.get("all"))) for run in whole]
+    named = {s["method"]: {"title": s["title"], "label": s["label"]} for run in whole for s in run["stages"].values()}
+    methods = in_order(name for _, own in found for name in own)
+    questions = questions or [{"question": "", "arms": {arm: arm for arm in arms}, "seeds": None}]
+    shared = {k: v for k, v in runs[0]["settings"].items() if all(run["settings"].get(k) == v for run in runs)}
+    answers = [q | _answers(q, found, methods) for q in questions]
+    head = next((run["head"] for run in runs if run["head"]), {"experiment": shared["experiment"]})
     return {
+        "format": 2,
         "command": command,
-        **{key: value for key, value in summary.items() if key not in ("seed", "stages")},
-        "changed": {name: value for name, value in config.items() if value != start[name]},
-        "methods": methods,
-        "differences": differences(whole),
-        "seeds": seeds,
-        "others": others(runs),
+        "preset": runs[0]["settings"]["preset"],
+        **head,
+        "changed": changed or {},
+        "methods": {name: named[name] for name in methods},
+        "order": _order(order, answers[0]["rows"]) if len(arms) == 1 else None,
+        "arms": arms,
+        "questions": answers,
+        "settings": shared,
+        "runs": [_without(run, shared) for run in runs],
+        "others": list(others),
     }
 
 
-def one_teacher(whole):
-    """The run whose teacher served all seeds, if one did."""
-    teachers = {seed["teacher_from"] for seed in whole}
-    return teachers.pop() if len(teachers) == 1 else None
+def _without(run, shared):
+    own = {name: value for name, value in run["settings"].items() if name not in shared}
+    return {name: own if name == "settings" else value for name, value in run.items() if name != "head"}
 
 
-def known(records, figure):
-    """A figure of every record, or of none where there is one without it."""
-    values = [record[figure] for record in records]
+def again(comparison):
+    """The records that a comparison was made of, and the other arguments of `gather`."""
+    keys = ("experiment", "data", "teacher", "student", "train_images", "validation_images", "test_images")
+    head = {name: comparison[name] for name in keys if name in comparison}
+    runs = [
+        run
+        | {
+            "settings": comparison["settings"] | run["settings"],
+            "head": head,
+            "changes": comparison["arms"][run["arm"]],
+        }
+        for run in comparison["runs"]
+    ]
+    questions = [{name: q[name] for name in ("question", "arms", "seeds")} for q in comparison["questions"]]
+    order = comparison["order"]["methods"] if comparison["order"] else ()
+    return runs, comparison["command"], comparison["changed"], questions, order, comparison["others"]
+
+
+def _answers(question, found, methods):
+    """A row for each method under each arm, and the differences between the methods of each arm."""
+    seeds, arms = question["seeds"], question["arms"]
+    values = {  # (method, arm) -> {seed: figures}
+        (method, arm): {
+            run["seed"]: own[method]
+            for run, own in found
+            if run["arm"] == arm and method in own and (seeds is None or run["seed"] in seeds)
+        }
+        for method in methods
+        for arm in arms.values()
+    }
+    reference = "" if "" in arms.values() else next(iter(arms.values()))
+    rows = []
+    for method in methods:
+        own = [
+            _row(method, setting, arm, values[method, arm], values[method, reference]) for setting, arm in arms.items()
+        ]
+        own = [row for row in own if row["seeds"]]
+        if len(arms) == 1 or sum(row["from"] is None for row in own) > 1:  # another arm's network tells nothing new
+            means = [row["validation_error"]["mean"] for row in own]
+            for row, mean in zip(own, means, strict=True):
+                row["best"] = len(own) > 1 and mean is not None and mean == min(m for m in means if m is not None)
+                row["less"] = None if row["arm"] == reference else row["less"]
+            rows += own
+    shown = in_order(row["method"] for row in rows)
+    between = [
+        {"setting": setting, "method": one, "less": other, **_paired(values[one, arm], values[other, arm])}
+        for setting, arm in arms.items()
+        for one, other in pairs(shown)
+        if values[one, arm].keys() & values[other, arm].keys()
+    ]
+    return {"rows": rows, "differences": between}
+
+
+def _row(method, setting, arm, found, reference):
+    """The figures of a method under an arm.   found, reference: seed -> figures"""
+    sources = {record["from"] for record in found.values()}
+    source = sources.pop() if len(sources) == 1 else None if None in sources else "other runs"
+    one = found if source in (None, "other runs") else dict([*found.items()][:1])  # the same network has no spread
+    return {
+        "method": method,
+        "setting": setting,
+        "arm": arm,
+        "weights": next((record["weights"] for record in one.values()), None),
+        "seeds": list(one),
+        **{figure: spread(known(one, figure)) for figure in FIGURES},
+        **{f"{error}s": known(one, error) for error in ERRORS},
+        "best_epochs": known(one, "best_epoch"),
+        "less": _paired(found, reference),
+        "from": source,
+    }
+
+
+def _paired(one, other):
+    """The paired differences of both errors over the seeds that two sides share; None where one has no such error."""
+    both = [seed for seed in one if seed in other]
+    sides = {error: [known({seed: side[seed] for seed in both}, error) for side in (one, other)] for error in ERRORS}
+    return {error: paired(*side) if all(side) else None for error, side in sides.items()}
+
+
+def known(found, figure):
+    """A figure of each seed, or of none where one seed lacks it.   found: seed -> figures"""
+    values = [record[figure] for record in found.values()]
     return [] if None in values else values
 
 
-def differences(whole):
-    """Paired differences in error, over the seeds that are whole, and what they say of the order of methods."""
-    found = []
-    for one, other in PAIRS:
-        if all({one, other} <= seed["methods"].keys() for seed in whole):
-            pair = {"method": one, "less": other}
-            for part in ("test_error", "validation_error"):
-                sides = [known([seed["methods"][name] for seed in whole], part) for name in (one, other)]
-                pair[part] = statistics.paired(*sides) if all(sides) else None
-            found.append(pair)
-    return found
-
-
-def order(comparison, part="test_error"):
-    """What the differences say of hint > KD > back-propagation: "shown", "refuted", "undecided", or None."""
-    steps = [pair[part] for pair in comparison["differences"] if (pair["method"], pair["less"]) in PAIRS[:2]]
-    return statistics.order(*steps) if len(steps) == 2 and all(steps) else None
-
-
-def others(runs):
-    """Seeds beside those of the comparison, whose directories are there: none is left out unsaid."""
-    asked, found = {run.folder for run in runs}, []
-    for folder in sorted(runs[0].folder.parent.glob("seed*")):
-        if folder not in asked and (folder / "config.json").exists():
-            try:
-                done = read_json(folder / "summary.json").get("stages", {})
-            except UserError:
-                done = {}
-            missing = [name for name in runs[0].plan("all") if name not in done]
-            found.append({"seed": folder.name.removeprefix("seed"), "missing": missing})
-    return found
-
-
-def gather_studies(studies, runs, changes, command, base, asked):
-    """What the studies came to, each over the `asked` seeds and those that it has more.
-
-    runs: folder name -> the runs of its seeds, and what they are asked for    changes: folder name -> settings
-    A row is a method under a variant. Its difference is from the study's variant that is the base, or else its first,
-    over the seeds that both have finished; `best` marks a method's lowest mean validation error in a study.
-    """
-    seeds = {name: [of_seed(run, *goals) for run in own] for name, (own, goals) in runs.items()}
-    first = next(iter(runs.values()))[0][0]
+def _order(order, rows):
+    """What the test errors say of an order in which each method's should be lower than the next one's."""
+    errors = {row["method"]: dict(zip(row["seeds"], row["test_errors"], strict=True)) for row in rows}
+    if len(order) < 2 or not set(order) <= errors.keys():
+        return None
+    both = [seed for seed in errors[order[0]] if all(seed in errors[name] for name in order)]
+    sides = [[errors[name][seed] for seed in both] for name in order]
+    if not both:
+        return None
     return {
-        "command": command,
-        **{key: value for key, value in first.summary().items() if key not in ("seed", "stages")},
-        "base": asdict(base),
-        "studies": [
-            _answers(study, {name: seeds[folder][: asked + study.more] for name, folder in study.folders().items()})
-            for study in studies
-        ],
-        "runs": {name: {"changes": changes[name], "seeds": records} for name, records in seeds.items()},
+        "methods": list(order),
+        "test_error": verdict([paired(*step) for step in pairwise(sides)]),
     }
 
 
-def _answers(study, seeds):
-    """The question, a row for each method under each variant, and under each the differences between methods.
-
-    seeds: variant -> records of its seeds
-    """
-    between = []
-    for name, records in seeds.items():
-        pairs = differences([record for record in records if not record["missing"]])
-        between += [{"variant": name} | pair for pair in pairs if {pair["method"], pair["less"]} <= {*study.methods}]
-    return {"question": study.question, "rows": _rows(study, seeds), "between": between}
+def changes(base, settings):
+    """The settings of a run, flat, that differ from those of the base, without what differs because of them."""
+    names = [n for n in {**base, **settings} if n not in ("seed", "preset") and base.get(n) != settings.get(n)]
+    return {n: settings.get(n) for n in names if not FOLLOWS.get(n, set()) & set(names)}
 
 
-def _rows(study, seeds):
-    reference = next((name for name, changes in study.variants.items() if not changes), next(iter(study.variants)))
-    rows = []
-    for method in study.methods:
-        errors = {
-            name: {r["seed"]: r["methods"][method] for r in records if method in r["methods"]}
-            for name, records in seeds.items()
+def arm_name(changes):
+    """The name of an arm, "init=uniform,tau=1", which is what `--arm` takes.   changes: setting -> value"""
+    return ",".join(f"{name}={' '.join(words(value))}" for name, value in changes.items())
+
+
+def questions_of(studies, seeds):
+    """What `gather` is asked for the studies, each with as many seeds."""
+    return [
+        {
+            "question": study.question,
+            "arms": {shown: arm_name(changes) for shown, changes in study.arms.items()},
+            "seeds": list(range(seeds + study.more)),
         }
-        own = []
-        for name, found in errors.items():
-            both = [seed for seed in found if seed in errors[reference]]
-            pairs = [known([errors[n][seed] for seed in both], "validation_error") for n in (name, reference)]
-            own.append(
-                {
-                    "method": method,
-                    "variant": name,
-                    "validation_errors": known(list(found.values()), "validation_error"),
-                    "validation_error": statistics.spread(known(list(found.values()), "validation_error")),
-                    "test_error": statistics.spread(known(list(found.values()), "test_error")),
-                    "difference": statistics.paired(*pairs) if name != reference and all(pairs) else None,
-                    "reference": name == reference,
-                    "unfinished": [record["seed"] for record in seeds[name] if record["missing"]],
-                }
-            )
-        means = [row["validation_error"]["mean"] for row in own]
-        for row, mean in zip(own, means, strict=True):
-            row["best"] = mean is not None and mean == min(m for m in means if m is not None)
-        rows += own
-    return rows
+        for study in studies
+    ]
+
+
+def arms_of(runs):
+    """The records with the arm of each: what differs in their settings but the seed, from the first run on.
+
+    UserError where runs differ in what no comparison can be of, or where two are of the same arm and seed.
+    """
+    seen, named = {}, []
+    for run in runs:
+        differing = changes(runs[0]["settings"], run["settings"])
+        folders = f"{runs[0]['folder']} and {run['folder']}"
+        fixed = ("experiment", "data", "test", "images", "networks")
+        odd = [name for name in differing if name.partition(".")[0] in fixed]
+        if odd:
+            raise UserError(f"{folders} cannot be compared: they differ in {', '.join(odd)}")
+        arm = ",".join(f"{name}={value}" for name, value in differing.items())
+        first = seen.setdefault((arm, run["seed"]), run)
+        if first is not run:
+            raise UserError(f"{first['folder']} and {run['folder']} have the same settings and the same seed")
+        named.append(run | {"arm": arm})
+    return named

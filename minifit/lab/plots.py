@@ -1,65 +1,99 @@
-"""Plots: what a run reports, as PNG files.
+"""Plots: what runs and comparisons report, and what networks see, as PNG files.
 
-matplotlib is imported where it is drawn with, so that a command which draws nothing starts at once.
+No method is named here: order, labels and colours are those of the records. matplotlib is imported where something is
+drawn, so that a command which draws nothing starts at once.
 """
 
 from pathlib import Path
 
 import numpy as np
 
+from minifit import fitnets
+from minifit.lab.compare import in_order
 from minifit.lab.files import write_atomically
-from minifit.lab.report import NAMES
 
-LABELS = NAMES | {"backprop": "back-prop", "kd": "KD"}
-# Okabe and Ito's colours stay apart for colour-blind readers.
-COLOURS = {
-    "teacher": "#333333",
-    "teacher_all": "#999999",
-    "backprop": "#D55E00",
-    "kd": "#0072B2",
-    "hint": "#CC79A7",
-    "fitnet": "#009E73",
-}
+GREY = "#666666"
+FIRST, UNJUDGED = "#333333", "#CC79A7"  # the first method; stages that do not classify
+# Colours of further methods that colour-blind readers can tell apart: Okabe and Ito's, then Tol's.
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288")
+PALETTE += ("#AA4499", "#117733", "#661100", "#6699CC", "#888888")
 
 
-def plot_curves(metrics, path, title, chosen=None):
-    """Loss and validation error of every stage against the epoch, one PNG; a dot marks the epoch that was kept.
+def colour_of(method, methods=()):
+    """The colour of a method, the same in every picture: by its place among all methods, and then among `methods`."""
+    place = in_order([*(m.name for m in fitnets.METHODS), *methods, method]).index(method)
+    return PALETTE[(place - 1) % len(PALETTE)] if place else FIRST
 
-    metrics: one dict an epoch (stage, epoch, train_loss; where there are validation images, validation_loss and, but
-    for hints, validation_error)
-    chosen: stage -> epoch; by default the first with the smallest validation error, of a hint with the smallest loss
+
+def colours_of(stages):
+    """{stage: colour} from its record: a method's last stage has the method's colour, an earlier one a lighter tint."""
+    methods = [record["method"] for record in stages.values()]
+    colours, done = {}, set()
+    for stage, record in reversed(stages.items()):
+        method = record["method"]
+        if "test_error" not in record:
+            colours[stage] = UNJUDGED
+        else:
+            colours[stage] = _lighter(colour_of(method, methods)) if method in done else colour_of(method, methods)
+            done.add(method)
+    return colours
+
+
+def _lighter(colour):
+    return "#" + "".join(f"{(int(colour[i : i + 2], 16) + 255) // 2:02X}" for i in (1, 3, 5))
+
+
+def label_of(stage, stages):
+    """A method's label for its last stage, and for any other stage the stage's own name."""
+    last = [name for name, record in stages.items() if record["method"] == stages[stage]["method"]][-1]
+    return stages[stage]["label"] if stage == last else stage.replace("_", " ")
+
+
+def heading(figure, title, subtitle):
+    """A title and a line under it, in inches from the top left corner."""
+    width, height = figure.get_size_inches()
+    figure.text(0.15 / width, 1 - 0.15 / height, title, fontsize=12, fontweight="bold", va="top")
+    figure.text(0.15 / width, 1 - 0.42 / height, subtitle, fontsize=8.5, color=GREY, va="top")
+
+
+def bare(axes, along="y"):
+    axes.tick_params(length=0, labelsize=9, colors="#333333")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis=along, color="#E4E4E4", lw=0.8)
+
+
+def plot_curves(metrics, path, title, stages):
+    """Loss and validation error of every stage of a run against the epoch; a dot marks the epoch that was chosen.
+
+    metrics: one dictionary per epoch    stages: {stage: its record} of those that are drawn, in order
     """
     from matplotlib.figure import Figure
 
-    hints = dict.fromkeys(m["stage"] for m in metrics if _kind(m["stage"]) == "hint")
-    runs = {stage: [m for m in metrics if m["stage"] == stage] for stage in {**NAMES, **hints}}
+    runs = {stage: [m for m in metrics if m["stage"] == stage] for stage in stages}
     runs = {stage: run for stage, run in runs.items() if run}
     if not runs:
         raise ValueError("plot_curves: metrics holds no epoch of any stage")
     panels = []
-    classifiers = {stage: run for stage, run in runs.items() if stage not in hints}
-    if hints:  # a squared distance in feature space: no scale in common with the other losses
-        panels.append(("hint loss, stage 1", {stage: runs[stage] for stage in hints}, "validation_loss"))
+    unjudged = {stage: run for stage, run in runs.items() if "test_error" not in stages[stage]}
+    classifiers = {stage: run for stage, run in runs.items() if stage not in unjudged}
+    if unjudged:  # a squared distance in feature space: no scale in common with the other losses
+        losses = ", ".join(dict.fromkeys(stages[stage]["loss"] for stage in unjudged))
+        panels.append((f"loss of {' and '.join(unjudged)}, {losses}", unjudged, "validation_loss"))
     if classifiers:
         panels.append(("loss of each stage", classifiers, "validation_loss"))
         if any("validation_error" in m for run in classifiers.values() for m in run):
             panels.append(("validation error, %", classifiers, "validation_error"))
 
-    widths = [0.75 if len(stages) == 1 and name.startswith("hint") else 1 for name, stages, _ in panels]
+    widths = [0.75 if drawn is unjudged and len(drawn) == 1 else 1 for _, drawn, _ in panels]
     figure = Figure(figsize=(1.2 + 4.3 * sum(widths), 4.2), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0], panels, strict=True):
-        _draw_panel(axes, *panel, chosen or {})
+        _draw_panel(axes, *panel, stages)
     save(figure, path)
 
 
-def _kind(stage):
-    """ "hint" of a second or further hint stage too."""
-    return "hint" if stage.startswith("hint_") else stage
-
-
-def _draw_panel(axes, heading, runs, key, chosen):
+def _draw_panel(axes, title, runs, key, stages):
     """One panel: curves on a log axis of y, each named at its right end in its own colour."""
     from matplotlib.ticker import MaxNLocator
 
@@ -67,23 +101,21 @@ def _draw_panel(axes, heading, runs, key, chosen):
     curves = {(s, k): np.array([m.get(k, np.nan) for m in run], float) for s, run in runs.items() for k in keys}
     low, high, floor = _log_limits(np.concatenate(list(curves.values())))
     last = max(m["epoch"] for run in runs.values() for m in run)
-    ends = []
+    colours, ends = colours_of(stages), []
     for (stage, k), y in curves.items():
         epochs = np.array([m["epoch"] for m in runs[stage]])
         y = np.maximum(y, floor)
-        style = {"color": COLOURS[_kind(stage)], "clip_on": False, "zorder": 3}
+        style = {"color": colours[stage], "clip_on": False, "zorder": 3}
         if k == "train_loss":
             axes.plot(epochs, y, "--", lw=1, alpha=0.7, marker="_" if len(y) == 1 else None, **style)
             continue
         axes.plot(epochs, y, "-", lw=1.8, **style)
-        measures = [m.get("validation_error", m.get("validation_loss", np.nan)) for m in runs[stage]]
-        kept = epochs[np.nan_to_num(measures, nan=np.inf).argmin()]
-        best = np.flatnonzero(epochs == chosen.get(stage, kept))
+        best = np.flatnonzero(epochs == stages[stage]["best_epoch"])
         axes.plot(epochs[best], y[best], "o", ms=7, mec="white", mew=1.2, **(style | {"zorder": 4}))
         shown = y if np.isfinite(y).any() else curves.get((stage, "train_loss"), y)
         finite = shown[np.isfinite(shown)]
         value = f", best {curves[stage, k][best[0]]:.2f}" if key == "validation_error" and len(best) else ""
-        ends.append((finite[-1] if len(finite) else high, LABELS.get(stage, stage) + value, COLOURS[_kind(stage)]))
+        ends.append((finite[-1] if len(finite) else high, label_of(stage, stages) + value, colours[stage]))
 
     # Labels keep the order of the curves' ends and are pushed apart until they can be read.
     ends.sort()
@@ -97,8 +129,8 @@ def _draw_panel(axes, heading, runs, key, chosen):
         axes.text(1.03, y, text, color=colour, transform=axes.transAxes, va="center", fontsize=9)
 
     dashes = "solid: validation, dashed: training" if "train_loss" in keys else "dot: the epoch kept"
-    axes.set_title(heading, loc="left", fontsize=10, pad=20)
-    axes.text(0, 1.03, dashes, transform=axes.transAxes, fontsize=8, color="#666666")
+    axes.set_title(title, loc="left", fontsize=10, pad=20)
+    axes.text(0, 1.03, dashes, transform=axes.transAxes, fontsize=8, color=GREY)
     axes.set_xlabel("epoch", fontsize=9)
     axes.set_xlim(*((1, last) if last > 1 else (0.5, 1.5)))
     if last > 1:
@@ -114,9 +146,7 @@ def _draw_panel(axes, heading, runs, key, chosen):
         ticks = _log_ticks(low, high)
         axes.set_yticks(ticks, map(_tick_name, ticks))
     axes.minorticks_off()
-    axes.tick_params(length=0, labelsize=9, colors="#333333")
-    axes.grid(axis="y", color="#E4E4E4", lw=0.8)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    bare(axes)
 
 
 def log_axis(axes, values):
@@ -157,6 +187,160 @@ def _tick_name(tick):
     return ("$" if digit == "1" else rf"${digit}\cdot") + f"10^{{{int(power)}}}$"
 
 
+def plot_errors(rows, path, title, methods, published=None):
+    """Validation and test errors, one line per method and setting; lines of one setting stand together.
+
+    rows: as a comparison has them    methods: name -> {"label"}    published: method -> test error, as diamonds
+    """
+    from matplotlib.figure import Figure
+
+    published = published or {}
+    settings = list(dict.fromkeys((row["group"], row["setting"]) for row in rows))
+    lines, y, groups = [], 0.0, {}
+    for group, setting in settings:
+        own = [row for row in rows if (row["group"], row["setting"]) == (group, setting)]
+        if group and group not in groups:
+            groups[group] = y + 0.3 * bool(groups)
+            y = groups[group] + 1
+        lines += [(y + i, row) for i, row in enumerate(own)]
+        y += len(own) + 0.3 * (len(own) > 1)
+    parts = [part for part in ("test", "validation") if any(row[f"{part}_errors"] for row in rows)]
+    left, wide, tall = 2.9 if len(settings) > 1 else 1.5, 3.6, 0.27 * y + 0.1
+    width, height = left + (wide + 0.25) * len(parts) + 0.1, tall + 1.35
+    figure = Figure(figsize=(width, height))
+    diamonds = "; diamonds: the paper" * any(row["method"] in published for row in rows)
+    heading(figure, title, f"one point per seed, a grey line joins the points of a seed, a bar is the mean{diamonds}")
+    for i, part in enumerate(parts):
+        at = (left + i * (wide + 0.25)) / width, 0.4 / height, wide / width, tall / height
+        axes = figure.add_axes(at)
+        for group, setting in settings:
+            own = [(at, row) for at, row in lines if (row["group"], row["setting"]) == (group, setting)]
+            points = {}
+            for at, row in own:
+                for seed, error in zip(row["seeds"], row[f"{part}_errors"], strict=False):
+                    points.setdefault(seed, []).append((error, at))
+            for joined in points.values():
+                axes.plot(*zip(*joined, strict=True), color="#CCCCCC", lw=0.9, zorder=1)
+        shown = []
+        for at, row in lines:
+            errors, colour = row[f"{part}_errors"], colour_of(row["method"], methods)
+            axes.plot(errors, [at] * len(errors), "o", ms=5.5, color=colour, mec="white", mew=0.8, zorder=3)
+            if errors:
+                axes.plot([np.mean(errors)] * 2, [at - 0.33, at + 0.33], color=colour, lw=2.2, zorder=2)
+                axes.text(
+                    1.0,
+                    at,
+                    f"{np.mean(errors):.2f}",
+                    transform=axes.get_yaxis_transform(),
+                    ha="right",
+                    va="center",
+                    fontsize=8,
+                    color=colour,
+                )
+            if part == "test" and row["method"] in published:
+                axes.plot(published[row["method"]], at, "D", ms=6, mfc="none", mec=FIRST, zorder=4)
+                shown.append(published[row["method"]])
+            shown += errors
+        axes.set_ylim(y - 0.5, -0.7)
+        axes.set_yticks([at for at, _ in lines], [_line_name(row, methods) for _, row in lines] if not i else [])
+        for group, at in groups.items() if not i else ():
+            axes.text(
+                -left / wide + 0.04,
+                at,
+                group,
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=9,
+                fontweight="bold",
+            )
+        axes.set_title(f"{part} error, %", loc="left", fontsize=10)
+        bare(axes, "x")
+        error_axis(axes, shown)
+    save(figure, path)
+
+
+def _line_name(row, methods):
+    setting = row["setting"] + ": " if row["setting"] else ""
+    return setting + methods[row["method"]]["label"]
+
+
+def error_axis(axes, errors):
+    """An axis of x for errors, with room for means on its right: straight within a factor of 3, else logarithmic."""
+    low, high = min(errors), max(errors)
+    if high > 3 * low > 0:
+        ticks = _log_ticks(low / 1.1, high * 1.1, least=4)
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.15, high * 1.05 * (high / low) ** 0.2)
+        axes.set_xticks(ticks, map(_tick_name, ticks))
+        axes.minorticks_off()
+    else:
+        spare = max(0.12 * (high - low), 0.05 * high, 0.01)
+        axes.set_xlim(low - spare, high + spare + 0.25 * (high - low + spare))
+        axes.locator_params(axis="x", nbins=5)
+
+
+def plot_seed_curves(metrics, path, title, stages):
+    """Validation loss and error of several seeds against the epoch, one panel per stage and figure.
+
+    metrics: stage -> seed -> its epochs, one dictionary each    stages: {stage: its record}
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    def values(stage, key):
+        return [m[key] for run in metrics[stage].values() for m in run if key in m]
+
+    kinds = [
+        ("validation_error", "validation error, %"),
+        ("validation_loss", "validation loss"),
+        ("train_loss", "training loss"),
+    ]
+    kinds = [kind for kind in kinds if any(values(stage, kind[0]) for stage in metrics)]
+    wide, tall, columns, colours = 2.75, 2.35, min(6, len(metrics)), colours_of(stages)
+    bands = -(-len(metrics) // columns)
+    width, height = 0.7 + wide * columns, 0.75 + (tall * len(kinds) + 0.3) * bands
+    figure = Figure(figsize=(width, height))
+    heading(
+        figure,
+        title,
+        "one thin line per seed, a thick line for their mean; panels of a row share a scale if they classify",
+    )
+    for i, (key, name) in enumerate(kinds):
+        shared = [v for stage in metrics if "test_error" in stages[stage] for v in values(stage, key)]
+        for place, (stage, seeds) in enumerate(metrics.items()):
+            band, column = divmod(place, columns)
+            own = values(stage, key)
+            if not own:
+                continue
+            top = 0.95 + band * (tall * len(kinds) + 0.3) + tall * i
+            at = (0.55 + wide * column) / width, 1 - (top + 1.7) / height, 2.2 / width, 1.7 / height
+            axes = figure.add_axes(at)
+            if key == next(k for k, _ in kinds if values(stage, k)):
+                axes.set_title(label_of(stage, stages), loc="left", fontsize=10, fontweight="bold")
+            means = {}
+            for run in seeds.values():
+                for m in run:
+                    means.setdefault(m["epoch"], []).append(m.get(key, np.nan))
+                axes.plot(
+                    [m["epoch"] for m in run],
+                    [m.get(key, np.nan) for m in run],
+                    color=colours[stage],
+                    lw=0.8,
+                    alpha=0.55,
+                )
+            whole = sorted(epoch for epoch, found in means.items() if len(found) == len(seeds))
+            mean = [np.mean(means[epoch]) for epoch in whole]
+            axes.plot(whole, mean, color=colours[stage], lw=2.2, marker="." if len(whole) < 2 else None)
+            style = {"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 8.5, "color": GREY}
+            axes.text(0.98, 0.95, name, **style)
+            bare(axes)
+            log_axis(axes, np.array(shared if "test_error" in stages[stage] else own, float))
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            if i == len(kinds) - 1:
+                axes.set_xlabel("epoch", fontsize=9)
+    save(figure, path)
+
+
 def plot_filters(weights, path, title):
     """Filters of the first layer, a mosaic for each network; every filter is scaled by its own largest weight.
 
@@ -193,7 +377,7 @@ def plot_filters(weights, path, title):
     figure = Figure(figsize=(width, height))
     figure.text(margin / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold")
     legend = "each filter scaled by its largest weight"
-    figure.text(margin / width, 1 - 0.5 / height, legend, fontsize=8, color="#666666")
+    figure.text(margin / width, 1 - 0.5 / height, legend, fontsize=8, color=GREY)
     top = height - 0.65
     for mosaic, caption, tall in zip(mosaics, captions, heights, strict=True):
         top -= heading + tall
@@ -202,6 +386,86 @@ def plot_filters(weights, path, title):
         axes.set_title(caption, loc="left", fontsize=10, x=4 / (72 * wide))
         axes.set_axis_off()
     save(figure, path)
+
+
+def mosaic(maps, columns):
+    """The channels of one image side by side, with NaN between them.
+
+    maps (H, W, C) -> (rows (H + 1) - 1, columns (W + 1) - 1)
+    """
+    H, W, C = maps.shape
+    rows = -(-C // columns)
+    tiles = np.full((rows * columns, H + 1, W + 1), np.nan)
+    tiles[:C, :H, :W] = np.moveaxis(maps, -1, 0)
+    return tiles.reshape(rows, columns, H + 1, W + 1).swapaxes(1, 2).reshape(rows * (H + 1), -1)[:-1, :-1]
+
+
+def plot_hints(images, hints, before, after, path, title):
+    """A few images, the teacher's hint of each, and the regressor's output before and after stage 1; every channel.
+
+    images (N, H, W, C)    hints, before, after (N, P, Q, K), one colour scale for all three of an image
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    n, k = len(images), hints.shape[-1]
+    wanted = (1.5 * k) ** 0.5
+    columns = min(range(int(k**0.5), int(2 * k**0.5) + 2), key=lambda c: (-k % c, abs(c - wanted)))
+    tiles = mosaic(hints[0], columns)
+    wide, tall = 3.0, 3.0 * tiles.shape[0] / tiles.shape[1]
+    width, height = 0.3 + 1.5 + 3 * (wide + 0.2), 0.7 + n * (tall + 0.35) + 0.1
+    figure = Figure(figsize=(width, height))
+    P, Q = hints.shape[1:3]
+    heading(
+        figure,
+        title,
+        f"all {k} channels, {P}x{Q} each; an image's three panels share their colours; L_HT: eq. 3 of the image alone",
+    )
+    colours = matplotlib.colormaps["magma"].with_extremes(bad="white")
+    for i in range(n):
+        bottom = height - 0.7 - (i + 1) * (tall + 0.35)
+        axes = figure.add_axes((0.15 / width, (bottom + (tall - 1.3) / 2) / height, 1.3 / width, 1.3 / height))
+        show(axes, images[i])
+        low, high = min(hints[i].min(), after[i].min()), max(hints[i].max(), after[i].max())
+        for j, (name, maps) in enumerate(
+            [("hint of the teacher", hints), ("regressor before stage 1", before), ("after stage 1", after)]
+        ):
+            axes = figure.add_axes(((1.65 + j * (wide + 0.2)) / width, bottom / height, wide / width, tall / height))
+            axes.imshow(
+                mosaic(maps[i], columns), cmap=colours, vmin=low, vmax=high, interpolation="nearest", aspect="auto"
+            )
+            axes.set_axis_off()
+            loss = f": L_HT {0.5 * ((maps[i] - hints[i]) ** 2).sum():.4g}" if j else ""
+            axes.set_title(name + loss, loc="left", fontsize=9, pad=3)
+    save(figure, path)
+
+
+def plot_mistakes(images, labels, said, teacher_said, sure, path, title, most=30):
+    """Misread images with their label, what the student said, how sure it was, and what the teacher said."""
+    from matplotlib.figure import Figure
+
+    shown, columns = min(most, len(images)), 10
+    rows = max(1, -(-shown // columns))
+    width, height = 10.6, 0.85 + 1.55 * rows
+    figure = Figure(figsize=(width, height))
+    order = np.argsort(-np.asarray(sure), kind="stable")[:shown]
+    some = f"the {shown} of which the student is surest" if shown < len(images) else "all of them, the surest first"
+    heading(figure, title, f"{some}; label > what the student says, its probability; T: what the teacher says")
+    for place, i in enumerate(order):
+        row, column = divmod(place, columns)
+        at = (0.15 + 1.04 * column) / width, 1 - (0.85 + 1.55 * row + 0.95) / height
+        axes = figure.add_axes((*at, 0.95 / width, 0.95 / height))
+        show(axes, images[i])
+        right = "teacher right" if teacher_said[i] == labels[i] else f"T: {teacher_said[i]}"
+        axes.set_title(f"{labels[i]} > {said[i]}, {sure[i]:.2f}", fontsize=8.5, pad=2)
+        axes.text(0.5, -0.04, right, transform=axes.transAxes, ha="center", va="top", fontsize=7.5, color=GREY)
+    save(figure, path)
+
+
+def show(axes, image):
+    """An image as stored, one channel as ink on white."""
+    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="Greys", interpolation="nearest")
+    axes.set_axis_off()
 
 
 def save(figure, path):

@@ -1,21 +1,131 @@
-"""A results folder: what the runs of several seeds came to, as JSON, Markdown, HTML and pictures.
+"""A results folder: what the runs of a comparison came to, as JSON, as a page in Markdown, and as pictures.
 
-RESULTS/<experiment>/<preset>/results.json and its pictures     a comparison
-RESULTS/<experiment>/studies.json, studies.png                  the studies
-RESULTS/<experiment>/README.md, report.html                     a page of all of these that there are
+RESULTS/<experiment>/<part>/results.json and its pictures     a comparison; parts are "default", "paper", "studies"
+RESULTS/<experiment>/README.md                                a page of all its parts
+RESULTS/<experiment>/report.html                              the same as one file, on request
 
-Tables are made from records alone. Only pictures ask networks anything: hints of validation images, and mistakes.
+Tables and most pictures are made from records alone. Only hints and mistakes ask networks anything.
 """
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from minifit import UserError
-from minifit.lab import compare as comparison, gallery, pages, plots, summaries
 from minifit.backend import to_host
+from minifit.lab import compare as comparison
+from minifit.lab import pages, plots, report, runner
+from minifit.lab.compare import TEACHER, figures, in_order
 from minifit.lab.files import read_json, write_json, write_text
-from minifit.lab.training import outputs
+from minifit.lab.jobs import Job, run_jobs
+from minifit.lab.rundir import differences, whole_lines
+from minifit.lab.sets import Examples, outputs
+from minifit.settings import walk, words
 
-DIGITS_SHOWN = 4  # images whose hints are drawn
+PICTURES = {
+    "errors.png": "Errors: one point per seed, a line joins the points of a seed, a bar is the mean.",
+    "curves.png": "Curves of each stage: one thin line per seed, a thick line for their mean.",
+    "filters.png": "The first layer of the teacher and, after each stage, of the student.",
+    "hints.png": "Hints, and what the regressor makes of the guided layer before and after stage 1.",
+    "mistakes.png": "Test images that the student of the last method misreads, the surest mistakes first.",
+}
+SHOWN = 4  # images whose hints are drawn
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a comparison that the command line asks for."""
+
+    run: runner.Run
+    words: list  # what follows `run.py` in the command that trains it
+    arm: str = ""  # the name of its arm, "" for the base
+    goals: tuple = ("all",)  # the methods or stages that it is to have
+
+    def record(self):
+        """The record of the run as it is now."""
+        run = self.run
+        wanted = run.ahead(*self.goals)
+        found = comparison.record(run.folder, wanted, run.settings)
+        head = {name: value for name, value in run.heading().items() if name not in ("seed", "preset")}
+        return found | {"arm": self.arm, "head": head}
+
+
+def compare(members, results, command, published, at_once=1, html=False, questions=None, tell=print):
+    """Trains what is missing of a comparison's runs, several seeds at once, and publishes what they came to.
+
+    members: in the order in which the runs of one seed are trained, the base first    results: RESULTS
+    command: the words that asked for it    published: method -> the paper's error
+    questions: as `compare.gather` takes them. The exit status.
+    """
+    several_arms = len({member.arm for member in members}) > 1
+    base = members[0].run
+    folder = Path(results) / base.name
+    part = folder / ("studies" if several_arms else base.preset)
+    for member in members:
+        if member.run.directory.begun():
+            tell(f"seed {member.run.seed}{f' of {member.arm}' * bool(member.arm)}: goes on in {member.run.folder}")
+    refuse_to_replace(part, [member.record() for member in members])
+    claim(part)
+    jobs = {}
+    for member in members:
+        if member.record()["missing"]:
+            commands = [[sys.argv[0], *member.words, "--stage", goal] for goal in member.goals]
+            jobs.setdefault(f"seed {member.run.seed}", []).extend(commands)
+    seeds = {member.run.seed for member in members}
+    if len(jobs) < len(seeds):
+        tell(f"{len(seeds) - len(jobs)} of {len(seeds)} seeds kept: nothing is left to train in them")
+    statuses = run_jobs([Job(name, commands) for name, commands in jobs.items()], at_once, tell)
+    for job, status in statuses.items():
+        if status:
+            print(f"run.py: {job} ended with exit status {status}", file=sys.stderr)
+
+    start = {name: value for name, _, value in walk(base.experiment.presets[base.preset])}
+    own = walk(base.config)
+    changed = {name: " ".join(words(value)) for name, _, value in own if value != start[name]}
+    order = [name for name in sorted(published, key=published.get) if name != TEACHER]
+    records = [member.record() for member in members]
+    found = comparison.gather(records, command, changed, questions, order, [] if several_arms else beside(members))
+    run = next((m.run for m, r in zip(members, records, strict=True) if not r["missing"] and not r["arm"]), None)
+    publish(part, found, published, run, html, tell)
+    return max(map(abs, statuses.values()), default=0) and 1
+
+
+def compare_runs(folders, results, command, published_of, html=False, tell=print):
+    """Publishes a comparison of run directories that exist; nothing is trained.
+
+    published_of(experiment, data) -> method -> the paper's error
+    """
+    records = comparison.arms_of([comparison.record(Path(folder)) for folder in folders])
+    unfinished = [record["folder"] for record in records if not figures(record["stages"])]
+    if unfinished:
+        raise UserError(f"{', '.join(unfinished)}: no method has finished in it")
+    head = records[0]["settings"]
+    published = published_of(head["experiment"], head["data"])
+    several_arms = len({record["arm"] for record in records}) > 1
+    part = Path(results) / head["experiment"] / ("studies" if several_arms else head["preset"])
+    refuse_to_replace(part, records)
+    claim(part)
+    order = [name for name in sorted(published, key=published.get) if name != TEACHER]
+    publish(part, comparison.gather(records, command, order=order), published, None, html, tell)
+    return 0
+
+
+def again(folder, published_of, html=False, tell=print):
+    """Makes the pages and pictures of a results folder again from its records, without the data set."""
+    parts = parts_of(folder)
+    if not parts:
+        raise UserError(f"{folder}: no results.json in it; python run.py compare {folder.name} makes one")
+    first = next(iter(parts.values()))
+    published = published_of(first["experiment"], first.get("data", ""))
+    for name, found in parts.items():
+        found = comparison.gather(*comparison.again(found))
+        write_part(folder / name, found, published)
+    write_page(folder, published, html)
+    tell(f"{folder}/: {', '.join(['README.md', *(f'{name}/' for name in parts)])}")
+    return 0
 
 
 def claim(folder):
@@ -26,119 +136,161 @@ def claim(folder):
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
-def write_comparison(runs, folder, command, preset_config, published):
-    """Writes the part of a preset; the comparison of its runs."""
-    part = comparison.gather(runs, command, preset_config, "all")
-    own = folder / part["preset"]
-    claim(own)
-    whole = [run for run, seed in zip(runs, part["seeds"], strict=True) if not seed["missing"]]
-    kept = summaries.OF_WEIGHTS if whole and whole[0].directory.recorded else ()
-    for name in summaries.PICTURES:
-        if name not in kept:
-            (own / name).unlink(missing_ok=True)  # of other runs
-    if whole:
-        draw(whole, part, own, published)
-    write_json(own / "results.json", part)
-    return part
+def refuse_to_replace(part, records):
+    """UserError where a folder holds results of runs, settings or images that the records are not of."""
+    path = part / "results.json"
+    if not path.exists():
+        return
+    old, *_ = comparison.again(_read(path))
+    new, reasons = {(run["arm"], run["seed"]): run for run in records}, []
+    for run in old:
+        who = f"seed {run['seed']}" + f" of {run['arm']}" * bool(run["arm"])
+        now = new.get((run["arm"], run["seed"]))
+        if now is None:
+            reasons.append(f"it has {who}, which was not asked for")
+        elif run["settings"] != now["settings"]:
+            reasons.append(differences(run["settings"], now["settings"]))
+        elif not run["missing"] and any(now.get(part, {}).get(name) != r for part, name, r in _stages(run)):
+            reasons.append(f"its {who} is of another training run, {run['folder']}")
+    if reasons:
+        raise UserError(
+            f"{part} holds other results: {'; '.join(dict.fromkeys(reasons))}. Name another --results folder"
+        )
 
 
-def draw(runs, part, folder, published):
-    """The pictures of a comparison; filters, hints and mistakes are those of its first seed."""
-    title = f"{part['data']}, preset {part['preset']}"
-    seeds = [seed for seed in part["seeds"] if not seed["missing"]]
-    errors = {
-        name: {
-            kind: {s["seed"]: e for s in seeds if (e := s["methods"][name][f"{kind}_error"]) is not None}
-            for kind in ("test", "validation")
-        }
-        for name in part["methods"]
-    }
-    if comparison.one_teacher(seeds):
-        errors["teacher"] = {kind: dict(list(points.items())[:1]) for kind, points in errors["teacher"].items()}
-    gallery.plot_errors(errors, folder / "errors.png", f"Errors, {title}", published)
+def _stages(run):
+    return [(part, name, record) for part in ("stages", "all") for name, record in run.get(part, {}).items()]
 
+
+def beside(members):
+    """The seeds beside those of the comparison that have been started: none is left out unsaid."""
+    base, found = members[0], []
+    wanted = base.run.ahead(*base.goals)
+    for folder in sorted(base.run.folder.parent.glob("seed*")):
+        if folder not in {member.run.folder for member in members} and (folder / "config.json").exists():
+            try:
+                missing = comparison.record(folder, wanted)["missing"]
+            except UserError:
+                missing = wanted
+            found.append({"seed": folder.name.removeprefix("seed"), "missing": missing})
+    return found
+
+
+def publish(part, found, published, run, html, tell):
+    """Writes a comparison and the page that it belongs to, and prints the comparison.   run: whose weights are drawn"""
+    write_part(part, found, published)
+    if run and any(run.folder.glob("*.h5")):
+        draw_networks(run, part, f"{found['data']}, preset {found['preset']}, seed {run.seed}")
+    write_page(part.parent, published, html)
+    tell(pages.as_printed(report.part_blocks(part.name, found)))
+    tell(f"\n{part.parent}/: README.md, {part.name}/results.json and pictures")
+
+
+def write_part(part, found, published):
+    """results.json and the pictures that follow from records; those that nothing is known of stay as they are."""
+    write_json(part / "results.json", found)
+    title = f"{found.get('data', found['experiment'])}, preset {found['preset']}"
+    several = len(found["questions"]) > 1
+    rows = [row | {"group": q["question"]} for q in found["questions"] for row in q["rows"]]
+    if any(row[f"{error}_errors"] for row in rows for error in ("test", "validation")):
+        of_paper = {} if several or len(found["arms"]) > 1 else published
+        plots.plot_errors(rows, part / "errors.png", f"Errors, {title}", found["methods"], of_paper)
+    runs = [run for run in found["runs"] if not run["missing"] and run["arm"] == ""]
     curves = {}
     for run in runs:
-        for line in run.directory.metrics():
-            curves.setdefault(line["stage"], {}).setdefault(run.seed, []).append(line)
-    curves = {name: curves[name] for name in runs[0].needs if name in curves}
-    gallery.plot_seed_curves(curves, folder / "curves.png", f"Stages, {title}")
-
-    if runs[0].directory.recorded:
-        return  # what is there was drawn while there were weights
-    run = runs[0].on_all() if runs[0].config.retrain else runs[0]
-    title = f"{title}, seed {run.seed}"
-    trained = [name for name in run.needs if name in run.summary()["stages"]]
-    kept = {plots.LABELS.get(name, name): run.directory.best(name) for name in trained}
-    plots.plot_filters(gallery.first_layers(kept), folder / "filters.png", f"First layer, {title}")
-    draw_hints(run, folder / "hints.png", title)
-    draw_mistakes(run, folder / "mistakes.png", title)
+        for line in map(json.loads, whole_lines(Path(run["folder"]) / "metrics.jsonl")):
+            curves.setdefault(line["stage"], {}).setdefault(run["seed"], []).append(line)
+    if curves:
+        stages = runs[0]["stages"]
+        curves = {stage: curves[stage] for stage in stages if stage in curves}
+        plots.plot_seed_curves(curves, part / "curves.png", f"Stages, {title}", stages)
 
 
-def draw_hints(run, path, title):
-    """The hints of a few images of different labels, from the validation set where there is one."""
-    part = "validation" if run.sizes["validation"] else "train"
-    images, labels = run.stored[part]
-    first = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)][:DIGITS_SHOWN]
-    x = run.xp.asarray(run.sets[part].x[first])
-    stage = run.stage("hint")
-    before, hints = (to_host(network(x)) for network in (stage.network, stage.target))
-    run.restore(stage.network.params, "hint")
-    after = to_host(stage.network(x))
-    if hints.ndim == 4:
-        gallery.plot_hints(images[first], hints, before, after, path, f"Hints, {title}, {part} images")
-
-
-def draw_mistakes(run, path, title):
-    """The FitNet's mistakes on test images, and what the teacher makes of them."""
-    (images, labels), x = run.stored["test"], run.sets["test"].x
-    student, teacher = run.student(), run.teacher()
-    run.restore(student.params, "fitnet")
-    logits = outputs(student, x, run.workers)
-    said = logits.argmax(axis=-1)
-    wrong = np.flatnonzero(said != labels)
-    likely = np.exp(logits[wrong] - logits[wrong].max(axis=-1, keepdims=True))
-    sure = 1 / likely.sum(axis=-1)
-    teacher_said = outputs(teacher, x[wrong], run.workers).argmax(axis=-1) if len(wrong) else wrong
-    title = f"The FitNet's {len(wrong):,} mistakes of {len(x):,} test images, {title}"
-    gallery.plot_mistakes(images[wrong], labels[wrong], said[wrong], teacher_said, sure, path, title)
+def write_page(folder, published, html=False):
+    """README.md of the parts that the folder has and, if wanted, report.html."""
+    parts = parts_of(folder)
+    pictures = {
+        name: [(f"{name}/{file}", caption) for file, caption in PICTURES.items() if (folder / name / file).exists()]
+        for name in parts
+    }
+    title, blocks = report.page(parts, published, pictures)
+    write_text(folder / "README.md", pages.markdown(title, blocks))
+    if html:
+        write_text(folder / "report.html", pages.html(title, blocks, folder))
 
 
 def parts_of(folder):
-    """{preset: comparison} of the parts that the folder has."""
-    paths = {preset: folder / preset / "results.json" for preset in summaries.PARTS}
-    parts = {preset: read_json(path) for preset, path in paths.items() if path.exists()}
-    for preset, part in parts.items():
-        if not {"command", "methods", "seeds"} <= part.keys():
-            raise UserError(f"{paths[preset]}: not the results of a comparison")
-    return parts
+    """{name: comparison} of the parts that a results folder has."""
+    names = {path.parent.name: path for path in sorted(folder.glob("*/results.json"))}
+    return {name: _read(names[name]) for name in sorted(names, key=lambda n: (n not in report.TITLES, *_place(n)))}
 
 
-def write_studies(found, folder):
-    claim(folder)
-    write_json(folder / "studies.json", found)
+def _place(name):
+    known = list(report.TITLES)
+    return (known.index(name) if name in known else 0), name
 
 
-def write_pages(folder, published):
-    """README.md, report.html and the picture of the studies.   published: method -> the paper's test error"""
-    parts, blocks, some = parts_of(folder), [], None
-    if parts:
-        some = next(iter(parts.values()))
-        blocks = [summaries.overview(parts, published)]
-        if published:
-            blocks.append(
-                ("text", "The paper's figures are those of its Table 4 or 5: one network each, its own teacher.")
-            )
-    for preset, part in parts.items():
-        blocks += summaries.of_part(preset, part)
-        here = ((f"{preset}/{name}", caption) for name, caption in summaries.PICTURES.items())
-        blocks += [("picture", path, caption) for path, caption in here if (folder / path).exists()]
-    if (folder / "studies.json").exists():
-        found = read_json(folder / "studies.json")
-        some = some or found
-        title = f"Studies, {found['data']}: validation error, %"
-        gallery.plot_studies(found["studies"], folder / "studies.png", title)
-        blocks += [*summaries.of_studies(found), ("picture", "studies.png", "Validation error under every variant.")]
-    title = f"{some['experiment']}: {some['student']} from {some['teacher']}"
-    write_text(folder / "README.md", pages.markdown(title, blocks))
-    write_text(folder / "report.html", pages.html(title, blocks, folder))
+def _read(path):
+    found = read_json(path)
+    if found.get("format") != 2 or not {"command", "arms", "questions", "runs"} <= found.keys():
+        raise UserError(f"{path}: not the results of a comparison, or those of an earlier minifit")
+    return found
+
+
+def draw_run(run):
+    """curves.png and filters.png of a run, from its finished stages."""
+    stages, title = run.directory.finished(), f"{run.data.name}, seed {run.seed}"
+    if stages:
+        who = f"{title}\n{'; '.join(network.name for network in run.networks.values())}"
+        plots.plot_curves(run.directory.metrics(), run.folder / "curves.png", who, stages)
+        draw_filters(run, stages, run.folder / "filters.png", title)
+
+
+def draw_filters(run, stages, path, title):
+    first = {}
+    for key in stages:
+        weights = run.directory.best(key)
+        of = run.networks[run.stages[key][1].of].name
+        first[f"{key} ({of})"] = next(w for name, w in weights.items() if name.startswith("0.") and name.endswith("w"))
+    plots.plot_filters(first, path, f"First layer, {title}")
+
+
+def draw_networks(run, part, title):
+    """The pictures that need weights: filters, hints of the first stage that has some, mistakes of the last method."""
+    run = run.on_all() if run.config.retrain else run
+    stages = run.directory.finished()
+    draw_filters(run, stages, part / "filters.png", title)
+    for key in (key for key, record in stages.items() if "test_error" not in record):
+        if run.stages[key][1].target and draw_hints(run, key, part / "hints.png", title):
+            break
+    methods = in_order(figures(stages))
+    last = {record["method"]: key for key, record in stages.items() if "test_error" in record}
+    draw_mistakes(run, *(last[method] for method in (methods[-1], methods[0])), part / "mistakes.png", title)
+
+
+def draw_hints(run, key, path, title):
+    """The hints of a few images of different labels, if possible of the validation set; False if they are no maps."""
+    part = "validation" if run.sets.sizes["validation"] else "train"
+    images, labels = run.sets.stored[part]
+    first = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)][:SHOWN]
+    x = run.xp.asarray(run.sets[part].batch(first)[0])
+    start, end = (runner.stage_of(run, key, trained) for trained in (False, True))
+    before, hints, after = (to_host(network(x)) for network in (start.network, start.target, end.network))
+    if hints.ndim == 4:
+        plots.plot_hints(images[first], hints, before, after, path, f"Hints, {title}, {part} images")
+    return hints.ndim == 4
+
+
+def draw_mistakes(run, key, teacher, path, title):
+    """A stage's mistakes on test images, and what the teacher's stage makes of them."""
+    student, teacher = (runner.stage_of(run, name).network for name in (key, teacher))
+    (images, labels), examples = run.sets.stored["test"], run.sets["test"]
+    logits = outputs(student, examples, run.workers)
+    logits = logits[-1] if isinstance(logits, tuple) else logits
+    said = logits.argmax(axis=-1)
+    wrong = np.flatnonzero(said != labels)
+    likely = np.exp(logits[wrong] - logits[wrong].max(axis=-1, keepdims=True))
+    asked = Examples(images[wrong], labels[wrong], examples.prepare)
+    teacher_said = outputs(teacher, asked, run.workers).argmax(axis=-1) if len(wrong) else wrong
+    title = f"{run.stages[key][0].title}'s {len(wrong):,} mistakes of {len(images):,} test images, {title}"
+    plots.plot_mistakes(images[wrong], labels[wrong], said[wrong], teacher_said, 1 / likely.sum(axis=-1), path, title)

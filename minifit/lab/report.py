@@ -1,18 +1,14 @@
-"""Tables and lines: what a run reports, as strings for the caller to print."""
+"""What runs and comparisons say: tables and lines to print, and the blocks of a page.
+
+A block is ("heading", text), ("heading 3", text), ("text", text), ("code", text), ("table", header, rows) or
+("picture", path, caption). No method is named here: titles and order are those of the records.
+"""
 
 import re
 import textwrap
 from pathlib import Path
 
-# In the order of training.
-NAMES = {
-    "teacher": "teacher",
-    "teacher_all": "teacher, on all images",
-    "backprop": "standard back-propagation",
-    "kd": "knowledge distillation",
-    "hint": "hint",
-    "fitnet": "FitNet",
-}
+from minifit.lab.compare import ERRORS, TEACHER, figures, in_order
 
 NUMBER = re.compile(r"[~<>+-]?\d[\d.,]*( ?(K|M|G|%|s|min|h))?( \d\d (s|min))?( of \d[\d,]*)?")
 
@@ -39,6 +35,16 @@ def count(n, trim=False):
     return f"{n:,}"
 
 
+def number(value, places=2, sign=False):
+    return None if value is None else f"{value:{'+' if sign else ''}.{places}f}"
+
+
+def several(values):
+    """Seeds and other things in a sentence: "3", "3 and 4", "3, 4 and 7"."""
+    *some, last = map(str, values)
+    return f"{', '.join(some)} and {last}" if some else last
+
+
 def table(rows, header, markdown=False):
     """Aligned columns under a header: columns of numbers to the right, None as "-", "\\n" starts a line in a cell."""
     cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
@@ -61,55 +67,31 @@ def table(rows, header, markdown=False):
     return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
-def plan_table(rows):
-    """What a run would train, one stage a row, and the time that is left.
-
-    rows: dicts of stage, trains, loss, weights, multiplications, epochs, estimate (seconds) and state
-    ("to train", "finished", "at epoch 3"); a finished stage costs nothing, whatever its estimate says.
-    """
-    left = [row["estimate"] for row in rows if row["state"] != "finished"]
-    lines = []
-    for row in rows:
-        estimate = None if row["state"] == "finished" else duration(row["estimate"])
-        sizes = f"{row['weights']:,}", count(row["multiplications"]), f"{row['epochs']:,}"
-        trains, loss = textwrap.fill(row["trains"], 24), textwrap.fill(row["loss"], 14)
-        lines.append([row["stage"], trains, loss, *sizes, estimate, row["state"]])
-    header = ["stage", "trains", "loss", "weights", "mult.", "epochs", "estimate", "state"]
-    total = f"Left to train: about {duration(sum(left))}." if left else "Nothing is left to train."
-    return table(lines, header) + "\n\n" + total
-
-
 def results_table(summary, published=None):
-    """Table 4 of the paper beside this run: a method a row, "-" where a stage has not run.   FitNets, Table 4.
+    """Table 4 of the paper beside this run: one row per method.   FitNets, Table 4.
 
-    published: stage -> test error in percent or None; without any, the paper's column is left out.
+    published: method -> test error in percent or None; without any, the paper's column is left out.
     """
-    stages = summary["stages"]
-    paper = {stage: f"{error:g}" for stage, error in (published or {}).items() if error is not None}
+    stages, methods = summary["stages"], figures(summary["stages"])
+    titles = {stage["method"]: stage["title"] for stage in stages.values()}
+    paper = {name: f"{error:g}" for name, error in (published or {}).items() if error is not None}
     places = max((len(text.partition(".")[2]) for text in paper.values()), default=0)
-    # FitNet's time is that of both stages of Algorithm 1, or its row would look cheaper than it is.
-    seconds = {stage: record["seconds"] for stage, record in stages.items()}
-    hint_seconds = sum(seconds.pop(stage) for stage in list(seconds) if stage.startswith("hint"))
-    if "fitnet" in seconds:
-        seconds["fitnet"] += hint_seconds
-    unit, size = ("minutes", 60) if max(seconds.values(), default=0) >= 60 else ("seconds", 1)
-
-    lines = []
-    last_teacher = "teacher_all" if "teacher_all" in stages else "teacher"  # the one the students learnt from
-    if "teacher" in paper:
-        paper[last_teacher] = paper.pop("teacher")
-    for stage in dict.fromkeys(["teacher", last_teacher, "backprop", "kd", "fitnet"]):
-        record = stages.get(stage)
-        theirs = paper.get(stage)
+    seconds = [record["seconds"] for record in methods.values()]
+    unit, size = ("minutes", 60) if max(seconds, default=0) >= 60 else ("seconds", 1)
+    rows, notes = [], []
+    for name in in_order(methods):
+        record, theirs = methods[name], paper.get(name)
         if theirs is not None:  # 1.9 stays 1.9: pad with blanks, not with a digit that was never published
             theirs += " " * (places - len(theirs.partition(".")[2]) + ("." not in theirs and places > 0))
-        ours = [None] * 5
-        if record:
-            errors = [record.get(f"{part}_error") for part in ("test", "validation")]
-            test, validation = (None if error is None else f"{error:.2f}" for error in errors)
-            chosen = f"{record['best_epoch']} of {record['epochs']}"
-            ours = [f"{record['weights']:,}", test, validation, chosen, f"{seconds[stage] / size:.1f}"]
-        lines.append([NAMES[stage], *ours[:2], *([theirs] if paper else []), *ours[2:]])
+        errors = [number(record[error]) for error in ERRORS]
+        chosen = f"{record['best_epoch']} of {record['epochs']}"
+        own = {key: stage for key, stage in stages.items() if stage["method"] == name}
+        if len(own) > 1:
+            chosen = "\n".join(f"{stage['best_epoch']} of {stage['epochs']}" for stage in own.values())
+            each = (f"{stage['seconds'] / size:.1f} for {key}" for key, stage in own.items())
+            notes.append(f"{titles[name]}: {several(each)}, in {unit}.")
+        weights, time = f"{record['weights']:,}", f"{record['seconds'] / size:.1f}"
+        rows.append([titles[name], weights, errors[0], *([theirs] if paper else []), errors[1], chosen, time])
     header = ["method", "weights", "test\nerror %", *(["paper\n%"] if paper else [])]
     header += ["validation\nerror %", "epoch\nchosen", unit]
 
@@ -118,18 +100,15 @@ def results_table(summary, published=None):
     if "teacher" in summary:
         captions.append(f"Teacher: {summary['teacher']}. Student: {summary['student']}.")
         captions.append(f"Trained on {summary['train_images']:,} images; {_chosen(summary['validation_images'])}.")
-    if "from" in stages.get("teacher", {}):
-        captions.append(f"The teacher was trained in {stages['teacher']['from']}.")
+    sources = {key: stage["from"] for key, stage in stages.items() if "from" in stage}
+    captions += [f"Stage {key} was trained in {source}." for key, source in sources.items()]
     if paper and summary["preset"] != "paper":
         captions.append("The paper's figures are those of its own teacher and of schedules of up to 500 epochs.")
-    errors = (stages.get(stage, {}).get("test_error") for stage in ("fitnet", "kd", "backprop", "teacher"))
-    error = next(filter(None, errors), None)
+    error = methods[in_order(methods)[-1]]["test_error"] if methods else None
     if error and images:
         deviation = (error * (100 - error) / images) ** 0.5
         captions.append(f"Standard error of a test error of {error:.2f} %: {deviation:.2f}.")
-    if "fitnet" in seconds and hint_seconds:
-        captions.append(f"FitNet's {unit} include {hint_seconds / size:.1f} of stage 1, the hints.")
-    return table(lines, header) + "\n\n" + "\n".join(captions)
+    return table(rows, header) + "\n\n" + "\n".join(captions + notes)
 
 
 def _chosen(validation):
@@ -182,3 +161,189 @@ def networks_table(rows):
         textwrap.fill(note, 95, initial_indent=f"{i:>2}  ", subsequent_indent="    ") for i, note in enumerate(notes, 1)
     ]
     return table(lines, header + ["notes"] * bool(notes)) + ("\n\n" + "\n".join(numbered) if notes else "")
+
+
+TITLES = {"paper": "The paper's settings", "default": "Our settings", "studies": "Studies"}  # of parts, in order
+MARKS = {"shown": "shown", "refuted": "refuted", "undecided": "not decided"}
+
+
+def page(parts, published, pictures):
+    """(title, blocks) of the page of an experiment.
+
+    parts: name -> comparison    published: method -> the paper's test error    pictures: name -> [(path, caption)]
+    """
+    blocks, single = [], {name: part for name, part in parts.items() if len(part["arms"]) == 1}
+    if single:
+        blocks.append(overview(single, published))
+    if single and published:
+        blocks.append(("text", "The paper's figures are those of its Table 4 or 5: one network each, its own teacher."))
+    for name, part in parts.items():
+        blocks += part_blocks(name, part)
+        blocks += [("picture", path, caption) for path, caption in pictures[name]]
+    first = next(iter(parts.values()))
+    networks = f"{first['student']} from {first['teacher']}" if TEACHER in first else "no run has begun"
+    return f"{first['experiment']}: {networks}", blocks
+
+
+def overview(parts, published):
+    """Table 4: the paper's figures beside those of each part.   parts: name -> comparison"""
+    header = ["method", "weights", *(["paper %"] if published else [])]
+    for name, part in parts.items():
+        header += [f"{heading_of(name).lower()}{' (changed)' * bool(part['changed'])}: test error %", "sd", "seeds"]
+    found = {name: {row["method"]: row for row in rows_of(part)} for name, part in parts.items()}
+    titles = {name: method["title"] for part in parts.values() for name, method in part["methods"].items()}
+    rows = []
+    for method in in_order(titles):
+        here = [found[name].get(method) for name in parts]
+        cells = [titles[method], next(f"{row['weights']:,}" for row in here if row)]
+        cells += [f"{published[method]:g}" if method in published else None] if published else []
+        for row in here:
+            error = row["test_error"] if row else {}
+            cells += [number(error.get("mean")), number(error.get("sd")), error.get("n")]
+        rows.append(cells)
+    return "table", header, rows
+
+
+def heading_of(name):
+    return TITLES.get(name, name)
+
+
+def rows_of(part):
+    return [row for question in part["questions"] for row in question["rows"]]
+
+
+def part_blocks(name, part):
+    """The blocks of one comparison: settings, seeds, tables; its pictures follow them."""
+    several_arms = len(part["arms"]) > 1
+    blocks = [("heading", f"{heading_of(name)} (preset {part['preset']})"), ("code", part["command"])]
+    if TEACHER in part:
+        sizes = f"{part['train_images']:,} training, {part['validation_images']:,} validation"
+        about = f"{part['data']}: {sizes} and {part['test_images']:,} test images. Teacher: {part['teacher']}. "
+        blocks.append(("text", f"{about}Student: {part['student']}. {made_by(part)}".strip()))
+    if part["changed"]:
+        changes = ", ".join(f"{setting} {value}" for setting, value in part["changed"].items())
+        blocks.append(("text", f"Changed from the preset: {changes}."))
+    blocks += [("text", text) for text in about_runs(part)]
+    if any(part["methods"]):
+        chosen = "the one with the fewest errors on validation images" if part["validation_images"] else "the last one"
+        note = f"Errors are in percent. The epoch is {chosen}. The test set chose nothing. "
+        note += "A method's epochs and time are those of all its stages."
+        if several_arms:
+            note += " Differences are paired by seed, in validation error, from the setting marked as reference."
+        blocks.append(("text", note))
+    for question in part["questions"]:
+        blocks += [("heading 3", question["question"])] if question["question"] else []
+        blocks += tables(question, part, several_arms)
+    return blocks
+
+
+def made_by(part):
+    """The versions and commits that trained these runs; "+" marks a working copy with changes."""
+    runs = [run for run in part["runs"] if "minifit" in run]
+    made = sorted({(run["minifit"], (run["commit"] or "unknown").replace("+", " +")) for run in runs})
+    return " ".join(f"Trained by minifit {version}, commit {commit}." for version, commit in made)
+
+
+def about_runs(part):
+    """Which seeds the means are of, which runs are unfinished or left out, and whose teacher it was."""
+    runs = part["runs"]
+    seeds = sorted({run["seed"] for run in runs if not run["missing"]})
+    said = [f"Seeds: {several(seeds)}." if seeds else "No seed is finished."]
+    for run in runs:
+        if run["missing"]:
+            arm = f" of {run['arm']}" * bool(run["arm"])
+            missing = ", ".join(run["missing"])
+            said.append(f"Seed {run['seed']}{arm} is unfinished and left out of the means; to train: {missing}.")
+    for other in part["others"]:
+        state = f"unfinished ({', '.join(other['missing'])})" if other["missing"] else "finished"
+        said.append(f"Seed {other['seed']} has been started too and is {state}. It was not asked for.")
+    if len(part["arms"]) > 1:
+        taken = any(row["from"] for row in rows_of(part)) or any(teacher_of(run) for run in runs)
+        return said + ["The base's teacher of a seed serves the other settings of that seed."] * taken
+    sources = {run["seed"]: teacher_of(run) for run in runs if not run["missing"]}
+    if len(sources) > 0 and len({*sources.values()}) == 1 and (source := next(iter(sources.values()))):
+        said.append(f"One teacher, trained in {source}, served all seeds: the spread comes from the students only.")
+    elif any(sources.values()):
+        where = (f"seed {seed}'s in {source or 'its own run'}" for seed, source in sources.items())
+        said.append(f"Teachers were trained elsewhere: {', '.join(where)}.")
+    return said
+
+
+def teacher_of(run):
+    """Where a run's teacher was trained; None for the run itself."""
+    return next((stage["from"] for stage in run["stages"].values() if "from" in stage), None)
+
+
+def tables(question, part, several_arms):
+    """The blocks of one question: methods, test errors of each seed where there is one arm, differences, the order."""
+    if not question["rows"]:
+        return []
+    methods, blocks = part["methods"], [methods_table(question["rows"], part["methods"], several_arms)]
+    if not several_arms:
+        alone = [row for row in question["rows"] if not one_for_all(row)] or question["rows"]
+        errors = [dict(zip(row["seeds"], row["test_errors"], strict=True)) for row in alone]
+        seeds = sorted({seed for own in errors for seed in own})
+        rows = [[str(seed), *(number(own.get(seed)) for own in errors)] for seed in seeds]
+        blocks.append(("table", ["test error of seed", *(methods[row["method"]]["title"] for row in alone)], rows))
+    if question["differences"]:
+        blocks.append(differences_table(question["differences"], methods, several_arms))
+    if part["order"]:
+        order, mark = part["order"]["methods"], MARKS[part["order"]["test_error"]]
+        best = ", then ".join(methods[name]["title"] for name in order)
+        rule = "It is shown if the interval of each step lies below 0, and refuted if one lies above."
+        blocks.append(("text", f"The paper's order on test images, {best}: {mark}. {rule}"))
+    return blocks
+
+
+def one_for_all(row):
+    """Whether a row is of one network, from another run, that served all seeds."""
+    return row["from"] not in (None, "other runs")
+
+
+def methods_table(rows, methods, several_arms):
+    """One row per method and setting."""
+    header = ["method", *(["setting"] if several_arms else []), "seeds", "test error", "sd", "validation error", "sd"]
+    header += ["difference", "95 % interval"] if several_arms else []
+    header += ["epoch chosen", "epochs", "time"]
+    lines = []
+    for row in rows:
+        best, less = row["best_epochs"], (row["less"] or {}).get("validation_error")
+        title = methods[row["method"]]["title"] + " (one for all seeds)" * one_for_all(row)
+        line = [
+            title,
+            *([(row["setting"] or "base") + " (best)" * row["best"]] if several_arms else []),
+            len(row["seeds"]),
+        ]
+        line += [number(row[error][figure]) for error in ERRORS for figure in ("mean", "sd")]
+        if several_arms:
+            line += (
+                ["reference", None]
+                if row["less"] is None
+                else [number(less and less["mean"], sign=True), interval(less)]
+            )
+        epochs = number(row["epochs"]["mean"], 1).removesuffix(".0")
+        chosen = f"{min(best)} to {max(best)}" if min(best) < max(best) else f"{best[0]}"
+        lines.append([*line, chosen, epochs, duration(row["seconds"]["mean"])])
+    return "table", header, lines
+
+
+def interval(difference):
+    if difference is None or difference["low"] is None:
+        return None
+    return " to ".join(number(difference[end], sign=True) for end in ("low", "high"))
+
+
+def differences_table(differences, methods, several_arms):
+    """One row per pair of methods: what the first has more errors than the second, on test and validation images."""
+    rows = []
+    for pair in differences:
+        line = [f"{methods[pair['method']]['title']} less {methods[pair['less']]['title']}"]
+        line += [pair["setting"] or "base"] if several_arms else []
+        line.append(max(pair[error]["n"] for error in ERRORS if pair[error]))
+        for error in ERRORS:
+            found = pair[error] or {"mean": None, "low": None, "p": None}
+            p = number(found["p"], 3)
+            line += [number(found["mean"], sign=True), interval(found), "<0.001" if p == "0.000" else p]
+        rows.append(line)
+    header = ["paired difference", *(["setting"] if several_arms else []), "pairs"]
+    return "table", [*header, "test error", "95 % interval", "p", "validation error", "95 % interval", "p"], rows
