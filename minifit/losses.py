@@ -1,6 +1,7 @@
 """The losses: each returns (loss, gradient with respect to its first argument), mean over the batch.
 
-The normalisation is part of the specification: mean over examples, sum over features, no tau^2.
+The normalisation is part of the specification: mean over examples, sum over features, no tau^2. A class may be masked:
+where its logit is -inf it has no probability, and adds nothing to a loss unless it is wanted.
 """
 
 from math import log
@@ -20,13 +21,13 @@ def log_softmax(logits):
 def cross_entropy(logits, labels):
     """H(y, softmax(a)) = -log softmax(a)[y], mean over the batch.
 
-    logits (N, K)    labels (N,) integers in [0, K)
+    logits (N, K), K of 2 or more    labels (N,) integers in [0, K)
     """
     n, _ = _check("cross_entropy", logits, labels)
     xp = array_module(logits, labels)
     log_p = log_softmax(logits)
     hit = (labels[:, None] == xp.arange(logits.shape[1])).astype(logits.dtype)  # (N, K), one-hot
-    return -(hit * log_p).sum() / n, (_probabilities(xp, log_p) - hit) / n
+    return -_weighed(xp, hit, log_p).sum() / n, (_probabilities(xp, log_p) - hit) / n
 
 
 def distillation_loss(logits, teacher_logits, labels, tau, lam, student_tau=None):
@@ -50,17 +51,19 @@ def distillation_loss(logits, teacher_logits, labels, tau, lam, student_tau=None
     hard, dhard = cross_entropy(logits, labels)
     p_teacher = _probabilities(xp, log_softmax(teacher_logits / tau))
     log_p = log_softmax(logits / student_tau)
-    soft = -(p_teacher * log_p).sum() / n
+    soft = -_weighed(xp, p_teacher, log_p).sum() / n
     return hard + lam * soft, dhard + (lam / (student_tau * n)) * (_probabilities(xp, log_p) - p_teacher)
 
 
-def hint_loss(guided, hint, mean=False):
+def hint_loss(guided, hint, reduction="sum"):
     """1/2 ||hint - guided||^2, summed over features, mean over the batch.   FitNets, eq. 3.
 
     guided, hint (N, ...)
 
-    mean: over the features too, as in the released code, which divides by their number.
+    reduction: "sum", or "mean" over the features too, as in the released code.
     """
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"hint_loss: reduction {reduction!r}; wanted sum or mean")
     if guided.shape != hint.shape:
         raise ValueError(f"hint_loss: guided {guided.shape} and hint {hint.shape} differ")
     if not guided.ndim:
@@ -68,7 +71,7 @@ def hint_loss(guided, hint, mean=False):
     if not len(guided):
         raise ValueError("hint_loss: an empty batch has no mean")
     error = guided - hint
-    n = error.size if mean else len(error)
+    n = error.size if reduction == "mean" else len(error)
     return 0.5 * (error * error).sum() / n, error / n
 
 
@@ -81,9 +84,16 @@ def _probabilities(xp, log_p):
     return xp.exp(log_p) * (log_p > log(np.finfo(log_p.dtype).tiny) / 2)
 
 
+def _weighed(xp, p, log_p):
+    """p log_p, and 0 where p is 0, however unlikely the class: 0 times -inf is not a number."""
+    return p * xp.where(p != 0, log_p, 0)
+
+
 def _check(name, logits, labels):
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"{name}: logits {logits.shape} and labels {labels.shape}; wanted (N, K) and (N,)")
+    if logits.shape[1] < 2:
+        raise ValueError(f"{name}: logits {logits.shape}; wanted two classes or more")
     if not len(logits):
         raise ValueError(f"{name}: an empty batch has no mean")
     if labels.dtype.kind not in "iu":

@@ -1,6 +1,6 @@
 """The losses of the paper as plain sums: mean over the batch, sum over features; the value alone, a float.
 
-Sizes: N batch; E classes.
+Sizes: N batch; E classes. A class whose logit is -inf has no probability, and 0 times its log counts as 0.
 """
 
 import math
@@ -17,8 +17,8 @@ def cross_entropy(logits, labels):
     """
     logits = np.asarray(logits, dtype=np.float64)
     N, E = logits.shape
-    if np.shape(labels) != (N,) or not all(0 <= label < E for label in labels):
-        raise ValueError(f"cross_entropy: logits {logits.shape} need {N} labels from 0 to {E - 1}")
+    if E < 2 or np.shape(labels) != (N,) or not all(0 <= label < E for label in labels):
+        raise ValueError(f"cross_entropy: logits {logits.shape} need two classes and {N} labels from 0 to {E - 1}")
     return sum(-_log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)) / N
 
 
@@ -37,15 +37,15 @@ def distillation_loss(logits, teacher_logits, labels, tau, lam, student_tau=None
     soft = 0.0
     for row, p_teacher in zip(logits, softmax(teacher_logits, tau), strict=True):
         log_p_student = _log_softmax(row / (tau if student_tau is None else student_tau))
-        soft += sum(-p * log_p for p, log_p in zip(p_teacher, log_p_student, strict=True))
+        soft += sum(-p * log_p for p, log_p in zip(p_teacher, log_p_student, strict=True) if p)
     return float(cross_entropy(logits, labels) + lam * soft / len(logits))
 
 
-def hint_loss(guided, hint, mean=False):
+def hint_loss(guided, hint, reduction="sum"):
     """L_HT = 1/2 ||hint - guided||^2, summed over features, mean over the batch.   FitNets, eq. 3.
 
     guided, hint (N, ...): the regressor's output on the guided layer, and the teacher's hint layer
-    mean: the mean over features, in place of their sum
+    reduction: "sum" over features, or "mean"
     """
     guided, hint = np.asarray(guided, dtype=np.float64), np.asarray(hint, dtype=np.float64)
     if guided.shape != hint.shape:
@@ -53,7 +53,7 @@ def hint_loss(guided, hint, mean=False):
     total = 0.0
     for i in np.ndindex(guided.shape):
         total += 0.5 * (hint[i] - guided[i]) ** 2
-    return float(total / (guided.size if mean else len(guided)))
+    return float(total / {"sum": len(guided), "mean": guided.size}[reduction])
 
 
 def _log_softmax(row):
