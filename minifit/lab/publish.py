@@ -53,11 +53,11 @@ class Member:
         return found | {"arm": self.arm, "head": head}
 
 
-def compare(members, results, command, published, at_once=1, html=False, questions=None, tell=print):
+def compare(members, results, command, at_once=1, html=False, questions=None, tell=print):
     """Trains what is missing of a comparison's runs, several seeds at once, and publishes what they came to.
 
     members: in the order in which the runs of one seed are trained, the base first    results: RESULTS
-    command: the words that asked for it    published: method -> the paper's error
+    command: the words that asked for it
     questions: as `compare.gather` takes them. The exit status.
     """
     several_arms = len({member.arm for member in members}) > 1
@@ -85,47 +85,45 @@ def compare(members, results, command, published, at_once=1, html=False, questio
     start = {name: value for name, _, value in walk(base.experiment.presets[base.preset])}
     own = walk(base.config)
     changed = {name: " ".join(words(value)) for name, _, value in own if value != start[name]}
-    order = [name for name in sorted(published, key=published.get) if name != TEACHER]
     records = [member.record() for member in members]
+    order = order_of(runner.published(base.name, base.data.name))
     found = comparison.gather(records, command, changed, questions, order, [] if several_arms else beside(members))
     run = next((m.run for m, r in zip(members, records, strict=True) if not r["missing"] and not r["arm"]), None)
-    publish(part, found, published, run, html, tell)
+    publish(part, found, run, html, tell)
     return max(map(abs, statuses.values()), default=0) and 1
 
 
-def compare_runs(folders, results, command, published_of, html=False, tell=print):
-    """Publishes a comparison of run directories that exist; nothing is trained.
-
-    published_of(experiment, data) -> method -> the paper's error
-    """
+def compare_runs(folders, results, command, html=False, tell=print):
+    """Publishes a comparison of run directories that exist; nothing is trained."""
     records = comparison.arms_of([comparison.record(Path(folder)) for folder in folders])
     unfinished = [record["folder"] for record in records if not figures(record["stages"])]
     if unfinished:
         raise UserError(f"{', '.join(unfinished)}: no method has finished in it")
     head = records[0]["settings"]
-    published = published_of(head["experiment"], head["data"])
     several_arms = len({record["arm"] for record in records}) > 1
     part = Path(results) / head["experiment"] / ("studies" if several_arms else head["preset"])
     refuse_to_replace(part, records)
     claim(part)
-    order = [name for name in sorted(published, key=published.get) if name != TEACHER]
-    publish(part, comparison.gather(records, command, order=order), published, None, html, tell)
+    order = order_of(runner.published(head["experiment"], head["data"]))
+    publish(part, comparison.gather(records, command, order=order), None, html, tell)
     return 0
 
 
-def again(folder, published_of, html=False, tell=print):
+def again(folder, html=False, tell=print):
     """Makes the pages and pictures of a results folder again from its records, without the data set."""
     parts = parts_of(folder)
     if not parts:
         raise UserError(f"{folder}: no results.json in it; python run.py compare {folder.name} makes one")
-    first = next(iter(parts.values()))
-    published = published_of(first["experiment"], first.get("data", ""))
     for name, found in parts.items():
-        found = comparison.gather(*comparison.again(found))
-        write_part(folder / name, found, published)
-    write_page(folder, published, html)
-    tell(f"{folder}/: {', '.join(['README.md', *(f'{name}/' for name in parts)])}")
+        write_part(folder / name, comparison.gather(*comparison.again(found)))
+    write_page(folder, html)
+    tell(f"{folder}/: {', '.join(['README.md', *['report.html'] * html, *(f'{name}/' for name in parts)])}")
     return 0
+
+
+def order_of(published):
+    """The methods of the paper from the best to the worst."""
+    return [name for name in sorted(published, key=published.get) if name != TEACHER]
 
 
 def claim(folder):
@@ -176,24 +174,23 @@ def beside(members):
     return found
 
 
-def publish(part, found, published, run, html, tell):
+def publish(part, found, run, html, tell):
     """Writes a comparison and the page that it belongs to, and prints the comparison.   run: whose weights are drawn"""
-    write_part(part, found, published)
+    write_part(part, found)
     if run and any(run.folder.glob("*.h5")):
         draw_networks(run, part, f"{found['data']}, preset {found['preset']}, seed {run.seed}")
-    write_page(part.parent, published, html)
+    write_page(part.parent, html)
     tell(pages.as_printed(report.part_blocks(part.name, found)))
     tell(f"\n{part.parent}/: README.md, {part.name}/results.json and pictures")
 
 
-def write_part(part, found, published):
+def write_part(part, found):
     """results.json and the pictures that follow from records; those that nothing is known of stay as they are."""
     write_json(part / "results.json", found)
     title = f"{found.get('data', found['experiment'])}, preset {found['preset']}"
-    several = len(found["questions"]) > 1
     rows = [row | {"group": q["question"]} for q in found["questions"] for row in q["rows"]]
     if any(row[f"{error}_errors"] for row in rows for error in ("test", "validation")):
-        of_paper = {} if several or len(found["arms"]) > 1 else published
+        of_paper = {} if len(found["arms"]) > 1 else runner.published(found["experiment"], found["data"])
         plots.plot_errors(rows, part / "errors.png", f"Errors, {title}", found["methods"], of_paper)
     runs = [run for run in found["runs"] if not run["missing"] and run["arm"] == ""]
     curves = {}
@@ -206,13 +203,15 @@ def write_part(part, found, published):
         plots.plot_seed_curves(curves, part / "curves.png", f"Stages, {title}", stages)
 
 
-def write_page(folder, published, html=False):
+def write_page(folder, html=False):
     """README.md of the parts that the folder has and, if wanted, report.html."""
     parts = parts_of(folder)
     pictures = {
         name: [(f"{name}/{file}", caption) for file, caption in PICTURES.items() if (folder / name / file).exists()]
         for name in parts
     }
+    first = next(iter(parts.values()))
+    published = runner.published(first["experiment"], first.get("data", ""))
     title, blocks = report.page(parts, published, pictures)
     write_text(folder / "README.md", pages.markdown(title, blocks))
     if html:
@@ -237,29 +236,11 @@ def _read(path):
     return found
 
 
-def draw_run(run):
-    """curves.png and filters.png of a run, from its finished stages."""
-    stages, title = run.directory.finished(), f"{run.data.name}, seed {run.seed}"
-    if stages:
-        who = f"{title}\n{'; '.join(network.name for network in run.networks.values())}"
-        plots.plot_curves(run.directory.metrics(), run.folder / "curves.png", who, stages)
-        draw_filters(run, stages, run.folder / "filters.png", title)
-
-
-def draw_filters(run, stages, path, title):
-    first = {}
-    for key in stages:
-        weights = run.directory.best(key)
-        of = run.networks[run.stages[key][1].of].name
-        first[f"{key} ({of})"] = next(w for name, w in weights.items() if name.startswith("0.") and name.endswith("w"))
-    plots.plot_filters(first, path, f"First layer, {title}")
-
-
 def draw_networks(run, part, title):
     """The pictures that need weights: filters, hints of the first stage that has some, mistakes of the last method."""
     run = run.on_all() if run.config.retrain else run
     stages = run.directory.finished()
-    draw_filters(run, stages, part / "filters.png", title)
+    plots.plot_filters(runner.first_layers(run), part / "filters.png", f"First layer, {title}")
     for key in (key for key, record in stages.items() if "test_error" not in record):
         if run.stages[key][1].target and draw_hints(run, key, part / "hints.png", title):
             break
@@ -274,7 +255,7 @@ def draw_hints(run, key, path, title):
     images, labels = run.sets.stored[part]
     first = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)][:SHOWN]
     x = run.xp.asarray(run.sets[part].batch(first)[0])
-    start, end = (runner.stage_of(run, key, trained) for trained in (False, True))
+    start, end = (runner.stage_of(run, key, start) for start in (True, False))
     before, hints, after = (to_host(network(x)) for network in (start.network, start.target, end.network))
     if hints.ndim == 4:
         plots.plot_hints(images[first], hints, before, after, path, f"Hints, {title}, {part} images")

@@ -221,9 +221,8 @@ def train(run, goal, say, teacher_from=None):
 def draw(run):
     """curves.png and filters.png, of what there is."""
     stages, title = run.directory.finished(), f"{run.data.name}, seed {run.seed}"
-    chosen = {key: record["best_epoch"] for key, record in stages.items()}
     who = "; ".join(network.name for network in run.networks.values())
-    plots.plot_curves(run.directory.metrics(), run.folder / "curves.png", f"{title}\n{who}", chosen)
+    plots.plot_curves(run.directory.metrics(), run.folder / "curves.png", f"{title}\n{who}", stages)
     plots.plot_filters(first_layers(run), run.folder / "filters.png", f"First layer, {title}")
 
 
