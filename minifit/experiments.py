@@ -321,6 +321,7 @@ class Study:
 
     question: str
     arms: dict[str, dict]
+    goals: tuple[str, ...] = ("all",)  # the methods that the question is asked of
     more: int = 0  # seeds beyond the number that all studies are asked for
 
 
@@ -334,22 +335,24 @@ STUDIES = (
     Study(
         "Guided layer",  # its maps: 10x10, 12x12, 4x4 and 8x8; a hint of 4x4 fits no other layer
         {"2": {"guided_layer": (2,)}, "3": {"guided_layer": (3,)}, "4, paper": {}, "5": {"guided_layer": (5,)}},
+        ("fitnet",),
     ),
-    Study("tau", {"1": {"tau": 1.0}, "3, paper": {}, "10": {"tau": 10.0}}),
+    Study("tau", {"1": {"tau": 1.0}, "3, paper": {}, "10": {"tau": 10.0}}, ("kd", "fitnet")),
     Study(
         "lambda",
         {"4 to 1, paper": {}, "4 throughout": {"lam": Ramp(4.0)}, "1 throughout": {"lam": Ramp(1.0)}},
+        ("kd", "fitnet"),
     ),
-    Study("The student's tau in eq. 2", {"tau, paper": {}, "1, released code": {"student_tau": 1.0}}),
-    Study("Hint loss, scaled start", {"sum, eq. 3": {}, "mean, released code": {"hint_reduction": "mean"}}),
+    Study("The student's tau in eq. 2", {"tau, paper": {}, "1, released code": {"student_tau": 1.0}}, ("kd", "fitnet")),
+    Study(
+        "Hint loss, scaled start", {"sum, eq. 3": {}, "mean, released code": {"hint_reduction": "mean"}}, ("fitnet",)
+    ),
     Study(
         "Hint loss, U(+-.005)",
-        {
-            "sum, eq. 3": {"init": "uniform"},
-            "mean, released code": {"init": "uniform", "hint_reduction": "mean"},
-        },
+        {"sum, eq. 3": {"init": "uniform"}, "mean, released code": {"init": "uniform", "hint_reduction": "mean"}},
+        ("fitnet",),
     ),
-    Study("Regressor", {"maxout, paper": {}, "linear": {"regressor_pieces": 1}}),
+    Study("Regressor", {"maxout, paper": {}, "linear": {"regressor_pieces": 1}}, ("fitnet",)),
 )
 
 

@@ -5,21 +5,28 @@ import shlex
 import signal
 import sys
 import textwrap
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 
 from minifit import UserError, data, experiments, fitnets, networks
 from minifit.backend import use
-from minifit.lab import report, runner
-from minifit.lab.options import HELP, WIDTH, nearest, option_of, read, show_help
+from minifit.lab import compare as comparison
+from minifit.lab import publish, report, runner
+from minifit.lab.options import HELP, WIDTH, changed, changes, nearest, option_of, options, read, show_help
 from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.runner import Run
 from minifit.lab.training import TrainingError
 from minifit.settings import at_least, between, one_of, setting
 from minifit.task import Task
 from reference import paper
+
+COMPARE = (
+    "Compares run directories that exist. python run.py compare EXPERIMENT ... trains what it compares, and has more "
+    "options: python run.py compare EXPERIMENT --help."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +50,35 @@ class Options(experiments.Config):
 
 @dataclass(frozen=True, kw_only=True)
 class OneSeed(Options):
+    """What a run is told."""
+
     seed: int = setting("draw other weights and another order of images", at_least(0), default=0, common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Several(Options):
+    """What a comparison is told."""
+
     seeds: int = setting("train with the seeds 0 to N - 1", between(1, 1000), default=5, common=True)
     at_once: int = setting("train N seeds at the same time; they share the workers", at_least(1), default=1)
-    arm: tuple[str, ...] = setting(
-        "compare with changed settings; once for each set of changes", default=(), common=True
-    )
-    studies: bool = setting("compare the arms of experiments.STUDIES, each with the preset short", default=False)
+    arm: tuple[str, ...] = setting("also train with these settings changed", default=(), common=True)
+    studies: bool = setting("answer the questions of experiments.STUDIES, from the preset short", default=False)
     results: Path = setting("write tables and pictures to PATH/EXPERIMENT", default=Path("results"), common=True)
     html: bool = setting("write the page as HTML too", default=False, common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
+    """Where a comparison goes."""
+
     results: Path = setting("the folder of tables and pictures", default=Path("results"), common=True)
     html: bool = setting("write the page as HTML too", default=False, common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
+    """What the audit is told."""
+
     row: str | None = setting(
         "check the row of this name, or else those whose names begin so; auto: all", default=None, common=True
     )
@@ -78,18 +91,18 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
     """The options of an experiment: a preset's settings, and what the arguments change in them."""
     experiment, named = experiments.EXPERIMENTS[name], option_of("preset", arguments) or "default"
     if named not in experiment.presets:
-        raise UserError(f"--preset {named}: wanted {' or '.join(experiment.presets)}")
+        raise UserError(f"--preset {named}: wanted {', '.join(experiment.presets)}")
     start = kind(**vars(experiment.presets[named]), preset=named)
     if HELP & {*arguments}:
         about = f"{experiment.student.name} learns from {experiment.teacher.name}. Values in brackets hold by default."
         choices = {"stage": goals_of(experiment, start), "preset": experiment.presets}
         show_help(f"{command} {name}", about, start, arguments, choices)
-    options = read(arguments, start)
-    experiments.check(experiment, options)
-    if options.stage not in (goals := goals_of(experiment, options)):
-        raise UserError(f"--stage {options.stage}: wanted {', '.join(goals)}")
-    use(options.backend)
-    return options
+    asked = read(arguments, start)
+    experiments.check(experiment, asked)
+    if asked.stage not in (goals := goals_of(experiment, asked)):
+        raise UserError(f"--stage {asked.stage}: wanted {', '.join(goals)}")
+    use(asked.backend)
+    return asked
 
 
 def goals_of(experiment, config):
@@ -106,42 +119,93 @@ def goals_of(experiment, config):
     return [*dict.fromkeys(goals), "all"]
 
 
-def config_of(options):
-    return experiments.Config(**{f.name: getattr(options, f.name) for f in fields(experiments.Config)})
+def config_of(asked):
+    return experiments.Config(**{f.name: getattr(asked, f.name) for f in fields(experiments.Config)})
 
 
-def dataset_of(name, options):
-    wanted = {"train": options.train + options.validation, "test": options.test}
-    return data.load(experiments.EXPERIMENTS[name].data, options.data_dir, sys.stderr.isatty(), **wanted)
+def dataset_of(name, asked):
+    wanted = {"train": asked.train + asked.validation, "test": asked.test}
+    return data.load(experiments.EXPERIMENTS[name].data, asked.data_dir, sys.stderr.isatty(), **wanted)
 
 
-def run_of(name, options, config, seed, dataset, runs):
+def run_of(name, asked, config, seed, dataset, runs):
     """The run of one seed.   runs: the folder of the experiment's folder"""
     folder, experiment = runs / name / f"seed{seed}", experiments.EXPERIMENTS[name]
-    about = folder, name, options.preset, experiment, config, seed, dataset
-    return Run(*about, use(options.backend), options.workers, sys.stderr.isatty(), options.runs / ".cache")
+    about = folder, name, asked.preset, experiment, config, seed, dataset
+    return Run(*about, use(asked.backend), asked.workers, sys.stderr.isatty(), asked.runs / ".cache")
 
 
 def train(name, words):
-    options = parse(name, words)
-    run = run_of(name, options, config_of(options), options.seed, dataset_of(name, options), options.runs)
-    runner.train(run, options.stage, say, options.teacher_from)
-    if options.retrain:
+    asked = parse(name, words)
+    run = run_of(name, asked, config_of(asked), asked.seed, dataset_of(name, asked), asked.runs)
+    runner.train(run, asked.stage, say, asked.teacher_from)
+    if asked.retrain:
         say("\nAgain, on all images, for the epochs that were best:\n")
-        of_all = options.teacher_from and options.teacher_from / "all"
-        runner.train(run.on_all(), options.stage, say, of_all)
+        of_all = asked.teacher_from and asked.teacher_from / "all"
+        runner.train(run.on_all(), asked.stage, say, of_all)
     return 0
 
 
 def compare(words):
-    raise UserError("compare: being rebuilt")
+    """Trains several seeds of several arms and compares them; or compares the run directories that are named."""
+    said, named = f"python run.py compare {shlex.join(words)}", [*takewhile(lambda word: word[:1] != "-", words)]
+    if not {*named[:1]} & {*experiments.EXPERIMENTS}:
+        asked = read_alone("compare RUN RUN ...", COMPARE, words[len(named) :], Written())
+        for folder in named or ["nothing"]:
+            if not (Path(folder) / "config.json").exists():
+                known(folder, experiments.EXPERIMENTS, "an experiment or a run directory")
+        return publish.compare_runs(named, asked.results, said, asked.html, say)
+
+    name, words = words[0], words[1:]
+    asked = parse(name, ["--preset", "short"] * ("--studies" in words) + words, Several, "run.py compare")
+    experiment, dataset, base, members = experiments.EXPERIMENTS[name], dataset_of(name, asked), config_of(asked), []
+    runs, studies = asked.runs / asked.preset.replace("default", ""), experiments.STUDIES if asked.studies else ()
+    for arm, (own, goals, more) in arms_of(asked, base, studies).items():
+        config = changed(base, own)
+        experiments.check(experiment, config)
+        goals_of(experiment, config)  # UserError for a regressor that cannot fit
+        shaping = {f.name for f in fields(base) if f.metadata.get("teacher")} & {part.partition(".")[0] for part in own}
+        for seed in range(asked.seeds + more):
+            run = run_of(name, asked, config, seed, dataset, runs / arm)
+            teacher = asked.teacher_from if not arm else None if shaping else runs / name / f"seed{seed}"
+            members.append(publish.Member(run, child(name, asked, run, teacher), arm, goals))
+    questions = comparison.questions_of(studies, asked.seeds)
+    return publish.compare(members, asked.results, said, asked.at_once, asked.html, questions or None, say)
+
+
+def arms_of(asked, base, studies):
+    """{arm: (its changes of the settings, its goals, seeds beyond --seeds)}; the base comes first and is called ""."""
+    arms, single = {"": ({}, (asked.stage,), 0)}, [(changes(arm, base), (asked.stage,), 0) for arm in asked.arm]
+    for own, goals, more in single + [(own, s.goals, s.more) for s in studies for own in s.arms.values()]:
+        arm = comparison.arm_name(own)
+        _, before, most = arms.get(arm, (own, (), 0))
+        arms[arm] = own, tuple(dict.fromkeys((*before, *goals))), max(most, more)
+    return arms
+
+
+def child(name, asked, run, teacher):
+    """The words of the command that trains one run."""
+    start = OneSeed(**vars(run.experiment.presets[run.preset]), preset=run.preset)
+    own = {"seed": run.seed, "runs": run.folder.parents[1], "teacher_from": teacher}
+    own |= {name: getattr(asked, name) for name in ("data_dir", "backend")}
+    own |= {"workers": max(1, asked.workers // asked.at_once)}
+    return [name, "--preset", run.preset, *options(replace(start, **vars(run.config), **own), start)]
 
 
 def results(words):
-    raise UserError("results: being rebuilt")
+    """Makes the pages and pictures of a results folder again; nothing is trained."""
+    name, *rest = words or ["nothing"]
+    about = "Makes the pages and pictures of a results folder again, from the records in it. Nothing is trained."
+    asked = read_alone("results EXPERIMENT", about, words if {*words} & HELP else rest, Written())
+    known(name, experiments.EXPERIMENTS, "an experiment")
+    return publish.again(asked.results / name, asked.html, say)
 
 
 def show_networks(words):
+    """Counts the networks, beside the published figures."""
+    if HELP & {*words}:
+        say("python run.py networks: counts the weights and multiplications of the paper's networks")
+        return 0
     if words:
         raise UserError(f"networks takes no options, but was given {shlex.join(words)}")
 
@@ -232,7 +296,3 @@ def known(name, names, what="an experiment or a command"):
 
 def say(text):
     print(text, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

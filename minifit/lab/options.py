@@ -99,6 +99,18 @@ def changed(settings, values):
     return replace(settings, **own, **{part: replace(getattr(settings, part), **of) for part, of in parts.items()})
 
 
+def changes(said, start):
+    """{name: value} from the words of an arm, "tau=1,init=uniform"."""
+    known, found = {name: f for name, f, _ in walk(start)}, {}
+    for part in said.split(","):
+        name, equals, value = part.partition("=")
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if not equals or name not in known:
+            raise UserError(f"--arm {said}: wanted SETTING=VALUE,..." + nearest(name, known))
+        found[name] = value_of(name, known[name], value.split())
+    return found
+
+
 def options(config, default):
     """The words that make `config` of `default`: the inverse of `read`."""
     found, before = [], {name: value for name, _, value in walk(default)}
