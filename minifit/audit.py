@@ -1,8 +1,9 @@
-"""The gradient audit: one row for every layer, composite, regressor, loss and stage, and what its check came to.
+"""The gradient audit: one row for every layer, composite, regressor, loss and method, and what its check came to.
 
 A case draws a problem: its shapes from `integer(low, high)`, so that Hypothesis can drive and shrink them, its values
 from a generator. Kinked layers get permutations of spaced values, so that no maximum is in doubt; inside a network
-there is no such choice, and it is drawn again where the oracle says that the draw crossed a kink.
+there is no such choice, and it is drawn again where the oracle says that the draw crossed a kink. A method is walked:
+each of its stages is a problem.
 """
 
 import copy
@@ -14,16 +15,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from math import prod
-from typing import get_args
 from zlib import crc32
 
 import numpy as np
 
 import minifit
-from minifit import UserError, experiments, fitnets, losses
+from minifit import UserError, fitnets, losses
+from minifit.backend import array_module
 from minifit.convolution import FEW
+from minifit.experiments import MNIST_PAPER
 from minifit.gradcheck import Comparison, GradientError, KinkCrossed, comparisons
 from minifit.layers import (
+    Branches,
+    Composite,
     Conv2d,
     Dropout,
     Flatten,
@@ -31,24 +35,26 @@ from minifit.layers import (
     Linear,
     Maxout,
     MaxPool2d,
+    Mean,
     ReLU,
     Reshape,
     Sequential,
     Softmax,
+    leaves,
 )
-from minifit.networks import Conv, FullyConnected, Network, Output, build
-from minifit.regressors import pieces_of, regressor
+from minifit.networks import Conv, FullyConnected, Network, Output, build, initialise
+from minifit.optimizers import Ramp
+from minifit.regressors import KINDS, regressor
+from minifit.task import Task
 
 TRIES = 60  # draws of a network before its row fails for want of one clear of kinks
 MANY = FEW, FEW + 1  # images, that convolutions have innermost in memory
 COORDINATES = 8  # arrays of at most so many elements are compared along every coordinate as well
+EPOCH = 3  # in which stages are asked
 KEY = (
     "worst relative error of dx and each parameter by differences|complex step|adjoint, beside their tolerances;\n"
     "relative to magnitude + 1e-2|1e-1|1e-1, so that absolute errors of 1e-10|1e-14|1e-14 pass whatever the magnitude"
 )
-# Public functions of losses and fitnets that need no row: log_softmax has no gradient to check, gradient and measure
-# are what a stage is asked, and linear is the schedule of lambda.
-NEITHER_LOSS_NOR_STAGE = "log_softmax", "gradient", "measure", "linear"
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Problem:
     arrays: dict  # what is differentiated: "x", unless a stage is asked, and every parameter
     examples: tuple = ()  # what else there is one of for each example: labels, the teacher's output
     seed: int | None = None  # of the noise; none without
-    settings: dict = field(default_factory=dict)  # of the loss: temperatures and lambda of eq. 2, the mean of eq. 3
+    settings: dict = field(default_factory=dict)  # of the loss: temperatures and lambda of eq. 2, reduction of eq. 3
 
     def __call__(self, arrays):
         return self.f(arrays, self.examples, None if self.seed is None else np.random.default_rng(self.seed))
@@ -78,29 +84,33 @@ class Problem:
 
 
 def with_params(layer, params):
-    """The same layer with these parameters, of any type, in place of its own."""
-    twin = copy.copy(layer)
-    if isinstance(layer, Sequential):
-        groups = [{} for _ in layer.layers]
-        for name, p in params.items():
-            i, _, inner = name.partition(".")
-            groups[int(i)][inner] = p
-        twin.layers = [with_params(inner, group) for inner, group in zip(layer.layers, groups, strict=True)]
-    elif params:
-        twin.params = dict(params)
-    return twin
+    """A copy of the layer with these arrays, of any type, for its parameters."""
+    return copy.deepcopy(layer, {id(p): params[name] for name, p in layer.params.items()})
+
+
+def joined(y):
+    """Several outputs as one array, each example in one row; one output as it is."""
+    return array_module(*y).concatenate([Flatten()(part) for part in y], axis=1) if isinstance(y, tuple) else y
+
+
+def parted(rows, y):
+    """What joined(y) gave, or its gradient, as several arrays again."""
+    if not isinstance(y, tuple):
+        return rows
+    ends = np.cumsum([prod(part.shape[1:]) for part in y]).tolist()
+    return tuple(rows[:, i:j].reshape(part.shape) for i, j, part in zip([0, *ends], ends, y, strict=False))
 
 
 def of_layer(layer, x, seed=None):
     def f(arrays, examples, rng):
-        twin = with_params(layer, {name: a for name, a in arrays.items() if name != "x"})
+        twin = with_params(layer, arrays)
         y, cache = twin.forward(arrays["x"], rng)
 
         def pull(dy):
-            dx, grads = twin.backward(dy, cache)
+            dx, grads = twin.backward(parted(dy, y), cache)
             return {"x": dx} | grads
 
-        return y, pull
+        return joined(y), pull
 
     return Problem(layer, f, {"x": x} | layer.params, seed=seed)
 
@@ -113,18 +123,24 @@ def of_loss(loss, x, *examples, **settings):
     return Problem(loss, f, {"x": x}, examples, settings=settings)
 
 
-def of_stage(stage, x, target, labels, epoch=3, seed=None, **settings):
+def of_stage(stage, x, labels, seed=1):
+    """The stage's loss as a map of its parameters, "hint 0.w" for one of the hint stage."""
+    own = {f"{stage.key} {name}": name for name in stage.network.params}
+
     def f(arrays, examples, rng):
         x, target, labels = examples
-        twin, again = replace(stage, network=with_params(stage.network, arrays)), copy.deepcopy(rng)
+        network = with_params(stage.network, {name: arrays[key] for key, name in own.items()})
+        twin, again = replace(stage, network=network), copy.deepcopy(rng)
 
         def pull(dy):
-            _, grads = fitnets.gradient(twin, x, target, labels, epoch, copy.deepcopy(again))
-            return {name: dy * g for name, g in grads.items()}
+            _, grads = fitnets.gradient(twin, x, target, labels, EPOCH, copy.deepcopy(again))
+            return {key: dy * grads[name] for key, name in own.items()}
 
-        return stage.loss(twin.network(x, rng), target, labels, epoch)[0], pull
+        return stage.loss(network(x, rng if stage.noise else None), target, labels, EPOCH)[0], pull
 
-    return Problem(stage, f, stage.network.params, (x, target, labels), seed, settings)
+    arrays = {key: stage.network.params[name] for key, name in own.items()}
+    target = None if stage.target is None else stage.target(x)
+    return Problem(stage, f, arrays, (x, target, labels), seed)
 
 
 # How problems are drawn. Sizes are odd and unequal (a square hides a missing transpose), weights are of order 1.
@@ -175,68 +191,99 @@ def reshape(integer, rng):
     return of_layer(Reshape((c, h * w)), rng.normal(size=(n, h, w, c)))
 
 
+def dense(rng, d, e):
+    return Linear(rng.normal(size=(d, e)), rng.normal(size=e))
+
+
+def branches(integer, rng):
+    a, b, c, d = (integer(1, 4) for _ in "abcd")
+    trunk = Sequential([dense(rng, a, b), Sequential([dense(rng, b, c), dense(rng, c, c)]), dense(rng, c, d)])
+    heads = {3: dense(rng, d, integer(1, 3)), 1: dense(rng, b, integer(1, 3))}
+    return of_layer(Branches(trunk, heads), rng.normal(size=(integer(1, 4), a)))
+
+
+def mean(integer, rng):
+    d, e, f = integer(1, 5), integer(1, 4), integer(1, 3)
+    layers = dense(rng, d, e), Sequential([dense(rng, d, f), dense(rng, f, e)]), dense(rng, d, e)
+    return of_layer(Mean(layers), rng.normal(size=(integer(1, 4), d)))
+
+
 def mapping(integer, rng, kind, pieces):
     guided = integer(3, 5), integer(2, 4), integer(1, 3)
     shrink = 0 if kind == "none" else integer(0, 1)
     hint = guided if kind == "none" else (guided[0] - 2 * shrink, guided[1] - shrink, integer(1, 3))
-    layer = regressor(kind, guided, hint, pieces, rng, width=1.0, dtype=np.float64)
-    return of_layer(settled(layer, rng), rng.normal(size=(integer(1, 3), *guided)))
+    layer = drawn(regressor(kind, guided, hint, pieces, dtype=np.float64), rng)
+    return of_layer(layer, rng.normal(size=(integer(1, 3), *guided)))
 
 
-def settled(layer, rng):
-    """The layer with random biases for its zeros: where a kernel meets only padding, pieces of no bias would tie."""
-    return with_params(layer, {name: p if p.any() else rng.normal(size=p.shape) for name, p in layer.params.items()})
+def drawn(layers, rng):
+    initialise(layers, rng)
+    return settled(layers, rng)
 
 
-def built(blocks, shape, rng, **dropout):
-    return settled(build(Network("audit", shape, blocks), rng, dtype=np.float64, **dropout), rng)
+def settled(layers, rng):
+    """The layers with random biases for their zeros: where a kernel meets only padding, pieces without a bias tie."""
+    for p in layers.params.values():
+        if not p.any():
+            p[...] = rng.normal(size=p.shape)
+    return layers
+
+
+def built(network, rng, **dropout):
+    return drawn(build(network, dtype=np.float64, **dropout), rng)
 
 
 def block(integer, rng, block, seed=None, batch=(1, 3), **dropout):
     shape = integer(3, 6), integer(3, 5), integer(1, 3)
-    return of_layer(built((block,), shape, rng, **dropout), rng.normal(size=(integer(*batch), *shape)), seed)
+    layers = built(Network("block", shape, (block,)), rng, **dropout)
+    return of_layer(layers, rng.normal(size=(integer(*batch), *shape)), seed)
 
 
-def pair(integer, rng, pieces=2, batch=(1, 4), **dropout):
-    """A thin deep student, a shallow teacher, x and labels; layer 2 of the one is as large as layer 1 of the other."""
+def pair(integer, pieces=2):
+    """A thin deep student and a shallow teacher; layer 2 of the one is as large as layer 1 of the other."""
     shape, classes = (integer(4, 6), integer(3, 5), integer(1, 2)), integer(2, 4)
     thin = Conv(2, 3, pad=1, pieces=pieces), Conv(integer(1, 2), 3, pad=1, pool=(2, 2), pieces=pieces)
-    student = built((*thin, FullyConnected(2, pieces and 5), Output(classes)), shape, rng, **dropout)
-    teacher = built((Conv(integer(1, 3), 4, pad=1, pool=(2, 2), pieces=pieces), Output(classes)), shape, rng)
-    n = integer(*batch)
-    return student, teacher, rng.normal(size=(n, *shape)), rng.integers(0, classes, n)
+    student = Network("student", shape, (*thin, FullyConnected(2, pieces and 5), Output(classes)))
+    wide = Conv(integer(1, 3), 4, pad=1, pool=(2, 2), pieces=pieces)
+    return student, Network("teacher", shape, (wide, Output(classes)))
 
 
-def part(integer, rng, index, **settings):
-    student, _, x, _ = pair(integer, rng, **settings)
-    return of_layer(student[index], x if not index.start else student[: index.start](x))
+def part(integer, rng, index, batch=(1, 4), heads=(), ensemble=1):
+    """Some layers of a student; with heads at some depths, or as an ensemble."""
+    network = pair(integer)[0]
+    students, x = [built(network, rng) for _ in range(ensemble)], rng.normal(size=(integer(*batch), *network.input))
+    x = x if not index.start else students[0][: index.start](x)
+    layers = students[0][index] if ensemble == 1 else Mean([student[index] for student in students])
+    if heads:
+        outputs = [Output(3).layers(layers[:i](x).shape[1:], np, np.float64) for i in heads]
+        layers = Branches(layers, {i: drawn(Sequential(head), rng) for i, head in zip(heads, outputs, strict=True)})
+    return of_layer(layers, x)
 
 
-def on_labels(integer, rng, stage, seed=None, **dropout):
-    student, _, x, labels = pair(integer, rng, **dropout)
-    return of_stage(stage(student), x, None, labels, seed=seed)
+def walk(integer, rng, method, pieces=2, **settings):
+    """The problems that are a method's stages, on small networks; what it takes from methods before it is there."""
+    student, teacher = pair(integer, pieces)
+    settings = AUDITED | settings
+    if settings["regressor"] == "none":  # then the teacher's maps must have the shape of the student's
+        teacher, settings["hint_layer"] = student, settings["guided_layer"]
+    x = rng.normal(size=(integer(1, 4), *student.input))
+    labels = rng.integers(0, student.blocks[-1].classes, len(x))
+    config, seed = replace(MNIST_PAPER, **settings), int(rng.integers(2**32))
+    task = Task({"teacher": teacher, "student": student}, config, seed, dtype=np.float64)
 
+    def train(stage):
+        settled(stage.network, rng)
+        problems.append(of_stage(stage, x, labels))
+        return {"best_epoch": 1}
 
-def distilled(integer, rng, stage, tau, lam, student_tau=None, **settings):
-    student, teacher, x, labels = pair(integer, rng, **settings)
-    stage = stage(student, teacher, tau, fitnets.linear(lam, 1, 1, 5), student_tau=student_tau)
-    eq_2 = {"tau": tau, "lam": (lam + 1) / 2, "student_tau": student_tau}  # half-way down in epoch 3
-    return of_stage(stage, x, teacher(x), labels, **eq_2)
-
-
-def hinted(integer, rng, kind, pieces=2, linear=False, mean=False):
-    student, teacher, x, labels = pair(integer, rng, pieces)
-    hint = 1
-    if kind == "none":  # then the teacher's maps must have the shape of the student's
-        teacher, hint = with_params(student, {name: rng.permuted(p) for name, p in student.params.items()}), 2
-    guided, target, pieces = student[:2](x), teacher[:hint](x), 1 if linear else pieces_of(teacher[hint - 1])
-    middle = regressor(kind, guided.shape[1:], target.shape[1:], pieces, rng, width=None, dtype=np.float64)
-    stage = fitnets.hint(student, teacher, settled(middle, rng), 2, hint, mean=mean)
-    return of_stage(stage, x, target, labels, mean=mean)
+    for earlier in fitnets.METHODS[: fitnets.METHODS.index(method) + 1]:
+        problems = []
+        earlier.run(task, train)
+    return problems
 
 
 def entropy(integer, rng, loss, **settings):
-    n, classes = integer(1, 5), integer(1, 6)
+    n, classes = integer(1, 5), integer(2, 6)
     teacher = (3 * rng.normal(size=(n, classes)),) if settings else ()
     return of_loss(loss, 3 * rng.normal(size=(n, classes)), *teacher, rng.integers(0, classes, n), **settings)
 
@@ -283,6 +330,10 @@ CASES = [
     Case("Reshape", reshape, affine=True),
     Case("Sequential of nothing", partial(elementwise, layer=Sequential([])), affine=True),
     Case("Sequential of ReLU, ReLU", partial(elementwise, layer=Sequential([ReLU(), Sequential([ReLU()])]))),
+    Case("Branches", branches, affine=True),
+    Case("Branches of blocks", partial(part, index=slice(None), heads=(1, 2)), kinks=True),
+    Case("Mean", mean, affine=True),
+    Case("Mean of blocks", partial(part, index=slice(2), ensemble=2), kinks=True),
     Case("block conv maxout", partial(block, block=Conv(2, 3)), kinks=True),
     Case("block conv maxout pool", partial(block, block=Conv(2, 3, pad=3, pool=(3, 2))), kinks=True),
     Case(
@@ -291,7 +342,7 @@ CASES = [
         kinks=True,
     ),
     Case("block conv ReLU pool", partial(block, block=Conv(3, 2, pool=(2, 2), pieces=None)), kinks=True),
-    Case("block dropout conv maxout", partial(block, block=Conv(2, 3), keep_input=0.8, seed=3), kinks=True),
+    Case("block dropout conv maxout", partial(block, block=Conv(2, 3), dropout_keep_input=0.8, seed=3), kinks=True),
     Case("block fc maxout 5", partial(block, block=FullyConnected(3, pieces=5)), kinks=True),
     Case("block fc ReLU", partial(block, block=FullyConnected(3, pieces=None)), kinks=True),
     Case("block output", partial(block, block=Output(4)), affine=True),
@@ -318,36 +369,53 @@ CASES = [
         partial(entropy, loss=losses.distillation_loss, tau=3.0, lam=4.0, student_tau=1.0),
     ),
     Case("hint_loss", hint_loss),
-    Case("hint_loss mean", partial(hint_loss, mean=True)),
-    Case("stage teacher", partial(on_labels, stage=fitnets.teacher, keep_input=0.8, keep=0.5, seed=4), kinks=True),
-    Case("stage teacher_all", partial(on_labels, stage=fitnets.teacher_all, keep_input=0.8, keep=0.5), kinks=True),
-    Case("stage backprop", partial(on_labels, stage=fitnets.backprop), kinks=True),
-    Case("stage kd tau 3 lam 4", partial(distilled, stage=fitnets.kd, tau=3.0, lam=4.0), kinks=True),
-    Case("stage kd tau 1 lam 1", partial(distilled, stage=fitnets.kd, tau=1.0, lam=1.0), kinks=True),
-    Case("stage kd tau 20 lam 9", partial(distilled, stage=fitnets.kd, tau=20.0, lam=9.0), kinks=True),
-    Case("stage kd ReLU", partial(distilled, stage=fitnets.kd, tau=3.0, lam=4.0, pieces=None), kinks=True),
-    Case("stage kd student_tau 1", partial(distilled, stage=fitnets.kd, tau=3.0, lam=4.0, student_tau=1.0), kinks=True),
-    Case("stage hint conv maxout", partial(hinted, kind="conv"), kinks=True),
-    Case("stage hint conv ReLU", partial(hinted, kind="conv", pieces=None), kinks=True),
-    Case("stage hint conv linear", partial(hinted, kind="conv", linear=True), kinks=True),
-    Case("stage hint conv mean", partial(hinted, kind="conv", mean=True), kinks=True),
-    Case("stage hint fc maxout", partial(hinted, kind="fc"), kinks=True),
-    Case("stage hint none", partial(hinted, kind="none"), kinks=True),
-    Case("stage fitnet tau 3 lam 4", partial(distilled, stage=fitnets.fitnet, tau=3.0, lam=4.0), kinks=True),
-    Case(
-        "stage fitnet student_tau 1",
-        partial(distilled, stage=fitnets.fitnet, tau=3.0, lam=4.0, student_tau=1.0),
-        kinks=True,
-    ),
+    Case("hint_loss mean", partial(hint_loss, reduction="mean")),
 ]
+# The settings in which methods are audited. A variant is a row of every method in which it changes a loss or a layer.
+AUDITED = {"guided_layer": (2,), "hint_layer": (1,), "regressor": "conv", "lam": Ramp(4.0, 1.0, 5)}
+AUDITED |= {"init_range": 1.0, "regressor_init_range": 1.0}  # weights of order 1
+VARIANTS = {
+    "": {},
+    " lam 1, tau 1, ReLU": {"lam": Ramp(1.0), "tau": 1.0, "pieces": None},
+    " lam 9, tau 20, fc": {"lam": Ramp(9.0, 1.0, 5), "tau": 20.0, "regressor": "fc"},
+    " student_tau 1, linear": {"student_tau": 1.0, "regressor_pieces": 1},
+    " mean, none": {"hint_reduction": "mean", "regressor": "none"},
+}
+
+
+def cases():
+    """Every row: the layers, regressors and losses, and the methods that there are now."""
+    rows = list(CASES)
+    for method in fitnets.METHODS:
+        seen = []
+        for name, settings in VARIANTS.items():
+            draw = partial(walk, method=method, **settings)
+            stages = [problem.subject for problem in draw(lambda low, high: low, np.random.default_rng(0))]
+            kind = [
+                (stage.loss, [(type(leaf), vars(leaf).get("pieces")) for leaf in leaves(stage.network)])
+                for stage in stages
+            ]
+            if kind not in seen:
+                seen.append(kind)
+                rows.append(Case(f"method {method.name}{name}", draw, kinks=True))
+    return rows
+
+
+def problems_of(case, integer, rng):
+    """The problems of one draw: the stages of a method, or else the one that is drawn."""
+    drawn = case.draw(integer, rng)
+    return [drawn] if isinstance(drawn, Problem) else drawn
 
 
 def asks(case):
-    """The name of what a row asks: a layer's class, a loss, a stage, or a kind of regressor."""
+    """The name of what a row asks: a layer's class, a loss, a method, or a kind of regressor."""
+    function, settings = getattr(case.draw, "func", None), getattr(case.draw, "keywords", {})
+    if function is walk:
+        return settings["method"].name
+    if function is mapping:
+        return regressor_name(**settings)
     subject = case.draw(lambda low, high: low, np.random.default_rng(0)).subject
-    if getattr(case.draw, "func", None) is mapping:
-        return regressor_name(**case.draw.keywords)
-    return type(subject).__name__ if isinstance(subject, Layer) else getattr(subject, "name", None) or subject.__name__
+    return type(subject).__name__ if isinstance(subject, Layer) else subject.__name__
 
 
 def regressor_name(kind, pieces):
@@ -356,17 +424,16 @@ def regressor_name(kind, pieces):
 
 
 def without_a_row():
-    """The layers, losses, stages and kinds of regressor in minifit that no row asks: there should be none."""
+    """The layers, losses, kinds of regressor and methods in minifit that no row asks: there should be none."""
     for module in pkgutil.walk_packages(minifit.__path__, "minifit."):
         import_module(module.name)  # a layer may be anywhere
-    names = [kind.__name__ for kind in below(Layer) if kind.__module__.startswith("minifit.")]
-    for module in losses, fitnets:
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            own = function.__module__ == module.__name__ and not name.startswith("_") and "__mutmut" not in name
-            names += [name] if own and name not in NEITHER_LOSS_NOR_STAGE else []
-    kinds = get_args(experiments.Config.__annotations__["regressor"])
-    names += dict.fromkeys(regressor_name(kind, pieces) for kind in kinds for pieces in (2, 1, None))
-    asked = set(map(asks, CASES))
+    names = [kind.__name__ for kind in below(Layer) if kind.__module__.startswith("minifit.") and kind is not Composite]
+    for name, function in inspect.getmembers(losses, inspect.isfunction):
+        own = function.__module__ == losses.__name__ and not name.startswith("_") and "__mutmut" not in name
+        names += [name] if own and name != "log_softmax" else []  # which has no gradient to check
+    names += dict.fromkeys(regressor_name(kind, pieces) for kind in KINDS for pieces in (2, 1, None))
+    names += [method.name for method in fitnets.METHODS]
+    asked = set(map(asks, cases()))
     return [name for name in names if name not in asked]
 
 
@@ -379,10 +446,12 @@ def examine(case, integer, rng, xp=np):
     """The comparisons of one draw of a case that decides something; those that fail, where one did before a kink."""
     tries = TRIES if case.kinks else 1
     for _ in range(tries):
-        problem, found = case.draw(integer, rng).map(xp.asarray), []
+        found = []
         try:
-            for comparison in comparisons(problem, problem.arrays, rng, case.affine, COORDINATES):
-                found.append(comparison)
+            for problem in problems_of(case, integer, rng):
+                problem = problem.map(xp.asarray)
+                for comparison in comparisons(problem, problem.arrays, rng, case.affine, COORDINATES):
+                    found.append(comparison)
             return found
         except KinkCrossed as error:
             crossed = error
@@ -417,9 +486,10 @@ def run(draws=15, seed=0, only=None, xp=np):
         raise UserError(f"{draws} draws check nothing; one at least")
     if seed < 0:
         raise UserError(f"--seed {seed}: wanted 0 or more")
-    chosen = [case for case in CASES if case.name == only] or [c for c in CASES if c.name.startswith(only or "")]
+    rows = cases()
+    chosen = [case for case in rows if case.name == only] or [case for case in rows if case.name.startswith(only or "")]
     if not chosen:
-        raise UserError(f"there is no row {only!r}; the rows are {', '.join(case.name for case in CASES)}")
+        raise UserError(f"there is no row {only!r}; the rows are {', '.join(case.name for case in rows)}")
     return [_run(case, draws, seed, xp) for case in chosen]
 
 

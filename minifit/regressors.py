@@ -9,6 +9,8 @@ from minifit.backend import refuse_more_than_memory
 from minifit.layers import Conv2d, Flatten, Linear, Maxout, ReLU, Reshape, Sequential, leaves
 from minifit.networks import activation, zeros
 
+KINDS = "conv", "fc", "none"
+
 # Bytes that training takes for a weight. In single precision it is held about ten times: as drawn, in float64; as the
 # workers read it; in two sums of gradients; in the optimiser's state; in the best so far; in the file that is written.
 TRAINING = 40
@@ -40,7 +42,7 @@ def regressor(kind, guided, hint, pieces, max_norm=None, xp=np, dtype=np.float32
         w, b = zeros((prod(guided), m * prod(hint)), xp, dtype)
         return Sequential([Flatten(), Linear(w, b, max_norm), activation(pieces), Reshape(hint)])
     if kind != "conv":
-        raise UserError(f"regressor {kind!r}: wanted conv, fc or none")
+        raise UserError(f"regressor {kind!r}: wanted one of {', '.join(KINDS)}")
     if len(guided) != 3 or len(hint) != 3:
         raise UserError(f"regressor conv: guided {guided} and hint {hint} are not both maps (H, W, C); fc would fit")
     k1, k2 = guided[0] - hint[0] + 1, guided[1] - hint[1] + 1
