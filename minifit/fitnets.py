@@ -85,7 +85,7 @@ class Method:
 
 
 METHODS = (
-    Method("teacher", "teacher", "teacher", teacher),
+    Method("teacher", "teacher", "teacher", trained_teacher),
     Method("backprop", "standard back-propagation", "back-prop", backprop),
     Method("kd", "knowledge distillation", "KD", kd),
     Method("fitnet", "FitNet", "FitNet", fitnet),
