@@ -13,14 +13,24 @@ from reference import paper
 # In every paper preset: what no source settles, and what stays neutral.
 OPEN = {
     "preprocessing": "one of two words; the numbers behind it are in test_preprocessing.py",
-    "slice": "of the machine, not of the method",
+    "microbatch": "of the machine, not of the method",
+    "targets_memory": "of the machine, not of the method",
 }
-NEUTRAL = {"teacher_width": 1.0, "guided_lr": 1.0}  # times what the paper has
-NEUTRAL |= {"hint_mean": False, "student_tau": None}  # eq. 3 and eq. 1 as they are printed
-NEUTRAL |= {f"{part}.{name}": 1.0 for part in ("stage1", "student") for name in ("lr_final", "lr_decay", "conv_lr")}
-NEUTRAL |= {f"{part}.{name}": 1 for part in ("stage1", "student") for name in ("lr_end", "momentum_end")}
-NEUTRAL |= {f"{part}.momentum": 0.0 for part in ("stage1", "student")}
-NEUTRAL |= {f"{part}.momentum_final": None for part in ("stage1", "student")}
+NEUTRAL = {"teacher_width_scale": 1.0, "guided_lr_scale": 1.0}  # times what the paper has
+NEUTRAL |= {"hint_reduction": "sum", "student_tau": None}  # eq. 3 and eq. 1 as they are printed
+STUDENTS = ("stage1", "student")
+NEUTRAL |= {f"{part}.lr_decay": 1.0 for part in STUDENTS}
+
+
+def ramp(name, first, last=None, end=1, start=1):
+    """The four settings that a ramp is; constant by default."""
+    return {f"{name}.first": first, f"{name}.last": first if last is None else last, f"{name}.end": end} | {
+        f"{name}.start": start
+    }
+
+
+for part in STUDENTS:
+    NEUTRAL |= ramp(f"{part}.lr_scale", 1.0) | ramp(f"{part}.momentum", 0.0)
 
 # {setting: (what the source has, what the preset has, why)}
 EVERYWHERE = {"teacher.batch": (None, 128, "no source at hand has the teacher's: the students'")}
@@ -32,8 +42,7 @@ MNIST = {
 }
 CIFAR = {
     "crops": (8, 0, "the released code's alone; the paper has flips"),
-    "stage1.conv_lr": (0.05, 1.0, "the released code's alone"),
-    "student.conv_lr": (0.05, 1.0, "the released code's alone"),
+    "student_conv_lr_scale": (0.05, 1.0, "the released code's alone"),
     "teacher.patience": (None, 100, "the students'"),
 }
 CIFAR10 = {"teacher.epochs": (474, 500, "the most, as for students, and a choice among them")}
@@ -79,44 +88,38 @@ def of_source(name, experiment):
         "retrain": student.get("then on all 50,000 images for the epochs found", False),
         "flips": bool(student.get("flips")),
         "crops": student.get("crops, from this much zero padding", 0),
-        "guided": (guided,),
-        "hint": (hint,),
+        "guided_layer": (guided,),
+        "hint_layer": (hint,),
         "teacher_all": None if mnist else 0,
-        "keep_input": both["dropout keeps, of the input"][0],
-        "keep": both["dropout keeps, before the other layers"][0],
+        "dropout_keep_input": both["dropout keeps, of the input"][0],
+        "dropout_keep": both["dropout keeps, before the other layers"][0],
         "regressor": "conv",
         "regressor_pieces": {"the teacher's": None}[regressor["pieces"]],
         "regressor_init": "uniform",
-        "regressor_width": regressor["initial weights"][2],
-        "regressor_norm": regressor["max kernel norm"],
+        "regressor_init_range": regressor["initial weights"][2],
+        "regressor_max_norm": regressor["max kernel norm"],
         "tau": paper.TEMPERATURE.value,
-        "lam": lam,
-        "lam_final": lam_final,
-        "lam_start": max(1, start),  # epochs are counted from 1
-        "lam_end": end,
+        **ramp("lam", lam, lam_final, end, max(1, start)),  # epochs are counted from 1
         "init": "uniform",
-        "width": width,
+        "init_range": width,
         "teacher.optimizer": "sgd",
         "teacher.lr": lr[1],
-        "teacher.lr_final": 1.0 if mnist else lr[2] / lr[1],
-        "teacher.lr_end": lr[4],
+        **ramp("teacher.lr_scale", 1.0, 1.0 if mnist else lr[2] / lr[1], lr[4]),
         "teacher.lr_decay": teacher.get("learning rate, divided at each update by", 1.0),
-        "teacher.momentum": momentum,
-        "teacher.momentum_final": momentum_final,
-        "teacher.momentum_end": momentum_end,
+        **ramp("teacher.momentum", momentum, momentum_final, momentum_end),
         "teacher.epochs": teacher.get("epochs"),
         "teacher.patience": teacher.get("patience, epochs"),
         "teacher.batch": None,
-        "teacher.conv_lr": teacher.get("convolutions' share of the learning rate", 1.0),
+        "teacher_conv_lr_scale": teacher.get("convolutions' share of the learning rate", 1.0),
     }
-    for part in ("stage1", "student"):
+    wanted["student_conv_lr_scale"] = student.get("convolutions' share of the learning rate", 1.0)
+    for part in STUDENTS:
         wanted |= {
             f"{part}.optimizer": student["optimiser"].lower(),
             f"{part}.lr": student["learning rate"],
             f"{part}.epochs": student["epochs at most, each stage"],
             f"{part}.patience": student["patience, epochs"],
             f"{part}.batch": student["batch"],
-            f"{part}.conv_lr": student.get("convolutions' share of the learning rate", 1.0),
         }
     return NEUTRAL | wanted
 
@@ -161,4 +164,4 @@ def test_rmsprop_has_the_sources_constants():
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_the_largest_norms_are_the_sources(network, norms):
-    assert tuple(block.norm for block in network.blocks) == paper.TRAINING[norms]["max kernel norms"].value
+    assert tuple(block.max_norm for block in network.blocks) == paper.TRAINING[norms]["max kernel norms"].value
