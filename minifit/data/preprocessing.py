@@ -110,4 +110,7 @@ class ZCA:
 
     def apply(self, images):
         """Whitened images, float32 (N, H, W, C)."""
-        return ((rows(images) - self.mean) @ self.matrix).reshape(images.shape)
+        x = rows(images) - self.mean
+        # A product of one row rounds otherwise than one of several: a slice of one image must not show either.
+        y = x @ self.matrix if len(x) != 1 else (array_module(x).concatenate([x, x]) @ self.matrix)[:1]
+        return y.reshape(images.shape)

@@ -188,6 +188,7 @@ def test_a_preparation_takes_images_by_the_slice(name):
     for size in (1, 7, 16):
         slices = [prepare(x[i : i + size]) for i in range(0, len(x), size)]
         np.testing.assert_allclose(np.concatenate(slices), whole, atol=1e-5)
+    np.testing.assert_array_equal(prepare(x[:1]), prepare(x[:2])[:1])
 
 
 @pytest.mark.parametrize("name", PREPARATIONS)
