@@ -2,13 +2,12 @@
 
 import os
 import sys
-from typing import Literal
 
 import numpy as np
 
 from minifit import UserError
 
-Backend = Literal["numpy", "cupy"]  # what `use` takes
+BACKENDS = "numpy", "cupy"  # what `use` takes
 
 
 def array_module(*arrays):

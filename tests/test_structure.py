@@ -1,50 +1,64 @@
-"""The arrows between modules, read from the source: who may import whom, so that two witnesses stay two."""
+"""The arrows between modules, read from the source: the paper knows no laboratory, and two witnesses stay two."""
 
 import ast
+import re
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# minifit from the bottom to the top: a module imports only what stands before it
-ORDER = (
-    "progress",
+# Each wing from the bottom to the top: a module imports only what stands before it, and the paper before the lab.
+PAPER = (
+    "settings",
     "backend",
     "patches",
-    "filtering",
+    "fast_convolution",
     "convolution",
     "layers",
     "losses",
     "optimizers",
     "networks",
     "regressors",
-    "workers",
-    "checkpoints",
-    "augment",
-    "fitnets",
-    "training",
+    "data.progress",
+    "data.augment",
+    "data.preprocessing",
+    "data.files",
+    "data.mnist",
+    "data.cifar",
+    "data.digits",
     "data",
     "experiments",
-    "studies",
-    "statistics",
-    "report",
-    "plots",
-    "gallery",
-    "directory",
-    "runs",
-    "handover",
-    "outline",
-    "commandline",
-    "several",
-    "comparison",
-    "summaries",
-    "pages",
-    "results",
+    "task",
+    "fitnets",
     "gradcheck",
     "audit",
 )
+LAB = (
+    "lab",
+    "lab.parallel",
+    "lab.jobs",
+    "lab.files",
+    "lab.options",
+    "lab.rundir",
+    "lab.sets",
+    "lab.training",
+    "lab.compare",
+    "lab.report",
+    "lab.pages",
+    "lab.plots",
+    "lab.plan",
+    "lab.runner",
+    "lab.publish",
+    "lab.cli",
+)
+ORDER = PAPER + LAB
+
+# The names of stages and methods are written where they are defined, where they are set, and where the paper is quoted.
+WORDS = re.compile(r"(?<![a-z0-9])(backprop|kd|fitnet)(?![a-z0-9])")
+NAMED_IN = ("minifit/fitnets.py", "minifit/experiments.py", "reference/paper.py")
 
 
 def files(*places):
@@ -53,6 +67,19 @@ def files(*places):
 
 def named(path):
     return str(path.relative_to(ROOT))
+
+
+def text(path):
+    return path.read_text(encoding="utf-8")
+
+
+def in_lab(path):
+    return named(path).startswith("minifit/lab/")
+
+
+MINIFIT, REFERENCE, BENCHMARKS = files("minifit"), files("reference"), files("benchmarks")
+THE_PAPER = [path for path in MINIFIT if not in_lab(path)]
+EVERY = [*MINIFIT, *REFERENCE, *BENCHMARKS, *files("tests"), *sorted(ROOT.glob("*.py"))]
 
 
 def imports(source, package):
@@ -71,7 +98,26 @@ def imports(source, package):
 
 
 def imports_of(path):
-    return imports(path.read_text(encoding="utf-8"), ".".join(path.relative_to(ROOT).parent.parts))
+    return imports(text(path), ".".join(path.relative_to(ROOT).parent.parts))
+
+
+def module(path):
+    """The dotted name of a file: of a package, its folder's."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def longest(name, known):
+    """The module among those known that a dotted name is, or is in; None: none of them."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def upward(source, package, here):
+    """What a module of minifit ("": the package's own __init__) imports from its own level or above."""
+    level = {f"minifit.{name}": place for place, name in enumerate(ORDER)}
+    taken = {longest(name, level) for name in imports(source, package)} - {None, f"minifit.{here}"}
+    return sorted(name for name in taken if level[name] >= level.get(f"minifit.{here}", -1))
 
 
 def names_cupy(source):
@@ -83,53 +129,68 @@ def names_cupy(source):
     return any(name.partition(".")[0].startswith("cupy") for name in imports(source, ""))
 
 
-def upward(source, package, module):
-    """What `module` of minifit (None: the package's own __init__) imports from its own level or above."""
-    known = {name: place for place, name in enumerate(ORDER)}
-    here = -1 if module is None else known[module]
-    inside = [name.split(".")[1] for name in imports(source, package) if name.startswith("minifit.")]
-    return sorted({name for name in inside if name != module and known.get(name, -1) >= here})
+def names_methods(source):
+    """The identifiers and strings of a source that name a method or a stage; docstrings and comments are prose."""
+    tree, prose, found = ast.parse(source), set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            prose.add(node.value)
+        fields = ("id", "attr", "name", "asname", "arg", "module")
+        said = [getattr(node, field, None) for field in fields]
+        if isinstance(node, ast.Constant) and node not in prose:
+            said.append(node.value)
+        found += [word for word in said if isinstance(word, str) and WORDS.search(word)]
+    return found
 
 
-def module_of(path):
-    first = path.relative_to(ROOT / "minifit").parts[0].removesuffix(".py")
-    return None if first == "__init__" else first
-
-
-@pytest.mark.parametrize("path", files("reference"), ids=named)
+@pytest.mark.parametrize("path", REFERENCE, ids=named)
 def test_the_reference_imports_numpy_the_standard_library_and_itself(path):
     allowed = {"numpy", "reference", *sys.stdlib_module_names}
     assert [name for name in imports_of(path) if name.partition(".")[0] not in allowed] == []
 
 
-@pytest.mark.parametrize("path", files("minifit"), ids=named)
-def test_minifit_imports_neither_the_reference_nor_the_tests(path):
+@pytest.mark.parametrize("path", MINIFIT, ids=named)
+def test_minifit_imports_neither_the_reference_nor_the_tests_and_the_lab_only_what_the_papers_say(path):
     barred = {"reference", "tests", "benchmarks", "run"}
-    assert [name for name in imports_of(path) if name.partition(".")[0] in barred] == []
+    taken = [name for name in imports_of(path) if name.partition(".")[0] in barred]
+    assert [name for name in taken if not (in_lab(path) and longest(name, {"reference.paper"}))] == []
 
 
-@pytest.mark.parametrize("path", files("minifit"), ids=named)
+@pytest.mark.parametrize("path", THE_PAPER, ids=named)
+def test_the_paper_never_imports_the_lab_nor_speaks_of_it(path):
+    assert [name for name in imports_of(path) if longest(name, {"minifit.lab"})] == []
+    assert re.findall(r".*\blab\b.*", text(path)) == []
+
+
+@pytest.mark.parametrize("path", MINIFIT, ids=named)
+def test_inside_each_wing_imports_go_only_downward(path):
+    here = module(path).removeprefix("minifit").removeprefix(".")
+    assert not here or here in ORDER, f"give {here} its place in PAPER or LAB"
+    assert upward(text(path), ".".join(path.relative_to(ROOT).parent.parts), here) == []
+
+
+def test_every_place_in_the_order_is_taken():
+    there = {module(path) for path in MINIFIT}
+    assert [name for name in ORDER if f"minifit.{name}" not in there] == []
+
+
+def test_no_imports_go_in_a_circle():
+    known = {module(path): path for path in (*MINIFIT, *REFERENCE, *BENCHMARKS)}
+    arrows = {name: {longest(i, known) for i in imports_of(path)} - {None, name} for name, path in known.items()}
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("path", MINIFIT, ids=named)
 def test_only_the_backend_names_cupy(path):
-    assert path == ROOT / "minifit" / "backend.py" or not names_cupy(path.read_text(encoding="utf-8"))
+    assert path == ROOT / "minifit" / "backend.py" or not names_cupy(text(path))
 
 
-@pytest.mark.parametrize("path", files("minifit"), ids=named)
-def test_inside_minifit_imports_go_only_downward(path):
-    module = module_of(path)
-    assert module is None or module in ORDER, f"give {module} its place in ORDER"
-    package = ".".join(path.relative_to(ROOT).parent.parts)
-    assert upward(path.read_text(encoding="utf-8"), package, module) == []
-
-
-def test_the_command_line_takes_only_data_from_the_reference():
-    path = ROOT / "run.py"
-    if not path.exists():
-        pytest.skip("there is no run.py")
-    taken = [name for name in imports_of(path) if name.partition(".")[0] == "reference"]
-    assert [name for name in taken if name.split(".")[:2] != ["reference", "paper"]] == []
-
-
-EVERY = files("minifit", "reference", "tests", "benchmarks") + sorted(ROOT.glob("*.py"))
+@pytest.mark.parametrize("path", [*MINIFIT, *REFERENCE, ROOT / "run.py"], ids=named)
+def test_methods_and_stages_are_named_in_three_places(path):
+    assert named(path) in NAMED_IN or names_methods(text(path)) == []
 
 
 @pytest.mark.parametrize("path", EVERY, ids=named)
@@ -139,7 +200,7 @@ def test_no_module_imports_with_a_star(path):
 
 @pytest.mark.parametrize("path", EVERY, ids=named)
 def test_every_module_says_what_it_is(path):
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert ast.get_docstring(ast.parse(text(path)))
 
 
 @pytest.mark.parametrize(
@@ -160,12 +221,15 @@ def test_no_way_of_importing_escapes(line, found):
 
 
 def test_an_upward_import_is_caught():
-    assert upward("from .networks import Conv", "minifit", "layers") == ["networks"]
-    assert upward("from ..fitnets import kd", "minifit.data", "data") == []
-    assert upward("import minifit.lab.report", "minifit.data", "data") == ["report"]
+    assert upward("from .networks import Conv", "minifit", "layers") == ["minifit.networks"]
+    assert upward("from ..fitnets import Stage", "minifit.data", "data.augment") == ["minifit.fitnets"]
+    assert upward("from minifit.data import mnist", "minifit.data", "data.files") == ["minifit.data.mnist"]
+    assert upward("import minifit.lab.report", "minifit", "audit") == ["minifit.lab.report"]
+    assert upward("from minifit.lab import runner", "minifit.lab", "lab.report") == ["minifit.lab.runner"]
+    assert upward("from minifit import fitnets", "minifit.lab", "lab.report") == []
     assert upward("from minifit import layers", "minifit", "layers") == []
     assert upward("from minifit import UserError", "minifit", "backend") == []
-    assert upward("from . import backend", "minifit", None) == ["backend"]
+    assert upward("from . import backend", "minifit", "") == ["minifit.backend"]
 
 
 @pytest.mark.parametrize(
@@ -174,3 +238,22 @@ def test_an_upward_import_is_caught():
 def test_a_named_cupy_is_caught(line):
     assert names_cupy(line)
     assert not names_cupy(repr(f"prose about cupy: {line}"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if name == 'kd': pass",
+        "f'{x}: fitnet.h5'",
+        "def backprop(): pass",
+        "fitnets.kd(1)",
+        "from minifit.fitnets import kd as x",
+        "f(kd_lam=1)",
+        "def f(fitnet): pass",
+        "class backprop_step: pass",
+    ],
+)
+def test_a_named_method_is_caught(line):
+    assert names_methods(line)
+    assert not names_methods(f'"""Prose: {line}"""  # and kd')
+    assert not names_methods("from minifit import fitnets; network = FITNET_1, 'cifar10-fitnet1', 'FitNet 1', skd")
