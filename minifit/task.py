@@ -17,7 +17,7 @@ MEASURED = 128  # training images on which a scaled start measures its layers
 class Task:
     """One experiment with one seed, before anything of it is trained."""
 
-    networks: dict  # name -> networks.Network: "teacher" and "student"
+    networks: dict  # name -> networks.Network: "teacher", "student", and those that methods bring with them
     settings: Config
     seed: int
     images: object = None  # the first MEASURED training images, as networks see them; only a scaled start asks
@@ -40,12 +40,20 @@ class Task:
         number = STREAMS.index(stream) if stream in STREAMS else crc32(stream.encode())
         return np.random.default_rng([self.seed, number] + [index] * (index > 1))
 
-    def network(self, name):
-        """The network as it starts: of one seed, every method gets a student with the same weights."""
+    def network(self, name, own=None):
+        """The network as it starts: of one seed, every method gets a student with the same weights.
+
+        own: a networks.Network that the method brings with it, which then has this name in the task
+        """
         s = self.settings
-        kept = {"dropout_keep_input": s.dropout_keep_input, "dropout_keep": s.dropout_keep} if name == "teacher" else {}
-        scale = getattr(s, f"{name}_conv_lr_scale")
-        layers = build(self.networks[name], conv_lr_scale=scale, xp=self.xp, dtype=self.dtype, **kept)
+        if own is not None:
+            self.networks[name] = own
+        if name == "teacher":
+            kept = {"dropout_keep_input": s.dropout_keep_input, "dropout_keep": s.dropout_keep}
+            kept["conv_lr_scale"] = s.teacher_conv_lr_scale
+        else:
+            kept = {"conv_lr_scale": s.student_conv_lr_scale}
+        layers = build(self.networks[name], xp=self.xp, dtype=self.dtype, **kept)
         if self.draw and name not in self.trained:
             initialise(layers, self.rng(f"{name} weights"), s.init_range if s.init == "uniform" else None)
             if s.init == "scaled":

@@ -71,7 +71,7 @@ def seconds(run, stage):
     choices = run.sets.draw(np.random.default_rng(0), batch) if run.sets.draw else None
     images, labels = (a[:batch] for a in run.sets.stored["train"])
     sets, took = {"train": Examples(images, labels, run.sets.prepare, stage.target)}, []
-    with DataParallel(stage, sets, run.settings["microbatch"][stage.of], run.workers) as parallel:
+    with DataParallel(stage, sets, run.microbatch(stage), run.workers) as parallel:
         for what in (lambda: parallel.gradient(np.arange(batch), 1, 0, choices), lambda: parallel.measure("train", 1)):
             what()  # once for nothing: the first time fetches memory and plans convolutions
             began = time.perf_counter()

@@ -52,7 +52,7 @@ class Run:
     @cached_property
     def settings(self):
         """Everything that the results depend on, but for the version of minifit."""
-        c, of = self.config, self.networks.items()
+        c, of = self.config, [(name, self.networks[name]) for name in ("teacher", "student")]
         settings = {
             "experiment": self.name,
             "preset": self.preset,
@@ -125,8 +125,14 @@ class Run:
         return Task(self.networks, self.config, self.seed, images, self.xp, trained=trained)
 
     def settings_of(self, key):
-        """What a stage's file is of: the run's settings, and the epochs found for the stages up to it."""
-        return self.settings | {"epochs": {name: self.epochs[name] for name in self.before(key) if name in self.epochs}}
+        """What a stage's file is of: the run's settings, the epochs found for the stages up to it, and its network."""
+        epochs = {name: self.epochs[name] for name in self.before(key) if name in self.epochs}
+        network = self.networks[self.stages[key][1].of]
+        return self.settings | {"epochs": epochs, "network": json.loads(json.dumps(described(network)))}
+
+    def microbatch(self, stage):
+        """How many images pass the network of a stage at once, on a CPU."""
+        return self.config.microbatch or self.networks[stage.of].microbatch
 
     def before(self, key):
         """The keys of the stages that lead to a stage, itself included."""
@@ -143,7 +149,7 @@ class Run:
             "preset": self.preset,
             "data": self.data.name,
             "seed": self.seed,
-            **{name: network.name for name, network in self.networks.items()},
+            **{name: self.networks[name].name for name in ("teacher", "student")},
             **{f"{part}_images": size for part, size in self.sets.sizes.items()},
         }
 
@@ -157,7 +163,7 @@ class Run:
     def measure(self, stage, part, epoch):
         """(mean loss, errors) of a stage's network over a set, without noise."""
         sets = {part: self.sets.taught(part, stage.target, self.workers)}
-        with DataParallel(stage, sets, self.settings["microbatch"][stage.of], self.workers) as examples:
+        with DataParallel(stage, sets, self.microbatch(stage), self.workers) as examples:
             return examples.measure(part, epoch)
 
 
@@ -221,7 +227,7 @@ def train(run, goal, say, teacher_from=None):
 def draw(run):
     """curves.png and filters.png, of what there is."""
     stages, title = run.directory.finished(), f"{run.data.name}, seed {run.seed}"
-    who = "; ".join(network.name for network in run.networks.values())
+    who = "; ".join(run.networks[name].name for name in ("teacher", "student"))
     plots.plot_curves(run.directory.metrics(), run.folder / "curves.png", f"{title}\n{who}", stages)
     plots.plot_filters(first_layers(run), run.folder / "filters.png", f"First layer, {title}")
 
@@ -266,7 +272,7 @@ def trained(run, stage, tell=None):
         run.task(draw=False).rng(stage.name, stage.index),
         path,
         identity,
-        run.settings["microbatch"][stage.of],
+        run.microbatch(stage),
         run.workers,
         directory.log,
         tell,
@@ -334,7 +340,8 @@ def take_teacher(run, source):
     shaping = {f.name for f in fields(experiments.Config) if f.metadata.get("teacher")} | {"data", "images"}
 
     def shapes(setting):
-        return setting.partition(".")[0] in shaping or setting.startswith(("networks.teacher.", "epochs.teacher"))
+        group = setting.partition(".")[0]
+        return group in shaping or group == "network" or setting.startswith(("networks.teacher.", "epochs.teacher"))
 
     source, directory = Path(source), run.directory
     stages = {key: run.settings_of(key) for key, (_, stage) in run.stages.items() if stage.of == "teacher"}
