@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from minifit import UserError, data, experiments, fitnets, networks
-from minifit.backend import use
+from minifit.backend import BACKENDS, use
 from minifit.lab import compare as comparison
 from minifit.lab import publish, report, runner
 from minifit.lab.options import HELP, WIDTH, changed, changes, nearest, option_of, options, read, show_help
@@ -34,7 +34,7 @@ class Options(experiments.Config):
     """The settings of an experiment, and what else a command that trains is told."""
 
     preset: str = setting("start from these settings", default="default", group="run", common=True)
-    stage: str = setting("train this stage and those it needs", default="all", common=True)
+    stage: str = setting("train this stage and the stages it needs", default="all", common=True)
     teacher_from: Path | None = setting(
         "take the teacher of this run directory; auto: train one", default=None, common=True
     )
@@ -45,7 +45,7 @@ class Options(experiments.Config):
     workers: int = setting(
         "use this many processes; results do not depend on it", at_least(1), default=available(), common=True
     )
-    backend: str = setting("compute with this library", one_of("numpy", "cupy"), default="numpy")
+    backend: str = setting("compute with this library", one_of(*BACKENDS), default="numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,9 @@ class Several(Options):
     """What a comparison is told."""
 
     seeds: int = setting("train with the seeds 0 to N - 1", between(1, 1000), default=5, common=True)
-    at_once: int = setting("train N seeds at the same time; they share the workers", at_least(1), default=1)
+    at_once: int = setting(
+        "train N seeds at the same time; they share the workers", at_least(1), default=1, common=True
+    )
     arm: tuple[str, ...] = setting("also train with these settings changed", default=(), common=True)
     studies: bool = setting("answer the questions of experiments.STUDIES, from the preset short", default=False)
     results: Path = setting("write tables and pictures to PATH/EXPERIMENT", default=Path("results"), common=True)
@@ -84,7 +86,7 @@ class Audit:
     )
     draws: int = setting("draw this many problems for each row", at_least(1), default=15, common=True)
     seed: int = setting("draw other problems", at_least(0), default=0, common=True)
-    backend: str = setting("compute with this library", one_of("numpy", "cupy"), default="numpy", common=True)
+    backend: str = setting("compute with this library", one_of(*BACKENDS), default="numpy", common=True)
 
 
 def parse(name, arguments, kind=OneSeed, command="run.py"):
@@ -94,7 +96,9 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
         raise UserError(f"--preset {named}: wanted {', '.join(experiment.presets)}")
     start = kind(**vars(experiment.presets[named]), preset=named)
     if HELP & {*arguments}:
-        about = f"{experiment.student.name} learns from {experiment.teacher.name}. Values in brackets hold by default."
+        about = (
+            f"{experiment.student.name} learns from {experiment.teacher.name}. The values in brackets are the defaults."
+        )
         choices = {"stage": goals_of(experiment, start), "preset": experiment.presets}
         show_help(f"{command} {name}", about, start, arguments, choices)
     asked = read(arguments, start)
@@ -151,7 +155,7 @@ def compare(words):
     said, named = f"python run.py compare {shlex.join(words)}", [*takewhile(lambda word: word[:1] != "-", words)]
     if not {*named[:1]} & {*experiments.EXPERIMENTS}:
         asked = read_alone("compare RUN RUN ...", COMPARE, words[len(named) :], Written())
-        for folder in named or ["nothing"]:
+        for folder in named or [""]:
             if not (Path(folder) / "config.json").exists():
                 known(folder, experiments.EXPERIMENTS, "an experiment or a run directory")
         return publish.compare_runs(named, asked.results, said, asked.html, say)
@@ -194,7 +198,7 @@ def child(name, asked, run, teacher):
 
 def results(words):
     """Makes the pages and pictures of a results folder again; nothing is trained."""
-    name, *rest = words or ["nothing"]
+    name, *rest = words or [""]
     about = "Makes the pages and pictures of a results folder again, from the records in it. Nothing is trained."
     asked = read_alone("results EXPERIMENT", about, words if {*words} & HELP else rest, Written())
     known(name, experiments.EXPERIMENTS, "an experiment")
@@ -290,8 +294,10 @@ def main(words, about=__doc__):
 
 
 def known(name, names, what="an experiment or a command"):
+    """UserError where a name is none of those that there are."""
     if name not in names:
-        raise UserError(f"{name!r} is not {what}" + nearest(name, names, f": choose {', '.join(names)}"))
+        said = f"{name!r} is not {what}" if name else f"wanted {what}"
+        raise UserError(said + nearest(name, names, f": choose {', '.join(names)}"))
 
 
 def say(text):

@@ -11,7 +11,9 @@ from minifit.settings import Ramp, check, flag, walk, words
 
 HELP_ALL = "--help-all"
 HELP = {"-h", "--help", HELP_ALL}
-WIDTH, COLUMN = 80, 27  # of help, and where its sentences begin
+WIDTH, COLUMN = 80, 26  # of help, and where its sentences begin
+INDENT = " " * COLUMN
+RAMP = "FIRST LAST END START: from FIRST, linearly from epoch START (1) to LAST at END."
 # What the words of an option are: as help shows them, and as a complaint does.
 KINDS = {
     int: ("N", "a whole number"),
@@ -20,7 +22,7 @@ KINDS = {
     Path: ("PATH", "a path"),
     Ramp: ("FIRST [LAST END [START]]", "FIRST, or FIRST LAST END [START]: two numbers and two epochs"),
     tuple[int, ...]: ("N ...", "whole numbers"),
-    tuple[str, ...]: ("NAME=VALUE,...", "settings such as tau=1,init=uniform"),
+    tuple[str, ...]: ("SETTING=VALUE,...", "settings such as tau=1,init=uniform"),
 }
 
 
@@ -122,36 +124,44 @@ def options(config, default):
 
 
 def show_help(usage, about, start, arguments, choices):
-    """Prints what each option does and the value it has now, in groups, and ends the command."""
-    everything, groups, group = HELP_ALL in arguments, {}, ""
+    """Prints what each option does and the value it has now, in groups, and ends the command.
+
+    choices: {setting: the names that it takes}, where its rule does not know them
+    """
+    groups, group, hidden = {}, "", False
     opens = {f.name: f.metadata.get("group") for f in fields(start)}
     for name, f, value in walk(start):
         group = opens[name.partition(".")[0]] or group
-        if everything or f.metadata["common"]:
-            row = groups.setdefault(group, {}).setdefault(f, ([], []))  # one row for a setting of several schedules
-            row[0].append(flag(name) if f.type is not bool else f"{flag(name)}, --no-{name}")
-            row[1].append(("no" if value is False else "yes") if f.type is bool else " ".join(words(value)))
+        if f.metadata["common"] or HELP_ALL in arguments:
+            flags, values = groups.setdefault(group, {}).setdefault(f, ([], []))  # one row for all schedules
+            flags.append(f"{flag(name)}, --no-{name}" if f.type is bool else flag(name))
+            values.append({True: "yes", False: "no"}[value] if f.type is bool else " ".join(words(value)) or "none")
+        else:
+            hidden = True
     lines = textwrap.wrap(f"python {usage} [OPTION VALUE ...]", WIDTH) + textwrap.wrap(about, WIDTH)
     for group, rows in groups.items():
-        lines.append(f"\n{group}")
+        lines += ["", *[group] * bool(group)]
         for f, (flags, values) in rows.items():
-            rule, metavar = f.metadata["rule"], KINDS.get(kind_of(f), ("",))[0]
-            label = f"  {', '.join(flags)} {'|'.join(rule.choices) or metavar}".rstrip()
+            metavar = "|".join(f.metadata["rule"].choices) or KINDS.get(kind_of(f), ("",))[0]
+            label = f"{', '.join(flags)} {metavar}".rstrip()
             *above, label = textwrap.wrap(label, WIDTH, initial_indent="  ", subsequent_indent="      ")
-            said = f.metadata["help"] + (f": {', '.join(choices[f.name])}" if f.name in choices else "")
-            said = textwrap.wrap(f"{said} [{', '.join(values)}]", WIDTH - COLUMN)
-            if len(label) > COLUMN - 2:
-                above, label = [*above, label], ""
-            lines += above
-            lines += [f"{label:{COLUMN}}{said[0]}", *(" " * COLUMN + line for line in said[1:])]
-    print("\n".join(lines) + ("" if everything else f"\n\n{HELP_ALL} shows all settings."))
+            names = f": {', '.join(choices[f.name])}" if f.name in choices else ""
+            first, *more = textwrap.wrap(f"{f.metadata['help']}{names} [{', '.join(values)}]", WIDTH - COLUMN)
+            lines += (
+                [*above, f"{label:{COLUMN}}{first}"] if len(label) < COLUMN - 1 else [*above, label, INDENT + first]
+            )
+            lines += [INDENT + line for line in more]
+    notes = [RAMP] * any(kind_of(f) is Ramp for rows in groups.values() for f in rows)
+    notes += [f"{HELP_ALL} shows all options."] * hidden
+    print("\n".join(lines + [""] * bool(notes) + notes))
     raise SystemExit(0)
 
 
 def option_of(name, arguments):
-    """The value of one option, before it is known which others there are."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    """The value of one option, or None, before it is known which other options there are."""
+    found = None
+    for word, following in zip(arguments, [*arguments[1:], None], strict=False):
         option, equals, value = word.partition("=")
         if option == flag(name):
-            return value if equals else following
-    return None
+            found = value if equals else following
+    return found
