@@ -1,4 +1,4 @@
-"""The team of processes: the same results from any number of them, and none left behind however a run ends."""
+"""The team of processes: any number of them gives the same results, and none outlives a run, however it ends."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minifit.lab import parallel as workers
+from minifit.lab import parallel
 from minifit.lab.parallel import Team, WorkerLost, available, shared
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,6 +226,6 @@ def test_the_available_cores_are_those_this_process_is_bound_to():
 )
 def test_a_containers_quota_counts_as_well(quota, cores, monkeypatch, tmp_path):
     (tmp_path / "cpu.max").write_text(quota + "\n")
-    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr("builtins.open", lambda path, _open=open: _open(tmp_path / Path(path).name))
     assert available() == cores
