@@ -74,13 +74,18 @@ class Problem:
     def map(self, change):
         """The problem with every array changed: moved to a device, to another type, to another layout."""
         arrays = {name: change(a) for name, a in self.arrays.items()}
-        return replace(self, arrays=arrays, examples=tuple(None if e is None else change(e) for e in self.examples))
+        return replace(self, arrays=arrays, examples=tuple(each(change, e) for e in self.examples))
 
     def take(self, index):
         """The problem of some of the examples, without noise."""
         arrays = {name: a[index] if name == "x" else a for name, a in self.arrays.items()}
-        examples = tuple(None if e is None else e[index] for e in self.examples)
+        examples = tuple(each(lambda a: a[index], e) for e in self.examples)
         return replace(self, arrays=arrays, examples=examples, seed=None)
+
+
+def each(change, given):
+    """An array, changed; or several, as of a teacher with several outputs; or none."""
+    return tuple(map(change, given)) if isinstance(given, tuple) else None if given is None else change(given)
 
 
 def with_params(layer, params):

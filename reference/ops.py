@@ -1,4 +1,4 @@
-"""The operations of the networks, one output element at a time.
+"""The operations of the networks, one output element at a time, and how they make a network.
 
 Sizes: N batch; H, W and P, Q input and output height, width; C and K input and output channels; R, S kernel height,
 width; M maxout pieces; D, E features. Images are x (N, H, W, C), filters w (R, S, C, K).
@@ -179,3 +179,27 @@ def fc_regressor(v, w, b, pieces, shape):
     """
     z = linear(flatten(v), w, b)
     return reshape(relu(z) if pieces is None else maxout(z, pieces), shape)
+
+
+def forward(network, x):
+    """The output of the last layer, each layer being applied to the output of the one before it.
+
+    A layer is an operation with its arguments after the input, and a network a list of layers and of such lists.
+    """
+    for part in network:
+        if isinstance(part, list):
+            x = forward(part, x)
+        else:
+            operation, *arguments = part
+            x = operation(x, *arguments)
+    return x
+
+
+def branches(x, trunk, heads):
+    """Outputs at several depths of a network: head(trunk[:i](x)) for each (i, head) of heads in turn, then trunk(x)."""
+    return *(forward(head, forward(trunk[:i], x)) for i, head in heads), forward(trunk, x)
+
+
+def mean(x, networks):
+    """y = 1/M sum_m f_m(x) for M networks f_m: an ensemble."""
+    return sum(forward(network, x) for network in networks) / len(networks)

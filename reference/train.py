@@ -14,20 +14,10 @@ An optimiser is a function `update(w, g, state) -> w, state` of one array, and `
 import numpy as np
 
 from reference.losses import cross_entropy, distillation_loss, hint_loss
+from reference.ops import forward
 
 # f'(0) = (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h + O(h^4)
 FIVE_POINTS = ((1, 8), (2, -1))
-
-
-def forward(network, x):
-    """The output of the last layer, each layer being applied to the output of the one before it."""
-    for part in network:
-        if isinstance(part, list):
-            x = forward(part, x)
-        else:
-            operation, *arguments = part
-            x = operation(x, *arguments)
-    return x
 
 
 def weights(network):
@@ -122,8 +112,8 @@ def distillation_step(student, teacher, x, labels, tau, lam, state, update, h=1e
     return with_weights(student, arrays), state, value
 
 
-def backprop_step(student, x, labels, state, update, h=1e-4):
-    """One step of the baseline without a teacher, towards argmin H(y, P_S).   FitNets, 3.3.
+def labels_step(student, x, labels, state, update, h=1e-4):
+    """One step on labels alone, without a teacher, towards argmin H(y, P_S).   FitNets, 3.3.
 
     x (N, ...)    labels (N,)    state: `initial_state(student)` before the first step
 

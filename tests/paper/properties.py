@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import special
 
-from minifit import gradcheck
-from minifit.fitnets import Stage
+from minifit import fitnets, gradcheck
+from minifit.audit import EPOCH, each, joined
 from minifit.layers import (
+    Branches,
     Conv2d,
     Dropout,
     Flatten,
@@ -19,6 +20,7 @@ from minifit.layers import (
     Linear,
     Maxout,
     MaxPool2d,
+    Mean,
     ReLU,
     Reshape,
     Sequential,
@@ -84,7 +86,7 @@ def same(actual, expected):
 
 def given(problem):
     """Every array that a problem hands over, as bytes."""
-    return [a.tobytes() for a in (*problem.arrays.values(), *problem.examples) if a is not None]
+    return [each(lambda a: a.tobytes(), a) for a in (*problem.arrays.values(), *problem.examples)]
 
 
 def backward_is_the_derivative_of_forward(problem, rng):
@@ -237,6 +239,11 @@ def as_reference(layer):
     """A layer without noise, or a Sequential of such layers, as a network of reference.train."""
     if isinstance(layer, Sequential):
         return [as_reference(inner) for inner in layer]
+    if isinstance(layer, Branches):
+        heads = [(i, [as_reference(head)]) for i, head in layer.heads.items()]
+        return ops.branches, as_reference(layer.trunk), heads
+    if isinstance(layer, Mean):
+        return ops.mean, [[as_reference(inner)] for inner in layer.children.values()]
     p = layer.params
     if isinstance(layer, Linear):
         return ops.linear, p["w"], p["b"]
@@ -263,21 +270,25 @@ def by_reference(problem):
         weights = [a for name, a in arrays.items() if name != "x"]
         y = train.forward(train.with_weights([as_reference(network)], weights), x)
         if isinstance(subject, Layer):
-            return y
-        if isinstance(subject, Stage):
+            return joined(y)
+        if isinstance(subject, fitnets.Stage):
             target = None if subject.target is None else train.forward([as_reference(subject.target)], x)
-            labels = examples[-1] if subject.classifies else None
-        else:
-            target, labels = (examples[0], None) if len(examples) == 1 else examples
-            if target.dtype.kind == "i":
-                target, labels = None, target
-        if labels is None:
-            return losses.hint_loss(y, target, **problem.settings)
-        if target is None:
-            return losses.cross_entropy(y, labels)
-        return losses.distillation_loss(y, target, labels, **problem.settings)
+            return loss_by_reference(subject.loss)(y, target, examples[-1])
+        *teachers, last = examples
+        loss = losses.hint_loss if last.dtype.kind == "f" else losses.cross_entropy
+        return (losses.distillation_loss if teachers else loss)(y, *examples, **problem.settings)
 
     return f
+
+
+def loss_by_reference(loss):
+    """The loss of a stage, in epoch EPOCH."""
+    if isinstance(loss, fitnets.Distillation):
+        eq_2 = loss.tau, loss.lam(EPOCH), loss.student_tau
+        return lambda y, target, labels: losses.distillation_loss(y, target, labels, *eq_2)
+    if isinstance(loss, fitnets.Hint):
+        return lambda y, target, labels: losses.hint_loss(y, target, loss.reduction)
+    return lambda y, target, labels: losses.cross_entropy(y, labels)
 
 
 def quiet(problem):

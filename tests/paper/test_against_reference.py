@@ -19,16 +19,12 @@ from reference import ops, train
 from reference import optimizers as reference_optimizers
 
 SEEDS = st.integers(0, 2**32 - 1)
-# Too slow for differences one by one: along one direction in each array. tests/test_stages.py has stages one by one.
-LARGE = "Conv2d 3x3", "Conv2d 5x5", "block conv maxout pool", "student", "stage"
+# Too slow for differences one by one: along one direction in each array. test_stages.py has stages one by one.
+LARGE = "Conv2d 3x3", "Conv2d 5x5", "block conv maxout pool", "student", "method", "Branches of", "Mean of"
 
 
 def every(cases):
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
-
-
-def draw(case, integer, seed):
-    return case.draw(integer, np.random.default_rng(seed))
 
 
 def smallish(low, high):
@@ -48,21 +44,29 @@ def by_differences(problem, dy, directions, h):
     return train.gradient(projection, [np.zeros(()) if directions else a for a in arrays.values()], h)
 
 
-@every(audit.CASES)
+@every(audit.cases())
 def test_a_gradient_is_the_references_by_differences(case):
-    for seed in range(20):  # the first draw whose answers at h and h/2 agree is clear of kinks
-        problem = quiet(draw(case, smallish, seed))
-        y, pull = problem(problem.arrays)
+    large = case.name.startswith(LARGE)
+    for seed in range(60):  # the first draw whose answers at h and h/2 agree is clear of kinks
         rng = np.random.default_rng(seed)
-        dy = rng.normal(size=y.shape)
-        large = case.name.startswith(LARGE)
-        directions = {name: rng.normal(size=a.shape) for name, a in problem.arrays.items()} if large else {}
-        coarse, fine = (by_differences(problem, dy, directions, h) for h in (1e-4, 5e-5))
-        if all(np.abs(c - f).max() < 1e-8 * max(1, np.abs(c).max()) for c, f in zip(coarse, fine, strict=True)):
+        answers = [answer(quiet(problem), large, rng) for problem in audit.problems_of(case, smallish, rng)]
+        if all(
+            np.abs(c - f).max() < 1e-8 * max(1, np.abs(c).max()) for _, *cf in answers for c, f in zip(*cf, strict=True)
+        ):
             break
+    for found, coarse, _ in answers:
+        for g, expected in zip(found, coarse, strict=True):
+            close(g, expected, rtol=1e-8)
+
+
+def answer(problem, large, rng):
+    """What minifit says of every array, and the reference's differences at h and h/2."""
+    y, pull = problem(problem.arrays)
+    dy = rng.normal(size=y.shape)
+    directions = {name: rng.normal(size=a.shape) for name, a in problem.arrays.items()} if large else {}
     grads = pull(dy)
-    for name, expected in zip(problem.arrays, coarse, strict=True):
-        close((grads[name] * directions[name]).sum() if large else grads[name], expected, rtol=1e-8)
+    found = [(grads[name] * directions[name]).sum() if large else grads[name] for name in problem.arrays]
+    return found, *(by_differences(problem, dy, directions, h) for h in (1e-4, 5e-5))
 
 
 @given(st.floats(0.1, 1.0), st.booleans(), SEEDS)
@@ -110,8 +114,8 @@ def test_the_table_reaches_every_way_of_computing_a_convolution(monkeypatch):
 
     def spy(x, w, pad):
         method, at = convolution.choose(x, w, pad), (x.shape[1:3], w.shape[:2], pad, x.dtype)
-        by_winograd = w.shape[:2] == (3, 3) and alike(method, convolution.winograd(*at))
-        by_fourier = alike(method, convolution.fourier(*at))
+        by_winograd = w.shape[:2] == (3, 3) and alike(method, filtering.winograd(*at))
+        by_fourier = alike(method, filtering.fourier(*at))
         chosen.add("winograd" if by_winograd else "fourier" if by_fourier else type(method).__name__)
         return method
 
@@ -129,10 +133,10 @@ def test_the_multiplications_of_every_method_are_those_of_its_products(size, pad
     r, s, c, k = kernel = (3, 3, 2, 5)
     p, q = size[0] + 2 * pad - 2, size[1] + 2 * pad - 2
     assert convolution.multiplications(size, kernel, pad) == p * q * r * s * c * k
-    winograd = convolution.winograd(size, kernel[:2], pad, np.dtype("f8"))
+    winograd = filtering.winograd(size, kernel[:2], pad, np.dtype("f8"))
     tiles = -(-p // 4) * -(-q // 4)  # of 6 x 6 inputs and 4 x 4 outputs
     assert winograd.multiplications(kernel) == tiles * (36 * 36 * c + 36 * c * k + 16 * 36 * k)
-    fourier = convolution.fourier(size, kernel[:2], pad, np.dtype("f8"))
+    fourier = filtering.fourier(size, kernel[:2], pad, np.dtype("f8"))
     products = len(fourier.b)
     assert fourier.multiplications(kernel) == products * (size[0] * size[1] * c + c * k + p * q * k)
 
@@ -142,8 +146,8 @@ def test_the_cost_of_fourier_is_known_before_its_matrices_are_made(kernel):
     for pad in range(4):
         for size in np.ndindex(6, 7):
             size = size[0] + kernel[0], size[1] + kernel[1]
-            made = convolution.fourier(size, kernel[:2], pad, np.dtype("f8")).multiplications(kernel)
-            assert convolution.fourier_multiplications(size, kernel, pad) == made
+            made = filtering.fourier(size, kernel[:2], pad, np.dtype("f8")).multiplications(kernel)
+            assert filtering.fourier_multiplications(size, kernel, pad) == made
 
 
 KERNELS = [
@@ -158,18 +162,18 @@ KERNELS = [
 ]
 
 
-@pytest.mark.parametrize(("n", "definition"), [(1, convolution.Unfolded), (8, convolution.Stacked)])
+@pytest.mark.parametrize(("n", "definition"), [(1, convolution.Unfolded), (8, filtering.Stacked)])
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_a_convolution_is_computed_with_the_fewest_multiplications_each_methods_weighed(kernel, n, definition):
     for pad in range(4):
         for extent in range(max(1, kernel[0] - 2 * pad), 17):
             size = extent, extent + 1
-            weight = {convolution.Unfolded: 1.5, convolution.Stacked: 0.6}[definition]
+            weight = {convolution.Unfolded: 1.5, filtering.Stacked: 0.6}[definition]
             costs = {definition(pad): weight * convolution.multiplications(size, kernel, pad)}
             if kernel[:2] == (3, 3):
-                tiles = convolution.winograd(size, kernel[:2], pad, np.dtype("f8"))
+                tiles = filtering.winograd(size, kernel[:2], pad, np.dtype("f8"))
                 costs[tiles] = tiles.multiplications(kernel)
-            whole = convolution.fourier(size, kernel[:2], pad, np.dtype("f8"))
+            whole = filtering.fourier(size, kernel[:2], pad, np.dtype("f8"))
             costs[whole] = whole.multiplications(kernel)
             chosen = convolution.choose(np.zeros((n, *size, kernel[2])), np.zeros(kernel), pad)
             assert alike(chosen, definition(pad) if pad >= min(kernel[:2]) else min(costs, key=costs.get))
@@ -179,8 +183,8 @@ def test_a_convolution_is_computed_with_the_fewest_multiplications_each_methods_
     ("n", "filters", "method"),
     [
         (7, 62_500, convolution.Unfolded),
-        (8, 2, convolution.Stacked),
-        (8, 62_500, convolution.Stacked),
+        (8, 2, filtering.Stacked),
+        (8, 62_500, filtering.Stacked),
         (8, 62_501, convolution.Unfolded),
     ],
 )
@@ -218,9 +222,9 @@ def test_sgd_and_rmsprop_are_the_references_over_several_steps(shape, momentum, 
 
 
 @pytest.mark.parametrize("make", [optimizers.SGD, optimizers.RMSProp])
-def test_a_rate_multiplies_the_step_of_the_array_that_it_names(make):
+def test_a_scale_multiplies_the_step_of_the_array_that_it_names(make):
     params = {name: np.zeros(3) for name in "ab"}
-    make(0.5, rates={"a": 0.25}).step(params, {name: np.array([1.0, -2.0, 3.0]) for name in "ab"})
+    make(0.5, lr_scales={"a": 0.25}).step(params, {name: np.array([1.0, -2.0, 3.0]) for name in "ab"})
     np.testing.assert_allclose(params["a"], 0.25 * params["b"], rtol=1e-15)
     assert params["b"].all()
 
@@ -277,13 +281,13 @@ def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypat
     rng = np.random.default_rng(0)
     x, w, b = rng.normal(size=(9, *size, 2)), rng.normal(size=(3, 3, 2, 6)), rng.normal(size=6)
     at = size, (3, 3), pad, np.float64
-    for method in (convolution.Stacked(pad), filtering.winograd(*at), filtering.fourier(*at)):
+    for method in (filtering.Stacked(pad), filtering.winograd(*at), filtering.fourier(*at)):
         monkeypatch.undo()
         y, kept = method.forward(x, w, b)
         dy = rng.normal(size=y.shape)
         dx, dw = method.backward(dy, kept, w)
         for numbers, rows in ((1, 1), (500, 1), (1, 7), (1500, 20)):
-            monkeypatch.setattr(convolution, "STACK", numbers)
+            monkeypatch.setattr(filtering, "STACK", numbers)
             monkeypatch.setattr(filtering, "TRANSFORMED", numbers)
             monkeypatch.setattr(filtering, "ROWS", rows)
             monkeypatch.setattr(filtering, "BLOCK", numbers)

@@ -480,9 +480,8 @@ def test_the_audit_names_the_row_and_the_seed_that_repeats_the_failure(monkeypat
     def sometimes(integer, rng):
         return broken(integer, rng) if integer(1, 4) == 1 else linear(Linear)
 
-    monkeypatch.setattr(
-        audit, "CASES", [Case("sometimes wrong", sometimes), Case("right", lambda i, r: linear(Linear))]
-    )
+    rows = [Case("sometimes wrong", sometimes), Case("right", lambda i, r: linear(Linear))]
+    monkeypatch.setattr(audit, "cases", lambda: rows)
     wrong, right = audit.run(draws=20, seed=7)
     assert right.failure is None
     assert right.ratio < 1
@@ -507,7 +506,7 @@ def test_a_row_that_raises_or_never_decides_fails_and_the_next_is_run(monkeypatc
         return of_layer(ReLU(), 1e-5 * np.ones((1, 2)))
 
     rows = [Case("raises", raises), Case("crosses", crosses, kinks=True), Case("crosses alone", crosses)]
-    monkeypatch.setattr(audit, "CASES", [*rows, Case("right", lambda i, r: linear(Linear))])
+    monkeypatch.setattr(audit, "cases", lambda: [*rows, Case("right", lambda i, r: linear(Linear))])
     failures = [result.failure for result in audit.run(draws=1)]
     assert "TypeError: a message" in failures[0]
     assert f"no draw of {audit.TRIES} kept clear of kinks" in failures[1]
@@ -523,7 +522,7 @@ def test_the_audit_repeats_itself_and_a_row_does_not_hang_on_the_others():
 
 
 def test_a_row_by_its_whole_name_runs_alone_and_its_failure_repeats_itself(monkeypatch):
-    monkeypatch.setattr(audit, "CASES", [Case("wrong at last", broken), Case("wrong", broken)])
+    monkeypatch.setattr(audit, "cases", lambda: [Case("wrong at last", broken), Case("wrong", broken)])
     assert [r.row for r in audit.run(draws=1, only="wr")] == ["wrong at last", "wrong"]
     (wrong,) = audit.run(draws=3, seed=4, only="wrong")
     row, seed = wrong.failure.split("--row '")[1].split("' --seed ")

@@ -2,6 +2,7 @@
 
 from types import FunctionType
 
+import joint
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,17 +10,18 @@ from hypothesis import strategies as st
 from properties import EVERY_PROBLEM, all_close, close
 
 from minifit import audit, fitnets, losses
-from minifit.fitnets import Stage, gradient
-from minifit.layers import Layer, ReLU
+from minifit.fitnets import gradient
+from minifit.layers import Layer, ReLU, leaves
 from minifit.patches import fold, unfold
 
 SEEDS = st.integers(0, 2**32 - 1)
+CASES = audit.cases()
+METHODS = [case for case in CASES if case.name.startswith("method")]
 LAYERS = [
     case
     for case in audit.CASES
     if isinstance(case.draw(lambda low, high: low, np.random.default_rng(0)).subject, Layer)
 ]
-STAGES = [case for case in audit.CASES if case.name.startswith("stage")]
 NOISY = [case for case in audit.CASES if case.name in ("Dropout", "Dropout not rescaled", "block dropout conv maxout")]
 
 
@@ -31,13 +33,14 @@ def whole_numbers(data):
     return lambda low, high: data.draw(st.integers(low, high))
 
 
-def test_every_layer_loss_and_stage_has_a_row():
+def test_every_layer_loss_and_method_has_a_row():
     assert audit.without_a_row() == []
 
 
-@pytest.mark.parametrize("kind", sorted(set(map(audit.asks, audit.CASES))))
+@pytest.mark.parametrize("kind", sorted(set(map(audit.asks, CASES))))
 def test_a_kind_of_row_that_is_dropped_is_noticed(kind, monkeypatch):
-    monkeypatch.setattr(audit, "CASES", [case for case in audit.CASES if audit.asks(case) != kind])
+    left = [case for case in CASES if audit.asks(case) != kind]
+    monkeypatch.setattr(audit, "cases", lambda: left)
     assert audit.without_a_row() == [kind]
 
 
@@ -49,13 +52,27 @@ def test_a_layer_without_a_row_is_noticed_wherever_in_minifit_it_is(monkeypatch)
     assert audit.without_a_row() == ["Later"]
 
 
-def test_a_public_function_of_losses_or_fitnets_needs_a_row_or_a_reason(monkeypatch):
-    for module in (losses, fitnets):
-        monkeypatch.setattr(module, "new", FunctionType((lambda: None).__code__, vars(module), "new"), raising=False)
-    assert audit.without_a_row() == ["new", "new"]
+def test_a_public_function_of_losses_needs_a_row(monkeypatch):
+    new = FunctionType((lambda: None).__code__, vars(losses), "new")
+    monkeypatch.setattr(losses, "new", new, raising=False)
+    assert audit.without_a_row() == ["new"]
 
 
-@every(audit.CASES)
+def test_a_new_method_is_audited_in_the_variants_that_change_it(monkeypatch):
+    monkeypatch.setattr(fitnets, "METHODS", (*fitnets.METHODS, joint.METHOD))
+    assert audit.without_a_row() == []
+    rows = [case for case in audit.cases() if audit.asks(case) == "joint"]
+    assert [case.name for case in rows] == ["method joint" + variant for variant in audit.VARIANTS]
+    results = audit.run(draws=1, only="method joint") + audit.run(draws=1, only="method joint ")
+    assert [result.failure for result in results] == [None] * len(rows)
+    assert {array.split()[0] for result in results for array in result.worst} == {"joint"}
+    for case in rows:
+        for holds in EVERY_PROBLEM[:-2]:
+            for problem in audit.problems_of(case, lambda low, high: high, np.random.default_rng(0)):
+                holds(problem, np.random.default_rng(1))
+
+
+@every(CASES)
 @given(data=st.data(), seed=SEEDS)
 def test_backward_is_the_derivative_of_forward(case, data, seed):
     for comparison in audit.examine(case, whole_numbers(data), np.random.default_rng(seed)):
@@ -63,11 +80,12 @@ def test_backward_is_the_derivative_of_forward(case, data, seed):
 
 
 @pytest.mark.parametrize("holds", EVERY_PROBLEM, ids=lambda holds: holds.__name__)
-@every(audit.CASES)
+@every(CASES)
 @given(data=st.data(), seed=SEEDS)
 def test_of_every_row(case, holds, data, seed):
     rng = np.random.default_rng(seed)
-    holds(case.draw(whole_numbers(data), rng), rng)
+    for problem in audit.problems_of(case, whole_numbers(data), rng):
+        holds(problem, rng)
 
 
 @every(LAYERS)
@@ -77,27 +95,34 @@ def test_calling_a_layer_is_its_forward_and_weight_gradients_are_its_backwards(c
     problem = case.draw(whole_numbers(data), rng)
     layer, x = problem.subject, problem.arrays["x"]
     y, cache = layer.forward(x, np.random.default_rng(seed))
-    np.testing.assert_array_equal(layer(x, np.random.default_rng(seed)), y)
-    dy = rng.normal(size=y.shape)
+    np.testing.assert_array_equal(audit.joined(layer(x, np.random.default_rng(seed))), audit.joined(y))
+    dy = audit.parted(rng.normal(size=audit.joined(y).shape), y)
     all_close(layer.weight_gradients(dy, cache), layer.backward(dy, cache)[1])
 
 
-@every(STAGES)
+@every(LAYERS)
 @given(data=st.data(), seed=SEEDS)
-def test_a_minibatchs_gradient_is_the_sum_of_its_slices_each_times_its_share(case, data, seed):
-    rng = np.random.default_rng(seed)
-    problem = case.draw(whole_numbers(data), rng)
-    x, target, labels = problem.examples
-    n, cut = len(x), data.draw(st.integers(1, len(x)))
-    slices = [slice(0, cut), slice(cut, n)] if cut < n else [slice(n)]
-    parts = [
-        gradient(problem.subject, x[i], target if target is None else target[i], labels[i], 3, share=len(x[i]) / n)
-        for i in slices
-    ]
-    loss, grads = gradient(problem.subject, x, target, labels, 3)
-    close(sum(part for part, _ in parts), loss)
-    all_close({name: sum(g[name] for _, g in parts) for name in grads}, grads)
-    assert isinstance(problem.subject, Stage)
+def test_a_visit_sees_every_leaf_in_order_with_its_input_and_gives_y(case, data, seed):
+    problem = case.draw(whole_numbers(data), np.random.default_rng(seed))
+    layer, seen = problem.subject, []
+    y = layer.visit(problem.arrays["x"], lambda leaf, x: seen.append((leaf, leaf(x))))
+    np.testing.assert_array_equal(audit.joined(y), audit.joined(layer(problem.arrays["x"])))
+    assert set(map(id, leaves(layer))) == {id(leaf) for leaf, _ in seen}
+
+
+@every(METHODS)
+@given(data=st.data(), seed=SEEDS)
+def test_a_minibatchs_gradient_is_the_sum_of_its_microbatches_each_times_its_share(case, data, seed):
+    for problem in audit.problems_of(case, whole_numbers(data), np.random.default_rng(seed)):
+        stage, (x, target, labels) = problem.subject, problem.examples
+        n, cut = len(x), data.draw(st.integers(1, len(x)))
+        parts = [
+            gradient(stage, x[i], target if target is None else target[i], labels[i], 3, share=len(x[i]) / n)
+            for i in ([slice(0, cut), slice(cut, n)] if cut < n else [slice(n)])
+        ]
+        loss, grads = gradient(stage, x, target, labels, 3)
+        close(sum(part for part, _ in parts), loss)
+        all_close({name: sum(g[name] for _, g in parts) for name in grads}, grads)
 
 
 @every(NOISY)

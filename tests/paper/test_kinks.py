@@ -1,5 +1,7 @@
 """Ties and kinks on small integers, values at the ends of the scale, and shapes that must be refused."""
 
+from math import ceil
+
 import numpy as np
 import pytest
 import strict
@@ -9,7 +11,20 @@ from properties import FAR, far_logits_are_scipys, ties_go_to_the_first
 from scipy import special
 
 from minifit import audit, networks
-from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Sequential, Softmax
+from minifit.layers import (
+    Branches,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    Maxout,
+    MaxPool2d,
+    Mean,
+    ReLU,
+    Sequential,
+    Softmax,
+    max_norms,
+)
 from minifit.losses import cross_entropy, distillation_loss, hint_loss, log_softmax
 from minifit.regressors import pieces_of, regressor, weights
 
@@ -135,7 +150,8 @@ def test_probabilities_whose_square_is_no_normal_number_send_no_gradient(dtype):
 
 
 def test_sure_images_send_nothing_subnormal_back_through_a_network():
-    network = networks.build(networks.MNIST_FITNET, np.random.default_rng(0))
+    network = networks.build(networks.MNIST_FITNET)
+    networks.initialise(network, np.random.default_rng(0))
     x = np.random.default_rng(1).random((64, 28, 28, 1)).astype(np.float32)
     labels = network(x).argmax(axis=-1)
     network.params["6.1.w"] *= 100 / np.sort(np.ptp(network(x), axis=-1))[32]  # logits up to 100 apart, or further
@@ -146,6 +162,20 @@ def test_sure_images_send_nothing_subnormal_back_through_a_network():
         for array in (dy, *grads.values()):
             assert array.any()
             assert not ((array != 0) & (abs(array) < np.finfo(np.float32).tiny)).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_masked_class_adds_nothing_to_a_loss_unless_it_is_wanted(dtype):
+    logits, labels = np.array([[1.0, -np.inf, 2.0, 0.5], [0.0, 3.0, -np.inf, -np.inf]], dtype), np.array([2, 1])
+    masked, rows = np.isinf(logits), [(row[np.isfinite(row)][None], np.array([1])) for row in logits]
+    for loss in (cross_entropy, lambda a, y: distillation_loss(a, 2 * a, y, 3.0, 4.0)):
+        value, d = loss(logits, labels)
+        np.testing.assert_allclose(value, sum(loss(*row)[0] for row in rows) / 2, rtol=1e-6)
+        assert not d[masked].any() and np.isfinite(d).all()
+    finite = np.where(masked, 0, logits)
+    assert np.isfinite(distillation_loss(finite, logits, labels, 3.0, 4.0)[0])  # masked for the teacher alone
+    assert distillation_loss(logits, finite, labels, 3.0, 4.0)[0] == np.inf  # what the student rules out, it expects
+    assert cross_entropy(logits, np.array([1, 1]))[0] == np.inf
 
 
 def test_dropout_that_keeps_everything_draws_nothing():
@@ -164,7 +194,7 @@ def test_maps_of_one_pixel_are_maps():
 
 # name of what must refuse, what it must say, and the attempt
 W, W4, B = np.zeros((3, 3, 2, 4)), np.zeros((4, 4, 2, 4)), np.zeros(4)
-SHAPE, RNG = (5, 4, 3), np.random.default_rng(0)
+SHAPE = 5, 4, 3
 REFUSED = [
     (r"Linear: input \(2, 3\); wanted \(N, 4\)", lambda: Linear(np.zeros((4, 5)), np.zeros(5))(np.zeros((2, 3)))),
     (r"Linear: input \(2, 4, 1\)", lambda: Linear(np.zeros((4, 5)), np.zeros(5))(np.zeros((2, 4, 1)))),
@@ -190,6 +220,15 @@ REFUSED = [
     (r"MaxPool2d: size 1, stride 0", lambda: MaxPool2d(1, 0)),
     (r"MaxPool2d: size 2.5, stride 1; wanted integers", lambda: MaxPool2d(2.5, 1)),
     (r"MaxPool2d: size 2, stride 1.0; wanted integers", lambda: MaxPool2d(2, 1.0)),
+    (r"Conv2d: input \(9, 5, 0, 2\); .* at least one pixel", lambda: Conv2d(W, B, 2)(np.zeros((9, 5, 0, 2)))),
+    (r"Conv2d: input \(9, 0, 5, 2\); .* at least one pixel", lambda: Conv2d(W, B, 2)(np.zeros((9, 0, 5, 2)))),
+    (r"Conv2d: input \(2, 0, 0, 2\); .* at least one pixel", lambda: Conv2d(W, B, 2).forward(np.zeros((2, 0, 0, 2)))),
+    (r"Softmax: input \(2, 0\); wanted .* at least one class", lambda: Softmax()(np.zeros((2, 0)))),
+    (r"Softmax: input \(\)", lambda: Softmax()(np.zeros(()))),
+    (r"Branches: heads at \[0\]; wanted depths .* 1 to 2", lambda: Branches(Sequential([ReLU()] * 2), {0: ReLU()})),
+    (r"Branches: heads at \[3\]", lambda: Branches(Sequential([ReLU()] * 2), {3: ReLU()})),
+    (r"Mean: no layers", lambda: Mean([])),
+    (r"Mean: outputs \(2, 3\), \(2, 1\) differ", lambda: Mean([ReLU(), Maxout(3)])(np.zeros((2, 3)))),
     (r"Softmax: tau 0.0 is not positive", lambda: Softmax(0.0)),
     (r"Softmax: tau -1.0 is not positive", lambda: Softmax(-1.0)),
     (r"Softmax: tau nan is not positive", lambda: Softmax(float("nan"))),
@@ -204,6 +243,13 @@ REFUSED = [
         r"cross_entropy: logits \(2, 3\) and labels \(2, 1\)",
         lambda: cross_entropy(np.zeros((2, 3)), np.zeros((2, 1), int)),
     ),
+    (r"cross_entropy: logits \(2, 1\); wanted two classes", lambda: cross_entropy(np.zeros((2, 1)), np.zeros(2, int))),
+    (r"cross_entropy: logits \(2, 0\); wanted two classes", lambda: cross_entropy(np.zeros((2, 0)), np.zeros(2, int))),
+    (
+        r"distillation_loss: logits \(2, 1\); wanted two classes",
+        lambda: distillation_loss(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2, int), 3.0, 1.0),
+    ),
+    (r"hint_loss: reduction 'max'; wanted", lambda: hint_loss(np.zeros((2, 1)), np.zeros((2, 1)), "max")),
     (r"cross_entropy: logits \(2,\)", lambda: cross_entropy(np.zeros(2), np.zeros(2, int))),
     (r"cross_entropy: labels are float64", lambda: cross_entropy(np.zeros((2, 3)), np.zeros(2))),
     (r"cross_entropy: a label is outside 0..2", lambda: cross_entropy(np.zeros((2, 3)), np.array([0, 3]))),
@@ -236,27 +282,27 @@ REFUSED = [
     (r"hint_loss: guided \(\) is no batch", lambda: hint_loss(np.zeros(()), np.zeros(()))),
     (
         r"regressor none: guided \(5, 4, 3\) and hint \(5, 4, 2\) differ; conv or fc would fit",
-        lambda: regressor("none", SHAPE, (5, 4, 2), 2, RNG),
+        lambda: regressor("none", SHAPE, (5, 4, 2), 2),
     ),
-    (r"and hint \(6, 4, 3\) differ; fc would fit", lambda: regressor("none", SHAPE, (6, 4, 3), 2, RNG)),
-    (r"and hint \(60,\) differ; fc would fit", lambda: regressor("none", SHAPE, (60,), 2, RNG)),
+    (r"and hint \(6, 4, 3\) differ; fc would fit", lambda: regressor("none", SHAPE, (6, 4, 3), 2)),
+    (r"and hint \(60,\) differ; fc would fit", lambda: regressor("none", SHAPE, (60,), 2)),
     (
         r"regressor fc: training its 1,620,000,000,000,000,000 weights would take .* GiB, .*; conv would fit",
-        lambda: regressor("fc", (10**4, 10**4, 9), (10**4, 10**4, 9), 2, RNG),
+        lambda: regressor("fc", (10**4, 10**4, 9), (10**4, 10**4, 9), 2),
     ),
     (
         r"GiB, and this machine has .*; conv would fit",
-        lambda: regressor("fc", (10**4, 10**4, 1), (10**4, 10**4, 1), None, RNG),
+        lambda: regressor("fc", (10**4, 10**4, 1), (10**4, 10**4, 1), None),
     ),
     (
         r"GiB, and this machine has .*; a smaller guided map",
-        lambda: regressor("fc", (10**4, 10**4, 9), (10**5, 10**4, 9), 2, RNG),
+        lambda: regressor("fc", (10**4, 10**4, 9), (10**5, 10**4, 9), 2),
     ),
-    (r"regressor 'deconv': wanted", lambda: regressor("deconv", SHAPE, (5, 4, 2), 2, RNG)),
-    (r"regressor conv: guided \(60,\)", lambda: regressor("conv", (60,), SHAPE, 2, RNG)),
-    (r"regressor conv: guided .* and hint \(60,\)", lambda: regressor("conv", SHAPE, (60,), 2, RNG)),
-    (r"regressor conv: hint \(6, 4, 3\) is larger", lambda: regressor("conv", SHAPE, (6, 4, 3), 2, RNG)),
-    (r"regressor conv: hint \(5, 5, 3\) is larger", lambda: regressor("conv", SHAPE, (5, 5, 3), 2, RNG)),
+    (r"regressor 'deconv': wanted", lambda: regressor("deconv", SHAPE, (5, 4, 2), 2)),
+    (r"regressor conv: guided \(60,\)", lambda: regressor("conv", (60,), SHAPE, 2)),
+    (r"regressor conv: guided .* and hint \(60,\)", lambda: regressor("conv", SHAPE, (60,), 2)),
+    (r"regressor conv: hint \(6, 4, 3\) is larger", lambda: regressor("conv", SHAPE, (6, 4, 3), 2)),
+    (r"regressor conv: hint \(5, 5, 3\) is larger", lambda: regressor("conv", SHAPE, (5, 5, 3), 2)),
     (r"needs a maxout or ReLU", lambda: pieces_of(Sequential([Flatten(), MaxPool2d(2, 2)]))),
 ]
 
@@ -265,6 +311,46 @@ REFUSED = [
 def test_what_would_broadcast_or_be_cut_off_is_refused_by_name_and_shape(message, attempt):
     with pytest.raises(ValueError, match=message):
         attempt()
+
+
+@pytest.mark.parametrize("images", [2, 9])
+@pytest.mark.parametrize("kernel", [(1, 1, 2, 4), (3, 3, 2, 4), (3, 3, 24, 48), (5, 5, 4, 6)], ids=str)
+@pytest.mark.parametrize("types", ["fd", "df", "ff", "dd", "bf", "ld"])
+def test_the_type_of_a_convolution_is_its_inputs_and_weights_whatever_the_method(types, kernel, images):
+    of_x, of_w = types
+    x = integers(0, images, 9, 8, kernel[2]).astype(of_x)
+    layer = Conv2d(integers(1, *kernel).astype(of_w), integers(2, kernel[3]).astype(of_w), pad=1)
+    both = np.result_type(x.dtype, of_w)
+    y, cache = layer.forward(x)
+    assert y.dtype == both == Sequential([layer, Maxout(2)])(x).dtype
+    np.testing.assert_allclose(y, Conv2d(*(p.astype("d") for p in layer.params.values()), 1)(x.astype("d")), atol=1e-3)
+    for of_dy in "fd":
+        dx, grads = layer.backward(np.ones(y.shape, of_dy), cache)
+        alone = layer.weight_gradients(np.ones(y.shape, of_dy), cache)
+        types = {a.dtype for a in (dx, *grads.values(), *alone.values())}
+        assert types == {np.result_type(both, of_dy)}
+
+
+@given(st.integers(1, 9), st.integers(1, 6), st.integers(1, 6))
+def test_max_pooling_has_as_many_outputs_as_its_docstring_says(h, size, stride):
+    y = MaxPool2d(size, stride)(np.zeros((1, h, 1, 1)))
+    assert y.shape[1] == min(1 + max(0, ceil((h - size) / stride)), ceil(h / stride))
+    assert "P = min(1 + max(0, ceil((H - size) / stride)), ceil(H / stride))" in MaxPool2d.__doc__
+
+
+def test_parameters_have_the_same_names_with_and_without_dropout():
+    for network in (networks.MNIST_TEACHER, networks.CIFAR10_TEACHER):
+        plain = networks.build(network)
+        for keep in (
+            {"dropout_keep_input": 0.8},
+            {"dropout_keep": 0.5},
+            {"dropout_keep_input": 0.8, "dropout_keep": 0.5},
+        ):
+            noisy = networks.build(network, **keep)
+            assert list(noisy.params) == list(plain.params)
+            assert max_norms(noisy) == max_norms(plain)
+            y, cache = noisy[0].forward(np.zeros((1, *network.input), np.float32), np.random.default_rng(0))
+            assert noisy[0].weight_gradients(y, cache).keys() == plain[0].params.keys()
 
 
 def test_integers_of_numpy_are_integers():
@@ -289,16 +375,30 @@ def test_losses_of_arrays_of_two_libraries_are_refused(on_host):
 
 @pytest.mark.parametrize("kind", ["conv", "fc"])
 @pytest.mark.parametrize("pieces", [None, 1, 3])
-def test_a_regressor_starts_at_uniform_weights_no_wider_than_it_is_told_and_at_zero_biases(kind, pieces):
-    rng = np.random.default_rng(0)
-    for settings, width in (({}, 0.05), ({"width": 0.5}, 0.5)):
-        made = regressor(kind, (6, 5, 4), (4, 4, 7), pieces, rng, **settings)
-        w, b = made.params.values()
-        assert w.shape[-1] == b.size == (pieces or 1) * (7 if kind == "conv" else 4 * 4 * 7)
-        assert w.dtype == b.dtype == np.float32
-        assert 0.9 * width < abs(w).max() <= width
-        assert not b.any()
-        assert made(np.zeros((2, 6, 5, 4), np.float32)).shape == (2, 4, 4, 7)
+def test_a_regressor_is_of_zeros_until_it_is_drawn_and_its_filters_have_the_largest_norm_it_is_given(kind, pieces):
+    made = regressor(kind, (6, 5, 4), (4, 4, 7), pieces, max_norm=0.9)
+    w, b = made.params.values()
+    assert w.shape[-1] == b.size == (pieces or 1) * (7 if kind == "conv" else 4 * 4 * 7)
+    assert w.dtype == b.dtype == np.float32
+    assert not w.any() and not b.any()
+    assert max_norms(made) == {name: 0.9 for name in made.params if name.endswith("w")}
+    assert made(np.zeros((2, 6, 5, 4), np.float32)).shape == (2, 4, 4, 7)
+
+
+def test_weights_are_drawn_in_order_and_in_place_no_wider_than_told_and_biases_stay_0():
+    network = networks.build(networks.MNIST_FITNET)
+    before = dict(network.params)
+    for init_range in (0.005, 0.5, None):
+        networks.initialise(network, np.random.default_rng(0), init_range)
+        rng = np.random.default_rng(0)
+        for name, p in network.params.items():
+            assert p is before[name]
+            if name.endswith("b"):
+                assert not p.any()
+                continue
+            scale = np.prod(p.shape[:-1]) ** -0.5
+            drawn = rng.uniform(-init_range, init_range, p.shape) if init_range else rng.normal(0, scale, p.shape)
+            np.testing.assert_array_equal(p, drawn.astype(np.float32))
 
 
 @pytest.mark.parametrize("pieces", [None, 1, 3])
@@ -307,7 +407,7 @@ def test_a_regressor_starts_at_uniform_weights_no_wider_than_it_is_told_and_at_z
 @pytest.mark.parametrize("kind", ["conv", "fc", "none"])
 def test_a_regressors_size_is_known_before_it_is_made_and_0_where_none_fits(kind, guided, hint, pieces):
     try:
-        made = regressor(kind, guided, hint, pieces, np.random.default_rng(0))
+        made = regressor(kind, guided, hint, pieces)
     except ValueError:
         assert weights(kind, guided, hint, pieces) == 0
     else:

@@ -277,11 +277,11 @@ def test_distillation_steps_lower_the_loss_and_do_not_touch_the_teacher():
     assert not set(contents(student)) & set(first)
 
 
-def test_a_backprop_step_on_a_linear_network_is_softmax_regression_by_hand():
+def test_a_labels_step_on_a_linear_network_is_softmax_regression_by_hand():
     x, labels, w, b = draw(42, 4, 3), np.array([0, 1, 1, 0]), draw(43, 3, 2), draw(44, 2)
     network = [(ops.linear, w, b)]
     error = (softmax(x @ w + b, axis=1) - np.eye(2)[labels]) / 4
-    (trained,), _, loss = train.backprop_step(network, x, labels, train.initial_state(network), sgd)
+    (trained,), _, loss = train.labels_step(network, x, labels, train.initial_state(network), sgd)
     np.testing.assert_allclose(trained[1], w - 0.001 * x.T @ error, rtol=1e-12)
     np.testing.assert_allclose(trained[2], b - 0.001 * error.sum(axis=0), rtol=1e-12)
     assert math.isclose(loss, losses.cross_entropy(x @ w + b, labels), rel_tol=1e-14)

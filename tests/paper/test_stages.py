@@ -1,5 +1,6 @@
 """Algorithm 1 twice: by minifit, and by the reference's forward, differences and optimiser, with no backward code."""
 
+from collections import namedtuple
 from dataclasses import replace
 from functools import partial
 
@@ -8,35 +9,58 @@ import pytest
 from properties import as_reference, close
 
 from minifit import fitnets, optimizers
-from minifit.audit import built, settled
-from minifit.fitnets import gradient, measure
-from minifit.layers import Conv2d, Dropout, Sequential
-from minifit.networks import Conv, FullyConnected, Output
-from minifit.regressors import pieces_of, regressor
+from minifit.audit import settled
+from minifit.experiments import MNIST_PAPER
+from minifit.fitnets import Stage, gradient, measure
+from minifit.layers import Branches, Conv2d, Dropout, Linear, ReLU, Sequential, leaves, lr_scales, max_norms
+from minifit.networks import Conv, FullyConnected, Network, Output
+from minifit.optimizers import Ramp
+from minifit.task import Task
 from reference import losses as reference_losses
 from reference import optimizers as reference_optimizers
 from reference import train
 
-TAU, LAM = 3.0, fitnets.linear(4.0, 1.0, 1, 3)
+TAU, LAM = 3.0, Ramp(4.0, 1.0, 3)
 SGD = partial(optimizers.SGD, 0.01, 0.9), partial(reference_optimizers.sgd, lr=0.01, momentum=0.9)
 # At pylearn2's floor of 1e-5 RMSProp would make steps of the differences' own noise where a gradient is 0.
 RMSPROP = partial(optimizers.RMSProp, 0.01, floor=1e-2), partial(reference_optimizers.rmsprop, lr=0.01, floor=1e-2)
 both_rules = pytest.mark.parametrize(("make", "update"), [SGD, RMSPROP], ids=["sgd", "rmsprop"])
+Actors = namedtuple("Actors", "student teacher middle stages x labels")
 
 
-def actors(pieces=2, kind="conv"):
-    """Student, teacher, regressor from the student's layer 2 to the teacher's layer 1, two images and their labels."""
-    rng = np.random.default_rng(3)
-    thin = Conv(2, 2, pieces=pieces), Conv(1, 2, pad=1, pool=(2, 2), pieces=pieces)
-    student = built((*thin, FullyConnected(2, pieces), Output(2)), (4, 3, 1), rng)
-    teacher = built((Conv(2, 3, pool=(2, 2), pieces=pieces), Output(2)), (4, 3, 1), rng)
-    x, labels = rng.normal(size=(2, 4, 3, 1)), np.array([1, 0])
-    for p in teacher.params.values():
+def small(pieces=2, **settings):
+    """A task, two images and their labels; hints go from the student's layer 2 to the teacher's layer 1."""
+    thin = Conv(2, 2, pieces=pieces, max_norm=0.9), Conv(1, 2, pad=1, pool=(2, 2), pieces=pieces)
+    student = Network("student", (4, 3, 1), (*thin, FullyConnected(2, pieces), Output(2)))
+    wide = Conv(2, 3, pool=(2, 2), pieces=pieces, max_norm=1.9)
+    teacher = Network("teacher", (4, 3, 1), (wide, Output(2)))
+    start = {"init_range": 1.0, "regressor_init_range": 1.0, "dropout_keep_input": 1.0, "dropout_keep": 1.0}
+    settings = start | {"guided_layer": (2,), "hint_layer": (1,), "tau": TAU, "lam": LAM} | settings
+    task = Task({"teacher": teacher, "student": student}, replace(MNIST_PAPER, **settings), 11, dtype=np.float64)
+    return task, np.random.default_rng(3).normal(size=(2, 4, 3, 1)), np.array([1, 0])
+
+
+def walked(task, method, best_epoch=1):
+    """{key: stage} of a method, untrained, with random biases: of pieces without a bias, several may tie."""
+    stages, rng = {}, np.random.default_rng(4)
+
+    def train(stage):
+        settled(stage.network, rng)
+        stages[stage.key] = stage
+        return {"best_epoch": best_epoch}
+
+    next(m for m in fitnets.METHODS if m.name == method).run(task, train)
+    return stages
+
+
+def actors(method, **settings):
+    task, x, labels = small(**settings)
+    stages = walked(task, method)
+    for p in task.teacher.params.values() if task.teacher else ():
         p.flags.writeable = False
-    guided, hint = student[:2](x).shape[1:], teacher[:1](x).shape[1:]
-    assert (guided, hint) == ((2, 2, 1), (1, 1, 2))
-    middle = settled(regressor(kind, guided, hint, pieces_of(teacher[0]), rng, width=1.0, dtype=np.float64), rng)
-    return student, teacher, middle, x, labels
+    student = stages[method].network
+    middle = stages["hint"].network[2:] if "hint" in stages else None
+    return Actors(student, task.teacher, middle, stages, x, labels)
 
 
 def trained(stage, x, labels, optimizer, epochs=(1, 2, 3)):
@@ -66,19 +90,19 @@ def moved(before, layers):
 
 @both_rules
 def test_back_propagation_agrees_with_the_two_stage_oracle(make, update):
-    student, _, _, x, labels = actors()
+    student, _, _, stages, x, labels = actors("backprop")
     reference, state = as_reference(student), train.initial_state(as_reference(student))
     expected = []
     for _ in range(3):
-        reference, state, loss = train.backprop_step(reference, x, labels, state, update)
+        reference, state, loss = train.labels_step(reference, x, labels, state, update)
         expected.append(loss)
-    close(trained(fitnets.backprop(student), x, labels, make()), expected, rtol=1e-9)
+    close(trained(stages["backprop"], x, labels, make()), expected, rtol=1e-9)
     agree(student, reference)
 
 
 @both_rules
 def test_distillation_agrees_with_the_two_stage_oracle_while_lambda_falls(make, update):
-    student, teacher, _, x, labels = actors()
+    student, teacher, _, stages, x, labels = actors("kd")
     reference, state = as_reference(student), train.initial_state(as_reference(student))
     expected = []
     for epoch in (1, 2, 3):
@@ -86,7 +110,7 @@ def test_distillation_agrees_with_the_two_stage_oracle_while_lambda_falls(make, 
             reference, as_reference(teacher), x, labels, TAU, LAM(epoch), state, update
         )
         expected.append(loss)
-    close(trained(fitnets.kd(student, teacher, TAU, LAM), x, labels, make()), expected, rtol=1e-9)
+    close(trained(stages["kd"], x, labels, make()), expected, rtol=1e-9)
     agree(student, reference)
 
 
@@ -95,7 +119,8 @@ def test_distillation_agrees_with_the_two_stage_oracle_while_lambda_falls(make, 
 )
 def test_hints_and_then_the_fitnet_agree_with_the_two_stage_oracle(rule, pieces, kind):
     make, update = rule
-    student, teacher, middle, x, labels = actors(pieces, kind)
+    student, teacher, middle, stages, x, labels = actors("fitnet", pieces=pieces, regressor=kind)
+    assert (student[:2](x).shape[1:], teacher[:1](x).shape[1:]) == ((2, 2, 1), (1, 1, 2))
     teachers_bytes = [p.tobytes() for p in teacher.params.values()]
     theirs, their_middle, their_teacher = map(as_reference, (student, middle, teacher))
     before, middle_before = snapshot(student), snapshot(middle)
@@ -104,7 +129,7 @@ def test_hints_and_then_the_fitnet_agree_with_the_two_stage_oracle(rule, pieces,
     for _ in range(3):
         theirs, their_middle, state, loss = train.hint_step(theirs, their_middle, their_teacher, x, 2, 1, state, update)
         expected.append(loss)
-    close(trained(fitnets.hint(student, teacher, middle, 2, 1), x, labels, make()), expected, rtol=1e-9)
+    close(trained(stages["hint"], x, labels, make()), expected, rtol=1e-9)
     agree(student, theirs)
     agree(middle, their_middle)
     assert moved(before, student) == {"0.0.w", "0.0.b", "1.0.w", "1.0.b"}  # the guided layers, and
@@ -114,92 +139,112 @@ def test_hints_and_then_the_fitnet_agree_with_the_two_stage_oracle(rule, pieces,
     for epoch in (1, 2, 3):
         theirs, state, loss = train.distillation_step(theirs, their_teacher, x, labels, TAU, LAM(epoch), state, update)
         expected.append(loss)
-    close(trained(fitnets.fitnet(student, teacher, TAU, LAM), x, labels, make()), expected, rtol=1e-9)
+    close(trained(stages["fitnet"], x, labels, make()), expected, rtol=1e-9)
     agree(student, theirs)
     assert moved(before, student) == set(student.params)
     assert [p.tobytes() for p in teacher.params.values()] == teachers_bytes
 
 
 def test_each_stage_trains_what_its_line_of_algorithm_1_says():
-    student, teacher, middle, _, _ = actors()
-    hint = fitnets.hint(student, teacher, middle, 2, 1)
-    assert [hint.network[i] for i in range(4)] == [student[0], student[1], *middle]  # the same layers, not copies
+    task, _, _ = small()
+    stages = {}
+    for method in fitnets.METHODS:
+        stages |= walked(task, method.name)
+    teacher, hint, fitnet = task.teacher, stages["hint"], stages["fitnet"]
+    assert list(hint.network)[:2] == list(fitnet.network)[:2]  # the same layers, not copies: line 5
     assert list(hint.target) == [teacher[0]]
-    stages = {
-        "teacher": fitnets.teacher(teacher),
-        "backprop": fitnets.backprop(student),
-        "kd": fitnets.kd(student, teacher, TAU, LAM),
-        "hint": hint,
-        "fitnet": fitnets.fitnet(student, teacher, TAU, LAM),
-    }
-    assert {name: stage.name for name, stage in stages.items()} == {name: name for name in fitnets.NAMES}
-    assert [name for name, stage in stages.items() if not stage.classifies] == ["hint"]
-    assert [name for name, stage in stages.items() if stage.target is teacher] == ["kd", "fitnet"]
-    assert [name for name, stage in stages.items() if stage.network is student] == ["backprop", "kd", "fitnet"]
-    assert stages["teacher"].network is teacher
+    assert list(stages) == ["teacher", "teacher_all", "backprop", "kd", "hint", "fitnet"]
+    assert {key for key, stage in stages.items() if not stage.classifies} == {"hint"}
+    assert {key for key, stage in stages.items() if stage.target is teacher} == {"kd", "fitnet"}
+    assert {key for key, stage in stages.items() if stage.network is teacher} == {"teacher", "teacher_all"}
+    assert {key for key, stage in stages.items() if stage.of == "teacher"} == {"teacher", "teacher_all"}
+    assert {stage.loss.title for stage in stages.values()} == {"labels", "eq. 2", "eq. 3"}
+    starts = [stages[key].network.params["3.0.w"] for key in ("backprop", "kd", "fitnet")]
+    assert len({w.tobytes() for w in starts}) == 1 and len(set(map(id, starts))) == 3  # one start, three students
 
 
-def test_norms_and_rates_go_with_every_stage():
-    student, teacher, middle, _, _ = actors()
-    norms, rates = {"0.0.w": 0.9}, {"0.0.w": 0.05}
-    for stage in (
-        fitnets.teacher(teacher, norms, rates),
-        fitnets.teacher_all(teacher, norms, rates),
-        fitnets.backprop(student, norms, rates),
-        fitnets.kd(student, teacher, TAU, LAM, norms, rates),
-        fitnets.hint(student, teacher, middle, 2, 1, norms, rates),
-        fitnets.fitnet(student, teacher, TAU, LAM, norms, rates),
-    ):
-        assert stage.norms is norms
-        assert stage.rates is rates
-
-
-def test_the_teachers_last_phase_is_its_first_without_noise():
-    _, teacher, _, x, labels = actors()
-    first, last = fitnets.teacher(teacher), fitnets.teacher_all(teacher)
-    assert (first.noise, last.noise) == (True, False)
-    assert last == replace(first, name="teacher_all", noise=False)
-    noisy = Sequential([Dropout(0.5)]) + teacher
-    with_noise, without = (
-        gradient(stage(noisy), x, None, labels, 1, np.random.default_rng(0))[0]
-        for stage in (fitnets.teacher, fitnets.teacher_all)
+def test_a_second_pair_is_guided_after_the_first_and_has_a_regressor_of_its_own():
+    task, _, _ = small(guided_layer=(1, 2), hint_layer=(1, 1), regressor="fc")
+    found = []
+    next(m for m in fitnets.METHODS if m.name == "fitnet").run(
+        task, lambda stage: found.append(stage) or {"best_epoch": 1}
     )
-    assert with_noise != without == measure(fitnets.teacher(noisy), x, None, labels, 1)[0]
+    first, second, last = found[-3:]
+    assert [stage.name for stage in (first, second, last)] == ["hint", "hint", "fitnet"]
+    assert first.network[0] is second.network[0] is last.network[0] and second.network[1] is last.network[1]
+    assert not np.array_equal(first.network.params["2.w"][:4, :4], second.network.params["3.w"][:4, :4])
+
+
+def test_the_largest_norms_and_learning_rates_go_with_the_layers_of_every_stage():
+    task, _, _ = small(student_conv_lr_scale=0.05, teacher_conv_lr_scale=0.5, guided_lr_scale=0.1)
+    kd, fitnet = walked(task, "kd"), walked(task, "fitnet")
+    assert max_norms(task.teacher) == {"0.0.w": 1.9}
+    assert set(lr_scales(task.teacher).values()) == {0.5} and len(lr_scales(task.teacher)) == 2
+    assert max_norms(kd["kd"].network) == max_norms(fitnet["fitnet"].network) == {"0.0.w": 0.9}
+    assert max_norms(fitnet["hint"].network) == {"0.0.w": 0.9, "2.w": MNIST_PAPER.regressor_max_norm}
+    convolutions = {"0.0.w", "0.0.b", "1.0.w", "1.0.b"}
+    assert lr_scales(kd["kd"].network) == dict.fromkeys(convolutions, 0.05)
+    assert lr_scales(fitnet["fitnet"].network) == dict.fromkeys(convolutions, 0.05 * 0.1)
+
+
+def test_a_scale_of_the_learning_rate_is_for_all_below_it_and_scales_multiply():
+    inner, w, b = Linear(np.ones((2, 2)), np.ones(2), max_norm=3.0), np.ones((2, 2)), np.ones(2)
+    block = Sequential([Dropout(0.5), inner, ReLU(), Linear(w, b)])
+    inner.lr_scale, block.lr_scale = 0.5, 0.1
+    branches = Branches(Sequential([block, Linear(w, b)]), {1: Linear(w, b, max_norm=2.0)})
+    assert lr_scales(branches) == {"0.0.w": 0.05, "0.0.b": 0.05, "0.2.w": 0.1, "0.2.b": 0.1}
+    assert max_norms(branches) == {"0.0.w": 3.0, "head1.w": 2.0}
+    assert list(branches.params) == ["0.0.w", "0.0.b", "0.2.w", "0.2.b", "1.w", "1.b", "head1.w", "head1.b"]
+    assert list(map(type, leaves(branches))) == [Dropout, Linear, ReLU, Linear, Linear, Linear]
+    assert list(leaves(Sequential([]))) == []
+
+
+def test_the_teachers_last_phase_is_its_first_without_noise_on_all_images_at_the_rate_of_its_best_epoch():
+    schedule = optimizers.Schedule(
+        "sgd", 0.5, 9, 9, lr_scale=Ramp(1.0, 0.5, 3), lr_decay=1.01, momentum=Ramp(0.1, 0.5, 5)
+    )
+    noise = {"dropout_keep_input": 0.8, "dropout_keep": 0.5}
+    task, x, labels = small(**noise, teacher=schedule, teacher_all=7, train=300)
+    first, last = walked(task, "teacher", best_epoch=2).values()
+    assert last == replace(first, name="teacher_all", noise=False, on_all=True, schedule=last.schedule)
+    rate = 0.5 * 0.75 * 1.01 ** -(2 * 3)  # 3 updates an epoch
+    assert last.schedule == optimizers.Schedule("sgd", pytest.approx(rate), 7, 9, momentum=Ramp(0.2))
+    with_noise, without = (gradient(s, x, None, labels, 1, np.random.default_rng(0))[0] for s in (first, last))
+    assert with_noise != without == measure(first, x, None, labels, 1)[0]
 
 
 def test_the_errors_are_the_examples_whose_largest_logit_is_not_their_labels():
     logits = np.array([[9.0, 1.0, 2.0], [1.0, 3.0, 2.0], [0.0, 1.0, 2.0], [0.0, 1.0, 0.0]])
-    assert measure(fitnets.backprop(Sequential([])), logits, None, np.array([0, 1, 2, 0]), 1)[1] == 1
+    assert measure(Stage("", Sequential([]), fitnets.LABELS, None), logits, None, np.array([0, 1, 2, 0]), 1)[1] == 1
 
 
 def test_what_a_stage_measures_is_the_references_loss_and_a_count_of_errors():
-    student, teacher, middle, x, labels = actors()
+    student, teacher, middle, stages, x, labels = actors("fitnet")
     logits, targets = student(x), teacher(x)
     wrong = int((logits.argmax(axis=1) != labels).sum())
-    hint = fitnets.hint(student, teacher, middle, 2, 1)
+    eq_2 = reference_losses.distillation_loss(logits, targets, labels, TAU, LAM(2))
+    eq_3 = reference_losses.hint_loss(middle(student[:2](x)), teacher[:1](x))
+    on_labels = replace(stages["fitnet"], loss=fitnets.LABELS)
     for stage, target, loss, errors in (
-        (fitnets.backprop(student), None, reference_losses.cross_entropy(logits, labels), wrong),
-        (
-            fitnets.kd(student, teacher, TAU, LAM),
-            targets,
-            reference_losses.distillation_loss(logits, targets, labels, TAU, LAM(2)),
-            wrong,
-        ),
-        (hint, hint.target(x), reference_losses.hint_loss(middle(student[:2](x)), teacher[:1](x)), 0),
+        (on_labels, None, reference_losses.cross_entropy(logits, labels), wrong),
+        (stages["fitnet"], targets, eq_2, wrong),
+        (stages["hint"], teacher[:1](x), eq_3, 0),
     ):
         measured = measure(stage, x, target, labels, 2)
         close(measured[0], loss)
         assert measured[1] == errors
         close(gradient(stage, x, target, labels, 2, share=0.25)[0], 0.25 * loss)
+    assert stages["fitnet"].loss.figures(2) == {"lam": LAM(2)} and stages["hint"].loss.figures(2) == {}
 
 
 def test_a_slice_shares_its_layers_and_a_sum_renumbers_their_parameters():
-    student, _, middle, x, _ = actors()
+    student, _, middle, _, x, _ = actors("fitnet")
     guided = student[:2] + middle
     assert len(guided) == 4
     assert guided.params["2.w"] is middle.params["0.w"]
     assert guided.params["1.0.w"] is student.params["1.0.w"]
     assert student[1:].params["0.0.w"] is student.params["1.0.w"]
+    assert student[:1].children == {"0": student[0]}
     assert isinstance(guided[2], Conv2d)
     np.testing.assert_array_equal(guided(x), middle(student[1](student[0](x))))
     np.testing.assert_array_equal((student[0][0] + student[0][1])(x), student[0](x))
@@ -207,7 +252,7 @@ def test_a_slice_shares_its_layers_and_a_sum_renumbers_their_parameters():
 
 
 def test_nothing_below_the_first_layer_with_parameters_is_propagated_back_to(monkeypatch):
-    student, _, _, x, _ = actors()
+    student, _, _, _, x, _ = actors("backprop")
     network = Sequential([Dropout(0.5), Sequential([Dropout(0.5), *student[0]])]) + student[1:]
     y, cache = network.forward(x)
     wanted = network.backward(np.ones_like(y), cache)[1]
@@ -217,13 +262,18 @@ def test_nothing_below_the_first_layer_with_parameters_is_propagated_back_to(mon
     assert grads.keys() == wanted.keys() == network.params.keys()
     for name, g in grads.items():
         close(g, wanted[name])
+    branches = Branches(network, {2: Sequential([]), 3: Sequential([])})
+    y, cache = branches.forward(x)
+    all_wanted = branches.weight_gradients(tuple(map(np.ones_like, y)), cache)
+    assert all_wanted.keys() == branches.params.keys()
     assert Sequential([Dropout(0.5), Sequential([])]).weight_gradients(x, [None, []]) == {}
 
 
 @pytest.mark.parametrize(("epoch", "lam"), [(0, 4.0), (5, 4.0), (6, 3.5), (8, 2.5), (11, 1.0), (12, 1.0), (500, 1.0)])
-def test_lambda_falls_linearly_and_stays(epoch, lam):
-    assert fitnets.linear(4.0, 1.0, 5, 11)(epoch) == lam
+def test_a_ramp_falls_linearly_and_stays(epoch, lam):
+    assert Ramp(4.0, 1.0, 11, 5)(epoch) == lam
 
 
-def test_a_schedule_without_length_is_a_step():
-    assert [fitnets.linear(4.0, 1.0, 5, 5)(epoch) for epoch in (4, 5, 6)] == [4.0, 1.0, 1.0]
+def test_a_ramp_without_length_is_a_step_and_without_an_end_a_constant():
+    assert [Ramp(4.0, 1.0, 5, 5)(epoch) for epoch in (4, 5, 6)] == [4.0, 1.0, 1.0]
+    assert [Ramp(4.0)(epoch) for epoch in (1, 2, 500)] == [4.0] * 3
