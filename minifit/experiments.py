@@ -62,18 +62,18 @@ class Config:
         "keep each input of the teacher's later layers with this probability in training", PROBABILITY, teacher=True
     )
     init: str = setting(
-        "draw initial weights from U(-init_range, init_range), or scale every layer's outputs to variance 1",
+        "draw initial weights uniformly, or scale every layer's weights so that its outputs have variance 1",
         one_of("uniform", "scaled"),
     )
-    init_range: float = setting("the range of uniform initial weights", ABOVE_0)
+    init_range: float = setting("draw uniform initial weights from U(-X, X)", ABOVE_0)
     microbatch: int | None = setting(
-        "pass this many images at once on a CPU, which fixes the order of sums; auto: the network's own",
+        "on a CPU, pass this many images at once, which fixes the order of sums; auto: the network's own",
         at_least(1),
         default=None,
     )
 
     guided_layer: tuple[int, ...] = setting(
-        "guide this layer of the student; several are guided one after the other", group="hint", common=True
+        "train the student up to this layer on the hint; several layers are trained in turn", group="hint", common=True
     )
     hint_layer: tuple[int, ...] = setting(
         "take the hint from this layer of the teacher; one for each guided layer", common=True
@@ -82,14 +82,14 @@ class Config:
         "map the guided layer to the hint by a convolution, a dense layer, or nothing", one_of("conv", "fc", "none")
     )
     regressor_pieces: int | None = setting(
-        "pieces of the regressor's maxout; 1 = a linear regressor; auto: the hint layer's non-linearity", at_least(1)
+        "give the regressor's maxout this many pieces; 1 = a linear regressor; auto: as the hint layer has", at_least(1)
     )
     regressor_init: str = setting(
         "draw the regressor's weights uniformly, or from a normal distribution of variance 1 / fan-in",
         one_of("uniform", "normal"),
     )
-    regressor_init_range: float = setting("the range of the regressor's uniform initial weights", ABOVE_0)
-    regressor_max_norm: float = setting("the largest norm of each filter of the regressor", ABOVE_0)
+    regressor_init_range: float = setting("draw the regressor's uniform initial weights from U(-X, X)", ABOVE_0)
+    regressor_max_norm: float = setting("scale each filter of the regressor down to this norm after an update", ABOVE_0)
     hint_reduction: str = setting(
         "sum the squared differences of eq. 3 over the features, or average them", one_of("sum", "mean")
     )
@@ -103,7 +103,9 @@ class Config:
         group="distillation",
         common=True,
     )
-    student_tau: float | None = setting("another temperature for the student in eq. 2; auto: tau", ABOVE_0)
+    student_tau: float | None = setting(
+        "soften the student's outputs in eq. 2 by another temperature; auto: tau", ABOVE_0
+    )
     lam: Ramp = setting("weigh the teacher's outputs in eq. 2 by this value of the epoch", at_least(0), common=True)
 
     teacher: Schedule = field(metadata={"group": "training", "teacher": True})

@@ -60,14 +60,16 @@ def max_norm(w, limit):
 class Schedule:
     """How a network is trained: lr * lr_scale(epoch) / lr_decay^updates is the learning rate of an epoch."""
 
-    optimizer: str = setting("the update rule: SGD with momentum, or RMSProp", one_of("sgd", "rmsprop"))
-    lr: float = setting("the learning rate", ABOVE_0)
+    optimizer: str = setting("update weights by SGD with momentum, or by RMSProp", one_of("sgd", "rmsprop"))
+    lr: float = setting("update weights at this learning rate", ABOVE_0)
     epochs: int = setting("train for at most this many epochs", at_least(1), common=True)
     patience: int = setting("stop after this many epochs without a better validation result", at_least(1))
-    batch: int = setting("images per update", at_least(1), default=128)  # [A.1.2], [A.2]
+    batch: int = setting(
+        "average the gradient over this many images per update", at_least(1), default=128
+    )  # [A.1.2], [A.2]
     lr_scale: Ramp = setting("multiply the learning rate by this value of the epoch", at_least(0), default=Ramp(1.0))
     lr_decay: float = setting("divide the learning rate by this after every update", at_least(1), default=1.0)
-    momentum: Ramp = setting("the momentum of SGD in each epoch; RMSProp has none", BELOW_1, default=Ramp(0.0))
+    momentum: Ramp = setting("give SGD this momentum in each epoch; RMSProp has none", BELOW_1, default=Ramp(0.0))
 
     def make(self, lr_scales=None):
         """The optimiser, as in the first epoch."""

@@ -52,7 +52,7 @@ class Options(experiments.Config):
 class OneSeed(Options):
     """What a run is told."""
 
-    seed: int = setting("draw other weights and another order of images", at_least(0), default=0, common=True)
+    seed: int = setting("draw other initial weights and another order of images", at_least(0), default=0, common=True)
 
 
 @dataclass(frozen=True, kw_only=True)

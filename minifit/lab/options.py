@@ -3,6 +3,7 @@
 import difflib
 import textwrap
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -128,7 +129,7 @@ def show_help(usage, about, start, arguments, choices):
 
     choices: {setting: the names that it takes}, where its rule does not know them
     """
-    groups, group, hidden = {}, "", False
+    wrap, groups, group, hidden = partial(textwrap.wrap, break_on_hyphens=False), {}, "", False
     opens = {f.name: f.metadata.get("group") for f in fields(start)}
     for name, f, value in walk(start):
         group = opens[name.partition(".")[0]] or group
@@ -138,15 +139,15 @@ def show_help(usage, about, start, arguments, choices):
             values.append({True: "yes", False: "no"}[value] if f.type is bool else " ".join(words(value)) or "none")
         else:
             hidden = True
-    lines = textwrap.wrap(f"python {usage} [OPTION VALUE ...]", WIDTH) + textwrap.wrap(about, WIDTH)
+    lines = wrap(f"python {usage} [OPTION VALUE ...]", WIDTH) + wrap(about, WIDTH)
     for group, rows in groups.items():
         lines += ["", *[group] * bool(group)]
         for f, (flags, values) in rows.items():
             metavar = "|".join(f.metadata["rule"].choices) or KINDS.get(kind_of(f), ("",))[0]
             label = f"{', '.join(flags)} {metavar}".rstrip()
-            *above, label = textwrap.wrap(label, WIDTH, initial_indent="  ", subsequent_indent="      ")
+            *above, label = wrap(label, WIDTH, initial_indent="  ", subsequent_indent="      ")
             names = f": {', '.join(choices[f.name])}" if f.name in choices else ""
-            first, *more = textwrap.wrap(f"{f.metadata['help']}{names} [{', '.join(values)}]", WIDTH - COLUMN)
+            first, *more = wrap(f"{f.metadata['help']}{names} [{', '.join(values)}]", WIDTH - COLUMN)
             lines += (
                 [*above, f"{label:{COLUMN}}{first}"] if len(label) < COLUMN - 1 else [*above, label, INDENT + first]
             )
