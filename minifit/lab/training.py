@@ -224,11 +224,16 @@ def _diagnosis(stage, examples, indices, loss, epoch, step):
     """Names the first layer that gives a number that is not finite."""
     xp = array_module(*stage.network.params.values())
     said = f"{stage.key}, epoch {epoch}, step {step}: the loss is {loss}; not finite"
+    found = []
+
+    def see(layer, x):
+        if not np.isfinite(to_host(layer(x))).all():
+            found.append(layer)
+
     for start in range(0, len(indices), CHUNK):
-        x = xp.asarray(examples.batch(indices[start : start + CHUNK])[0])
-        for i, block in enumerate(getattr(stage.network, "layers", [stage.network])):
-            for layer in leaves(block) if block.children else [block]:
-                x = layer(x)
-                if not np.isfinite(to_host(x)).all():
-                    return f"{said} first in layer {i + 1}, {type(layer).__name__}"
+        stage.network.visit(xp.asarray(examples.batch(indices[start : start + CHUNK])[0]), see)
+        for name, child in (stage.network.children or {"0": stage.network}).items():
+            if found and found[0] in leaves(child):
+                place = f"layer {int(name) + 1}" if name.isdigit() else name
+                return f"{said} first in {place}, {type(found[0]).__name__}"
     return f"{said} in the loss alone"
