@@ -171,15 +171,8 @@ def again(comparison):
     """The records that a comparison was made of, and the other arguments of `gather`."""
     keys = ("experiment", "data", "teacher", "student", "train_images", "validation_images", "test_images")
     head = {name: comparison[name] for name in keys if name in comparison}
-    runs = [
-        run
-        | {
-            "settings": comparison["settings"] | run["settings"],
-            "head": head,
-            "changes": comparison["arms"][run["arm"]],
-        }
-        for run in comparison["runs"]
-    ]
+    shared = comparison["settings"]
+    runs = [run | {"settings": shared | run["settings"], "head": head} for run in comparison["runs"]]
     questions = [{name: q[name] for name in ("question", "arms", "seeds")} for q in comparison["questions"]]
     order = comparison["order"]["methods"] if comparison["order"] else ()
     return runs, comparison["command"], comparison["changed"], questions, order, comparison["others"]

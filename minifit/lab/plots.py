@@ -16,7 +16,7 @@ GREY = "#666666"
 FIRST, UNJUDGED = "#333333", "#CC79A7"  # the first method; stages that do not classify
 # Colours of further methods that colour-blind readers can tell apart: Okabe and Ito's, then Tol's.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288")
-PALETTE += ("#AA4499", "#117733", "#661100", "#6699CC", "#888888")
+PALETTE += ("#AA4499", "#117733", "#661100", "#6699CC", "#888888", "#BBAA00", "#A0522D", "#4B0082")
 
 
 def colour_of(method, methods=()):

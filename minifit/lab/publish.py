@@ -24,6 +24,7 @@ from minifit.lab.jobs import Job, run_jobs
 from minifit.lab.rundir import differences, whole_lines
 from minifit.lab.sets import Examples, outputs
 from minifit.settings import walk, words
+from reference import paper
 
 PICTURES = {
     "errors.png": "Errors: one point per seed, a line joins the points of a seed, a bar is the mean.",
@@ -32,6 +33,8 @@ PICTURES = {
     "hints.png": "Hints, and what the regressor makes of the guided layer before and after stage 1.",
     "mistakes.png": "Test images that the student of the last method misreads, the surest mistakes first.",
 }
+# The order that the paper finds, from the best method to the worst.
+ORDER = [name for name in sorted(paper.TABLE_4, key=paper.TABLE_4.get) if name != TEACHER]
 SHOWN = 4  # images whose hints are drawn
 
 
@@ -61,17 +64,15 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
     questions: as `compare.gather` takes them. The exit status.
     """
     several_arms = len({member.arm for member in members}) > 1
-    base = members[0].run
-    folder = Path(results) / base.name
-    part = folder / ("studies" if several_arms else base.preset)
-    for member in members:
-        if member.run.directory.begun():
-            tell(f"seed {member.run.seed}{f' of {member.arm}' * bool(member.arm)}: goes on in {member.run.folder}")
-    refuse_to_replace(part, [member.record() for member in members])
+    base, records = members[0].run, [member.record() for member in members]
+    part = Path(results) / base.name / ("studies" if questions else "arms" if several_arms else base.preset)
+    refuse_to_replace(part, records)
     claim(part)
     jobs = {}
-    for member in members:
-        if member.record()["missing"]:
+    for member, record in zip(members, records, strict=True):
+        if member.run.directory.begun() and record["missing"]:
+            tell(f"seed {member.run.seed}{f' of {member.arm}' * bool(member.arm)}: goes on in {member.run.folder}")
+        if record["missing"]:
             commands = [[sys.argv[0], *member.words, "--stage", goal] for goal in member.goals]
             jobs.setdefault(f"seed {member.run.seed}", []).extend(commands)
     seeds = {member.run.seed for member in members}
@@ -86,8 +87,7 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
     own = walk(base.config)
     changed = {name: " ".join(words(value)) for name, _, value in own if value != start[name]}
     records = [member.record() for member in members]
-    order = order_of(runner.published(base.name, base.data.name))
-    found = comparison.gather(records, command, changed, questions, order, [] if several_arms else beside(members))
+    found = comparison.gather(records, command, changed, questions, ORDER, [] if several_arms else beside(members))
     run = next((m.run for m, r in zip(members, records, strict=True) if not r["missing"] and not r["arm"]), None)
     publish(part, found, run, html, tell)
     return max(map(abs, statuses.values()), default=0) and 1
@@ -101,11 +101,10 @@ def compare_runs(folders, results, command, html=False, tell=print):
         raise UserError(f"{', '.join(unfinished)}: no method has finished in it")
     head = records[0]["settings"]
     several_arms = len({record["arm"] for record in records}) > 1
-    part = Path(results) / head["experiment"] / ("studies" if several_arms else head["preset"])
+    part = Path(results) / head["experiment"] / ("arms" if several_arms else head["preset"])
     refuse_to_replace(part, records)
     claim(part)
-    order = order_of(runner.published(head["experiment"], head["data"]))
-    publish(part, comparison.gather(records, command, order=order), None, html, tell)
+    publish(part, comparison.gather(records, command, order=ORDER), None, html, tell)
     return 0
 
 
@@ -119,11 +118,6 @@ def again(folder, html=False, tell=print):
     write_page(folder, html)
     tell(f"{folder}/: {', '.join(['README.md', *['report.html'] * html, *(f'{name}/' for name in parts)])}")
     return 0
-
-
-def order_of(published):
-    """The methods of the paper from the best to the worst."""
-    return [name for name in sorted(published, key=published.get) if name != TEACHER]
 
 
 def claim(folder):

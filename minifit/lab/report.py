@@ -163,7 +163,8 @@ def networks_table(rows):
     return table(lines, header + ["notes"] * bool(notes)) + ("\n\n" + "\n".join(numbered) if notes else "")
 
 
-TITLES = {"paper": "The paper's settings", "default": "Our settings", "studies": "Studies"}  # of parts, in order
+# The parts of a page, in order.
+TITLES = {"paper": "The paper's settings", "default": "Our settings", "arms": "Changed settings", "studies": "Studies"}
 MARKS = {"shown": "shown", "refuted": "refuted", "undecided": "not decided"}
 
 
@@ -239,9 +240,13 @@ def part_blocks(name, part):
 
 def made_by(part):
     """The versions and commits that trained these runs; "+" marks a working copy with changes."""
-    runs = [run for run in part["runs"] if "minifit" in run]
-    made = sorted({(run["minifit"], (run["commit"] or "unknown").replace("+", " +")) for run in runs})
-    return " ".join(f"Trained by minifit {version}, commit {commit}." for version, commit in made)
+    made = {}
+    for run in part["runs"]:
+        if "minifit" in run:
+            made.setdefault(run["minifit"], set()).add((run["commit"] or "unknown").replace("+", " +"))
+    return " ".join(
+        f"Trained by minifit {version}, commit {several(sorted(made[version]))}." for version in sorted(made)
+    )
 
 
 def about_runs(part):
@@ -291,7 +296,7 @@ def tables(question, part, several_arms):
         order, mark = part["order"]["methods"], MARKS[part["order"]["test_error"]]
         best = ", then ".join(methods[name]["title"] for name in order)
         rule = "It is shown if the interval of each step lies below 0, and refuted if one lies above."
-        blocks.append(("text", f"The paper's order on test images, {best}: {mark}. {rule}"))
+        blocks.append(("text", f"The paper's order, by test error, {best}: {mark}. {rule}"))
     return blocks
 
 

@@ -1,8 +1,9 @@
-"""Several seeds: their statistics, what is kept and what is named, the pages, and one line for whatever was wrong."""
+"""Several seeds and arms: statistics, what is kept and what is named, pages, and one line for what is wrong."""
 
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,25 +16,24 @@ import pytest
 from scipy import stats
 
 import run
-from minifit import data, experiments
-from minifit.lab import compare as comparison, gallery, jobs as several, publish as results, statistics, studies, summaries
-from minifit.lab.cli import options, parse
-from minifit.experiments import DIGITS, Experiment
-from minifit.lab.handover import take_teacher
-from minifit.networks import Conv, Network, Output
+from minifit import UserError, data, experiments
+from minifit.experiments import DIGITS, Experiment, Study
+from minifit.lab import compare, jobs, pages, plots, publish, report, runner
+from minifit.lab.files import write_json
 from minifit.lab.runner import Run
-from minifit.lab.training import Schedule
+from minifit.networks import Conv, Network, Output
+from minifit.optimizers import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = {"teacher": 0.55, "backprop": 1.9, "kd": 0.65, "fitnet": 0.51}
 TEACHER = Network("wide", (28, 28, 1), (Conv(5, 8, pool=(6, 6)), Conv(6, 3, pool=(2, 2)), Output(10)))
 STUDENT = Network("deep", (28, 28, 1), (Conv(3, 8, pool=(4, 4)), Conv(3, 2), Conv(4, 2, pool=(2, 2)), Output(10)))
 SCHEDULE = Schedule("rmsprop", lr=0.01, epochs=2, patience=2, batch=20)
 CONFIG = replace(
     DIGITS,
-    **{"train": 40, "validation": 16, "test": 16, "guided": (2,), "hint": (1,)},
+    **{"train": 40, "validation": 16, "test": 16, "guided_layer": (2,), "hint_layer": (1,)},
     **dict.fromkeys(("teacher", "stage1", "student"), SCHEDULE),
 )
+KINDS = "json", "jsonl", "png", "md", "html", "h5"
 
 
 def tiny(*more):
@@ -45,18 +45,29 @@ def tiny(*more):
 
 
 def contents(folder, *kinds):
-    return {str(p.relative_to(folder)): p.read_bytes() for kind in kinds for p in sorted(folder.rglob(f"*.{kind}"))}
+    found = sorted(p for p in folder.rglob("*") if p.suffix[1:] in (kinds or KINDS))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+
+
+def silent(*words):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def the_command(monkeypatch):
+    """What children are started with; and none is, unless a test of commands says so."""
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "run.py")])
 
 
 def test_a_spread_is_the_mean_and_the_samples_standard_deviation():
-    assert statistics.spread([1.0, 2.0, 6.0]) == {"n": 3, "mean": 3.0, "sd": pytest.approx(math.sqrt(7))}
-    assert statistics.spread([0.5]) == {"n": 1, "mean": 0.5, "sd": None}
-    assert statistics.spread([]) == {"n": 0, "mean": None, "sd": None}
+    assert compare.spread([1.0, 2.0, 6.0]) == {"n": 3, "mean": 3.0, "sd": pytest.approx(math.sqrt(7))}
+    assert compare.spread([0.5]) == {"n": 1, "mean": 0.5, "sd": None}
+    assert compare.spread([]) == {"n": 0, "mean": None, "sd": None}
 
 
 def test_a_paired_difference_is_that_of_hand_and_of_scipy():
     one, other = [0.47, 0.52, 0.44], [0.65, 0.60, 0.61]
-    found = statistics.paired(one, other)  # differences -.18, -.08, -.17; t of 2 degrees of freedom: 4.3027
+    found = compare.paired(one, other)  # differences -.18, -.08, -.17; t of 2 degrees of freedom: 4.3027
     mean, sd = -0.43 / 3, math.sqrt((0.18**2 + 0.08**2 + 0.17**2 - 0.43**2 / 3) / 2)
     half = 4.302652729911275 * sd / math.sqrt(3)
     assert found == {"n": 3} | {
@@ -69,11 +80,11 @@ def test_a_paired_difference_is_that_of_hand_and_of_scipy():
 
 
 def test_one_pair_has_no_interval_and_equal_differences_have_none():
-    assert statistics.paired([0.4], [0.5]) == {"n": 1, "mean": pytest.approx(-0.1)} | dict.fromkeys(
+    assert compare.paired([0.4], [0.5]) == {"n": 1, "mean": pytest.approx(-0.1)} | dict.fromkeys(
         ("sd", "low", "high", "p")
     )
     for one, other in (([1.0, 2.0], [0.5, 1.5]), ([1.05, 1.18], [1.12, 1.25])):  # the latter differ in rounding
-        same = statistics.paired(one, other)
+        same = compare.paired(one, other)
         assert same["mean"] == pytest.approx(one[0] - other[0]) and same["sd"] < 1e-15
         assert (same["low"], same["high"], same["p"]) == (None, None, None)
 
@@ -88,70 +99,200 @@ def test_one_pair_has_no_interval_and_equal_differences_have_none():
         ([(-2, -1), (None, None)], "undecided"),
     ],
 )
-def test_an_order_is_shown_by_both_steps_and_refuted_by_one(intervals, verdict):
-    assert statistics.order(*({"low": low, "high": high} for low, high in intervals)) == verdict
+def test_an_order_is_shown_by_all_steps_and_refuted_by_one(intervals, verdict):
+    assert compare.verdict([{"low": low, "high": high} for low, high in intervals]) == verdict
+
+
+def test_each_student_is_compared_with_the_one_before_it_and_with_the_first():
+    assert compare.pairs(["teacher", "a", "b", "c", "d"]) == [
+        *[("b", "a"), ("c", "b"), ("c", "a")],
+        *[("d", "c"), ("d", "a")],
+    ]
+    assert compare.pairs(["teacher"]) == compare.pairs(["a"]) == []
+
+
+def stage(method, **changes):
+    sizes = {"weights": 100, "epochs": 4, "best_epoch": 3, "seconds": 2.0}
+    own = {"method": method, "title": method.upper(), "label": method, "loss": "labels"}
+    return own | sizes | {"test_error": 2.0, "validation_error": 1.0} | changes
+
+
+def unjudged(method, **changes):
+    return {k: v for k, v in stage(method, **changes).items() if not k.endswith("_error")}
+
+
+def test_a_methods_figures_are_those_of_its_last_judged_stage_and_its_costs_those_of_all():
+    stages = {"first": unjudged("m", weights=7), "second": stage("m", weights=9, epochs=10, best_epoch=8)}
+    assert compare.figures(stages | {"other": unjudged("n")}) == {
+        "m": {"weights": 9, "test_error": 2.0, "validation_error": 1.0, "best_epoch": 8, "epochs": 14, "seconds": 4.0}
+        | {"from": None}
+    }
+    on_all = {"second": {k: v for k, v in stage("m", test_error=1.5, best_epoch=8).items() if k != "validation_error"}}
+    found = compare.figures(stages, on_all)["m"]
+    assert (found["test_error"], found["validation_error"], found["epochs"]) == (1.5, 1.0, 18)
+
+
+def member(seed, arm="", missing=(), settings=None, **stages):
+    own = {"experiment": "digits", "data": "digits", "preset": "default", "seed": seed, "tau": 3.0, "retrain": False}
+    own |= {"images": "a", "test": 8, "train": 40}
+    head = {"experiment": "digits", "data": "digits", "teacher": "wide", "student": "deep"}
+    head |= {"train_images": 40, "validation_images": 16, "test_images": 16}
+    record = {"arm": arm, "seed": seed, "folder": f"runs/seed{seed}{arm}", "missing": list(missing), "head": head}
+    made_by = {"minifit": "1", "commit": "abc"}
+    return record | made_by | {"settings": own | (settings or {}), "stages": stages}
+
+
+def test_arms_are_paired_by_seed_and_unfinished_runs_are_in_no_figure():
+    runs = [
+        *[member(seed, a=stage("a", test_error=e, validation_error=e)) for seed, e in ((0, 1.0), (1, 2.0), (2, 9.0))],
+        *[
+            member(seed, "tau=1", settings={"tau": 1.0}, a=stage("a", test_error=e, validation_error=e))
+            for seed, e in ((1, 1.0), (0, 0.4))
+        ],
+        member(3, missing=["a"]),
+    ]
+    found = compare.gather(runs, "command")
+    base, other = found["questions"][0]["rows"]
+    assert (base["seeds"], base["test_errors"], base["less"]) == ([0, 1, 2], [1.0, 2.0, 9.0], None)
+    assert other["less"]["test_error"]["mean"] == pytest.approx(-0.8) and other["less"]["test_error"]["n"] == 2
+    assert (base["best"], other["best"]) == (False, True)
+    assert found["arms"] == {"": {}, "tau=1": {"tau": 1.0}}
+    assert found["settings"]["train"] == 40 and found["runs"][0]["settings"] == {"seed": 0, "tau": 3.0}
+    assert "Seed 3 is unfinished and left out of the means; to train: a." in report.about_runs(found)
+    again = compare.gather(*compare.again(json.loads(json.dumps(found))))
+    assert json.dumps(again) == json.dumps(found)
+
+
+def test_fifteen_methods_give_tables_and_pictures(tmp_path):
+    names = [f"method{i}" for i in range(15)]
+    stages = {name: stage(name, test_error=1.0 + i) for i, name in enumerate(names)}
+    found = compare.gather([member(seed, **stages) for seed in (0, 1)], "command", order=names[:2])
+    assert len(found["questions"][0]["differences"]) == 27 and found["order"]["methods"] == names[:2]
+    publish.write_part(tmp_path, found)
+    publish.write_page(tmp_path.parent)
+    assert (tmp_path / "errors.png").exists()
+    assert len({plots.colour_of(name, names) for name in names}) == 15
+
+
+def test_a_question_shows_methods_that_two_of_its_arms_have_and_asks_for_its_own_seeds():
+    def arm(name, seed, *methods, **settings):
+        of = {"from": "elsewhere"} if name else {}
+        stages = {m: stage(m) for m in methods}
+        return member(seed, name, settings=settings, teacher=stage("teacher", **of), **stages)
+
+    runs = [arm("", seed, "a", "b") for seed in range(3)] + [arm("tau=1", seed, "b", tau=1.0) for seed in range(2)]
+    studies = [Study("tau?", {"1": {"tau": 1}, "3, paper": {}}, ("b",)), Study("more", {"base": {}}, ("a",), more=1)]
+    questions = compare.questions_of(studies, 2)
+    found = compare.gather(runs, "command", questions=questions)["questions"]
+    assert [(row["method"], row["setting"], row["seeds"]) for row in found[0]["rows"]] == [
+        ("b", "1", [0, 1]),
+        ("b", "3, paper", [0, 1]),
+    ]
+    assert [row["less"] is None for row in found[0]["rows"]] == [False, True]  # the base is the reference
+    assert found[1]["rows"][0]["seeds"] == [0, 1, 2]
+
+
+def test_one_teacher_for_all_seeds_is_told_and_has_no_spread():
+    def said(*teachers):
+        runs = [member(i, teacher=stage("teacher", **({"from": t} if t else {}))) for i, t in enumerate(teachers)]
+        found = compare.gather(runs, "command")
+        return found["questions"][0]["rows"][0]["seeds"], " ".join(report.about_runs(found))
+
+    seeds, text = said("runs/a", "runs/a")
+    assert seeds == [0] and "One teacher, trained in runs/a, served all seeds" in text
+    seeds, text = said("runs/a", None)
+    assert seeds == [0, 1] and "seed 0's in runs/a, seed 1's in its own run" in text
+    assert "eacher" not in said(None, None)[1]
+
+
+def test_run_directories_are_arms_by_what_differs_in_their_settings():
+    runs = [member(0), member(1), member(0, settings={"tau": 1.0}), member(0, settings={"train": 20, "images": "b"})]
+    assert [run["arm"] for run in compare.arms_of(runs)] == ["", "", "tau=1.0", "train=20"]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            member(0, settings={"experiment": "mnist"}),
+            "runs/seed0 and runs/seed0x cannot be compared: they differ in exp",
+        ),
+        (member(1, settings={"images": "b"}), "they differ in images"),
+        (member(1, settings={"test": 3, "tau": 1}), "they differ in test"),
+        (member(1, settings={"networks.student.name": "flat"}), "they differ in networks.student.name"),
+        (member(0), "runs/seed0 and runs/seed0x have the same settings and the same seed"),
+    ],
+)
+def test_a_mixture_that_makes_no_sense_is_refused(other, said):
+    with pytest.raises(UserError, match=said):
+        compare.arms_of([member(0), other | {"folder": "runs/seed0x"}])
 
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
     """Runs of light networks: seeds 0 and 1 are whole, 2 has its teacher alone, 3 and 4 stand beside."""
     runs, dataset = tmp_path_factory.mktemp("runs") / "digits", data.load("digits", train=56, test=16)
-    small = Experiment("digits", TEACHER, STUDENT, {})
+    small = Experiment("digits", TEACHER, STUDENT, {"default": DIGITS})
 
     def of(seed, goal):
         made = Run(runs / f"seed{seed}", "digits", "default", small, CONFIG, seed, dataset, np, 1, False)
-        with made:
-            for name in made.plan(goal):
-                made.make(name)
+        runner.train(made, goal, silent)
         return made
 
-    of(3, "backprop"), of(4, "all")
-    return [of(0, "all"), of(1, "all"), of(2, "teacher")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "draw", silent)
+        of(3, "backprop"), of(4, "all")
+        return [of(0, "all"), of(1, "all"), of(2, "teacher")]
+
+
+def published(seeds, folder, html=True):
+    """The results of runs, none of which is trained on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "run_jobs", lambda *_: {})
+        members = [publish.Member(run, []) for run in seeds]
+        publish.compare(members, folder, "python run.py compare digits", html=html, tell=silent)
+    return folder / "digits", json.loads((folder / "digits" / "default" / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def written(seeds, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results") / "digits"
-    part = results.write_comparison(seeds, folder, "python run.py compare digits", DIGITS, PUBLISHED)
-    results.write_pages(folder, PUBLISHED)
-    return folder, part
+    return published(seeds, tmp_path_factory.mktemp("results"))
 
 
 def test_means_are_over_whole_seeds_and_the_records_are_the_runs_own(seeds, written):
     _, part = written
     summaries = [run.summary()["stages"] for run in seeds[:2]]
+    rows = {row["method"]: row for row in part["questions"][0]["rows"]}
     for name in ("teacher", "backprop", "kd", "fitnet"):
         tests = [stages[name]["test_error"] for stages in summaries]
-        assert part["methods"][name]["test_error"]["mean"] == pytest.approx(np.mean(tests))
-        assert part["methods"][name]["test_error"]["n"] == 2
-        assert part["methods"][name]["best_epochs"] == [stages[name]["best_epoch"] for stages in summaries]
+        assert rows[name]["test_error"] == {"n": 2, "mean": pytest.approx(np.mean(tests)), "sd": np.std(tests, ddof=1)}
+        assert rows[name]["best_epochs"] == [stages[name]["best_epoch"] for stages in summaries]
     both = [stages["hint"]["seconds"] + stages["fitnet"]["seconds"] for stages in summaries]
-    assert part["methods"]["fitnet"]["seconds"]["mean"] == pytest.approx(np.mean(both))
-    assert part["methods"]["fitnet"]["epochs"]["mean"] == 4
+    assert rows["fitnet"]["seconds"]["mean"] == pytest.approx(np.mean(both)) and rows["fitnet"]["epochs"]["mean"] == 4
     gain = [stages["fitnet"]["test_error"] - stages["kd"]["test_error"] for stages in summaries]
-    assert part["differences"][0]["test_error"]["mean"] == pytest.approx(np.mean(gain))
-    record = part["seeds"][1]
-    assert record["seed"] == 1 and record["settings"]["seed"] == 1 and record["settings"]["tau"] == 3.0
+    pair = next(d for d in part["questions"][0]["differences"] if (d["method"], d["less"]) == ("fitnet", "kd"))
+    assert pair["test_error"]["mean"] == pytest.approx(np.mean(gain))
+    record = part["runs"][1]
+    assert record["seed"] == record["settings"]["seed"] == 1 and part["settings"]["tau"] == 3.0
     assert record["stages"] == summaries[1] and {"minifit", "commit", "python", "numpy"} <= record.keys()
 
 
 def test_unfinished_seeds_and_those_not_asked_for_are_named(written):
     folder, part = written
-    assert [seed["missing"] for seed in part["seeds"]] == [[], [], ["backprop", "kd", "hint", "fitnet"]]
+    assert [run["missing"] for run in part["runs"]] == [[], [], ["backprop", "kd", "hint", "fitnet"]]
     text = (folder / "README.md").read_text()
     assert "Seeds: 0 and 1." in text
-    assert "Seed 2 is unfinished and in no mean; to train: backprop, kd, hint, fitnet." in text
-    assert "Seed 3 was started too, is unfinished (teacher, kd, hint, fitnet), and was not asked for." in text
-    assert "Seed 4 was started too, is finished, and was not asked for." in text
+    assert "Seed 2 is unfinished and left out of the means; to train: backprop, kd, hint, fitnet." in text
+    assert "Seed 3 has been started too and is unfinished (teacher, kd, hint, fitnet). It was not asked for." in text
+    assert "Seed 4 has been started too and is finished. It was not asked for." in text
 
 
-def test_the_page_has_the_papers_figures_what_was_changed_and_the_pictures(written):
+def test_the_page_has_what_was_changed_the_verdict_and_the_pictures(written):
     folder, _ = written
     text = (folder / "README.md").read_text()
-    assert "| FitNet | " in text and "| 0.51 |" in text and "| 1.9 |" in text
     assert "python run.py compare digits" in text and "train 40" in text
-    assert "The order hint > KD > back-propagation on test images: " in text
-    for name in summaries.PICTURES:
+    assert "The paper's order, by test error, FitNet, then knowledge distillation, then standard back-" in text
+    for name in publish.PICTURES:
         assert f"](default/{name})" in text
         assert (folder / "default" / name).read_bytes().startswith(b"\x89PNG")
 
@@ -171,67 +312,100 @@ def test_the_html_needs_no_other_file_and_closes_what_it_opens(written):
 
     text = (folder / "report.html").read_text()
     Parser().feed(text)
-    assert opened == [] and len(sources) == len(summaries.PICTURES)
+    assert opened == [] and len(sources) == len(publish.PICTURES)
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
-    assert "hint &gt; KD &gt; back-propagation" in text
+    assert "a &lt; b &amp; c" in pages.html("title", [("text", "a < b & c")], folder)
 
 
-def test_written_again_every_file_is_the_same(seeds, written, tmp_path):
+def test_made_again_from_the_records_every_file_is_the_same(seeds, written, tmp_path):
     folder, _ = written
-    results.write_comparison(seeds, tmp_path / "digits", "python run.py compare digits", DIGITS, PUBLISHED)
-    results.write_pages(tmp_path / "digits", PUBLISHED)
-    kinds = "json", "md", "html", "png"
-    assert contents(tmp_path / "digits", *kinds) == contents(folder, *kinds)
-
-
-def test_both_presets_stand_in_one_table(written, tmp_path):
-    folder, part = written
-    (tmp_path / "paper").mkdir()
-    (tmp_path / "default").mkdir()
-    (tmp_path / "default" / "results.json").write_text((folder / "default" / "results.json").read_text())
-    (tmp_path / "paper" / "results.json").write_text(json.dumps(part | {"preset": "paper"}))
-    results.write_pages(tmp_path, {})
-    header = (tmp_path / "README.md").read_text().splitlines()[2]
-    assert "the paper's settings (changed): test error %" in header and "our settings (changed): test" in header
-    assert "paper %" not in header
-
-
-def test_one_teacher_for_all_seeds_is_said():
-    def part(*teachers):
-        seeds = [{"seed": i, "missing": [], "teacher_from": where} for i, where in enumerate(teachers)]
-        return " ".join(summaries.about_seeds({"seeds": seeds, "others": []}))
-
-    assert "One teacher, trained in runs/a, served all seeds" in part("runs/a", "runs/a")
-    assert "seed 0's in runs/a, seed 1's in its own run" in part("runs/a", None)
-    assert "eacher" not in part(None, None)
-
-
-def test_one_teacher_for_all_seeds_has_no_spread(seeds, tmp_path):
-    others = [replace(seeds[0], folder=tmp_path / f"seed{seed}", seed=seed) for seed in (0, 1)]
-    for other in others:
-        with other:
-            take_teacher(other, seeds[0].folder)
-            for name in other.plan("backprop"):
-                other.make(name)
-    part = comparison.gather(others, "command", CONFIG, "teacher", "backprop")
-    assert (part["methods"]["teacher"]["test_error"]["n"], part["methods"]["backprop"]["test_error"]["n"]) == (1, 2)
-    assert summaries.methods_table(part)[2][0][:4:3] == ["teacher (one for all seeds)", None]
+    published(seeds, tmp_path)
+    assert contents(tmp_path / "digits") == contents(folder)
+    for name in ("README.md", "report.html", "default/errors.png", "default/curves.png"):
+        (tmp_path / "digits" / name).unlink()
+    publish.again(tmp_path / "digits", html=True, tell=silent)
+    assert contents(tmp_path / "digits") == contents(folder)
 
 
 def test_without_a_finished_seed_there_is_a_page_and_no_mean(seeds, tmp_path):
-    part = results.write_comparison(seeds[2:], tmp_path, "command", DIGITS, {})
-    results.write_pages(tmp_path, {})
-    assert part["methods"] == {} and "No seed is finished." in (tmp_path / "README.md").read_text()
+    folder, part = published(seeds[2:], tmp_path, html=False)
+    assert part["methods"] == {} and "No seed is finished." in (folder / "README.md").read_text()
+    assert not (folder / "report.html").exists()
 
 
-def test_the_channels_of_a_mosaic_lie_in_reading_order():
-    maps = np.arange(12.0).reshape(2, 2, 3)
-    found = gallery.mosaic(maps, 2)
-    assert found.shape == (5, 5)
-    np.testing.assert_array_equal(found[:2, :2], maps[..., 0])
-    np.testing.assert_array_equal(found[:2, 3:], maps[..., 1])
-    np.testing.assert_array_equal(found[3:, :2], maps[..., 2])
-    assert np.isnan(found[2]).all() and np.isnan(found[:, 2]).all() and np.isnan(found[3:, 3:]).all()
+def test_parts_stand_in_one_table_beside_the_papers_figures(written, tmp_path):
+    _, part = written
+    for name in ("paper", "default"):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "results.json", part | {"preset": name, "experiment": "mnist", "data": "MNIST"})
+    publish.write_page(tmp_path)
+    header, _, _, _, _, fitnet = (tmp_path / "README.md").read_text().splitlines()[2:8]
+    assert "the paper's settings (changed): test error %" in header and "our settings (changed): test" in header
+    assert "paper %" in header and "| FitNet |" in fitnet and "| 0.51 |" in fitnet
+
+
+def test_existing_runs_are_compared_without_their_data(seeds, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "load", None)
+    folders = [str(run.folder) for run in seeds[:2]]
+    assert run.main(["compare", *folders, "--results", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "digits" / "default" / "results.json").read_text())
+    assert [record["seed"] for record in found["runs"]] == [0, 1] and "FitNet" in capsys.readouterr().out
+    assert "same settings and the same seed" in refusal(capsys, ["compare", folders[0], folders[0]])
+
+
+@pytest.fixture(scope="module")
+def one_seed(seeds, tmp_path_factory):
+    return published(seeds[:1], tmp_path_factory.mktemp("one"), html=False)[0].parent
+
+
+def other_settings(path):
+    path.write_text(path.read_text().replace('"tau": 3.0', '"tau": 2.0'))
+
+
+def other_images(path):
+    found = json.loads(path.read_text())
+    write_json(path, found | {"settings": found["settings"] | {"images": "of other digits"}})
+
+
+def other_run(path):
+    found = json.loads(path.read_text())
+    found["runs"][0]["stages"]["kd"]["seconds"] += 1
+    write_json(path, found)
+
+
+def more_seeds(path):
+    found = json.loads(path.read_text())
+    seventh = found["runs"][0] | {"seed": 7}
+    write_json(path, found | {"runs": [*found["runs"], seventh]})
+
+
+def earlier(path):
+    write_json(path, {"command": "", "methods": {}, "seeds": []})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_settings, "default holds other results: tau 2.0, now 3.0. Name another --results folder"),
+        (other_images, 'holds other results: images "of other digits", now "'),
+        (other_run, "its seed 0 is of another training run"),
+        (more_seeds, "it has seed 7, which was not asked for"),
+        (earlier, "not the results of a comparison, or those of an earlier minifit"),
+    ],
+)
+def test_results_of_anything_else_are_never_replaced(change, said, seeds, one_seed, tmp_path):
+    folder = shutil.copytree(one_seed / "digits", tmp_path / "digits")
+    change(folder / "default" / "results.json")
+    before = contents(folder)
+    with pytest.raises(UserError, match=said):
+        published(seeds[:1], tmp_path)
+    assert contents(folder) == before
+
+
+def test_more_seeds_of_the_same_settings_extend_the_results(seeds, one_seed, tmp_path):
+    shutil.copytree(one_seed, tmp_path, dirs_exist_ok=True)
+    _, part = published(seeds[:2], tmp_path)
+    assert part["questions"][0]["rows"][0]["seeds"] == [0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -239,74 +413,72 @@ def compared(tmp_path_factory):
     """Two seeds at once, by the command."""
     folder = tmp_path_factory.mktemp("compared")
     arguments = ["compare", "digits", "--seeds", "2", "--runs", str(folder / "runs"), "--results", str(folder / "out")]
-    assert run.main([*arguments, "--at-once", "2", *tiny()]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(ROOT / "run.py")])
+        assert run.main([*arguments, "--at-once", "2", *tiny()]) == 0
     return folder, arguments
 
 
 def test_seeds_at_once_are_bit_for_bit_those_one_at_a_time(compared, tmp_path):
     for seed in ("0", "1"):
         assert run.main(["digits", "--seed", seed, "--runs", str(tmp_path), *tiny()]) == 0
-    assert contents(tmp_path, "h5") == contents(compared[0] / "runs", "h5")
+    mine, theirs = contents(tmp_path, "h5"), contents(compared[0] / "runs", "h5")
+    assert mine == theirs and len(mine) == 10
 
 
 def test_the_same_command_again_trains_nothing_and_changes_nothing(compared, monkeypatch, capsys):
     folder, arguments = compared
-    before = contents(folder, "h5", "jsonl", "png", "json", "html", "md")
-    monkeypatch.setattr(several.subprocess, "Popen", None)
+    before = contents(folder)
+    monkeypatch.setattr(jobs.subprocess, "Popen", None)
     assert run.main([*arguments, "--at-once", "2", *tiny()]) == 0
-    assert contents(folder, "h5", "jsonl", "png", "json", "html", "md") == before
+    assert contents(folder) == before
     assert "2 of 2 seeds kept" in capsys.readouterr().out
 
 
-def test_results_are_made_again_from_the_records_alone(compared, monkeypatch, capsys):
+def test_a_fresh_clone_does_not_destroy_the_published_page(compared, tmp_path, monkeypatch, capsys):
     folder, _ = compared
-    kinds = "png", "json", "html", "md"
-    before = contents(folder / "out", *kinds)
-    for path in [*folder.joinpath("out").rglob("*.png"), *folder.joinpath("out").glob("*.*")]:
+    before = contents(folder / "out")
+    monkeypatch.setattr(jobs.subprocess, "Popen", None)
+    words = ["compare", "digits", "--seeds", "1", "--runs", str(tmp_path / "runs"), "--results", str(folder / "out")]
+    line = refusal(capsys, [*words, *tiny("--train", "12")])
+    assert "default holds other results: " in line and "train 16, now 12" in line
+    assert "it has seed 1, which was not asked for. Name another --results folder" in line
+    assert contents(folder / "out") == before and not (tmp_path / "runs").exists()
+
+
+def test_results_are_made_again_without_data_and_without_runs(compared, tmp_path, monkeypatch, capsys):
+    folder, _ = compared
+    before, again = contents(folder / "out"), ["results", "digits", "--results"]
+    for path in (*folder.joinpath("out").rglob("errors.png"), folder / "out" / "digits" / "README.md"):
         path.unlink()
-    monkeypatch.setattr(several.subprocess, "Popen", None)
-    assert run.main(["results", "digits", "--results", str(folder / "out")]) == 0
-    assert contents(folder / "out", *kinds) == before and len(before) == 8
-    assert "README.md, report.html, default/" in capsys.readouterr().out
-
-
-def test_results_of_runs_that_are_gone_stay_as_they_are(compared, tmp_path, capsys):
-    folder, _ = compared
-    before, again = contents(folder / "out", "png", "json", "html", "md"), ["results", "digits", "--results"]
-    (folder / "runs" / "digits" / "seed1").rename(tmp_path / "seed1")
-    line = refusal(capsys, [*again, str(folder / "out")])
-    assert "seed1: no teacher, backprop, kd, hint, fitnet, of which" in line
-    (tmp_path / "seed1").rename(folder / "runs" / "digits" / "seed1")
-    assert contents(folder / "out", "png", "json", "html", "md") == before
-    assert "no comparison in it" in refusal(capsys, [*again, str(tmp_path)])
+    (folder / "runs").rename(tmp_path / "gone")
+    monkeypatch.setattr(data, "load", None)
+    assert run.main([*again, str(folder / "out")]) == 0
+    (tmp_path / "gone").rename(folder / "runs")
+    assert contents(folder / "out") == before and "README.md, default/" in capsys.readouterr().out
+    assert "no results.json in it" in refusal(capsys, [*again, str(tmp_path)])
     (tmp_path / "digits" / "default").mkdir(parents=True)
     (tmp_path / "digits" / "default" / "results.json").write_text("{}")
     assert "results.json: not the results of a comparison" in refusal(capsys, [*again, str(tmp_path)])
 
 
 def test_records_without_weights_make_the_same_results_and_are_never_trained_in(compared, tmp_path, capsys):
-    folder, _ = compared
-    kinds = "png", "json", "html", "md"
-    before = contents(folder / "out", *kinds)
-    weights = [path for path in (folder / "runs").rglob("*.h5")]
+    folder, arguments = compared
+    before, weights = contents(folder, "png", "json", "jsonl", "md"), [*(folder / "runs").rglob("*.h5")]
     for path in weights:
         path.rename(tmp_path / f"{path.parent.name}-{path.name}")
-    for path in [*folder.joinpath("out").glob("*.*"), folder / "out" / "digits" / "default" / "errors.png"]:
-        path.unlink()
-    assert run.main(["results", "digits", "--results", str(folder / "out")]) == 0
-    records = contents(folder / "runs", "json", "jsonl")
+    assert run.main([*arguments, "--at-once", "2", *tiny()]) == 0
     capsys.readouterr()
     line = refusal(capsys, ["digits", "--runs", str(folder / "runs"), *tiny()])
     assert "seed0 holds the records of a run without its weights" in line
-    assert contents(folder / "runs", "json", "jsonl") == records
-    assert contents(folder / "out", *kinds) == before
+    assert contents(folder, "png", "json", "jsonl", "md") == before
     for path in weights:
         (tmp_path / f"{path.parent.name}-{path.name}").rename(path)
 
 
-def test_runs_of_other_settings_are_refused_before_anything_starts(compared, monkeypatch, capsys):
-    monkeypatch.setattr(several.subprocess, "Popen", None)
-    line = refusal(capsys, [*compared[1], *tiny("--tau", "2")])
+def test_runs_of_other_settings_are_refused_before_anything_starts(compared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs.subprocess, "Popen", None)
+    line = refusal(capsys, [*compared[1][:-1], str(tmp_path), *tiny("--tau", "2")])
     assert "tau 3.0, now 2.0" in line
 
 
@@ -320,7 +492,7 @@ def test_a_seed_that_fails_is_named_and_is_in_no_mean(tmp_path, capsys):
 
 def test_ctrl_c_stops_every_seed_and_says_how_to_go_on(tmp_path):
     arguments = ["compare", "digits", "--seeds", "2", "--at-once", "2", "--runs", str(tmp_path), *tiny()]
-    arguments += ["--teacher.epochs", "500", "--teacher.patience", "500"]
+    arguments += ["--teacher.epochs", "500", "--teacher.patience", "500", "--results", str(tmp_path / "out")]
     process = subprocess.Popen(
         [sys.executable, "run.py", *arguments],
         cwd=ROOT,
@@ -340,19 +512,17 @@ def test_ctrl_c_stops_every_seed_and_says_how_to_go_on(tmp_path):
     assert out.splitlines()[-1].startswith("stopped; the last finished epoch is kept. To go on: python run.py compare")
     for seed in (0, 1):  # and nobody is at work in their folders
         folder = tmp_path / "digits" / f"seed{seed}"
-        config = experiments.EXPERIMENTS["digits"].presets["default"]
-        command = parse("digits", arguments[6:])
-        config = replace(config, **{f: getattr(command, f) for f in ("train", "validation", "test", "teacher")})
-        config = replace(config, stage1=command.stage1, student=command.student)
-        dataset = data.load("digits", train=24, test=8)
-        with Run(folder, "digits", "default", experiments.EXPERIMENTS["digits"], config, seed, dataset, np, 1) as own:
-            assert own.directory.state("teacher").startswith("at epoch")
+        found = compare.record(folder)
+        with runner.RunDirectory(
+            folder, ("teacher",), json.loads((folder / "config.json").read_text())["settings"], np
+        ):
+            assert found["seed"] == seed and found["stages"] == {}
 
 
 def test_a_command_that_fails_stops_no_other():
     said = []
     commands = [["-c", "print('one'); raise SystemExit(3)"], ["-c", "print('two')"]]
-    statuses = several.run_jobs([several.Job("a", commands), several.Job("b", commands[1:])], 1, said.append)
+    statuses = jobs.run_jobs([jobs.Job("a", commands), jobs.Job("b", commands[1:])], 1, said.append)
     assert statuses == {"a": 3, "b": 0} and said == ["a | one", "a | two", "b | two"]
 
 
@@ -363,139 +533,90 @@ def refusal(capsys, arguments):
     return said.err.strip()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["compare"], "compare takes an experiment first: choose mnist, digits, cifar10-fitnet1"),
-        (["compare", "minst"], "compare takes an experiment first"),
-        (["compare", "--seeds", "2"], "compare takes an experiment first"),
-        (["compare", "digits", "--seeds", "0"], "--seeds 0: wanted 1 or more"),
-        (["compare", "digits", "--seeds", "two"], "--seeds"),
-        (["compare", "digits", "--at-once", "0"], "--at-once 0: wanted 1 or more"),
-        (["compare", "digits", "--workers", "0"], "--workers 0: wanted 1 or more"),
-        (["compare", "digits", "--seed", "1"], "--seeds"),
-        (["compare", "digits", "--stage", "kd"], "--results"),
-        (["compare", "digits", "--student-tau", "0"], "--student-tau 0.0: wanted a number above 0"),
-        (["compare", "digits", "--regressor-pieces", "0"], "--regressor-pieces 0: wanted at least 1"),
-        (["study"], "study takes an experiment first: choose mnist, digits"),
-        (["study", "cifar10-fitnet1"], "there is no study of cifar10-fitnet1: choose mnist or digits"),
-        (["study", "digits", "--preset", "paper"], "--preset paper: studies have a short schedule of their own"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_what_cannot_be_meant_is_one_line(arguments, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert said in refusal(capsys, arguments)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("name", studies.BASES)
-def test_the_words_of_a_command_line_make_the_settings_again(name):
-    default = experiments.EXPERIMENTS[name].presets["default"]
-    for changes, *_ in studies.variants().values():
-        config = replace(studies.BASES[name], **changes, retrain=True)
-        command = parse(name, options(config, default))
-        assert all(getattr(command, setting) == value for setting, value in vars(config).items())
-        back = options(default, config)
-        assert "--no-retrain" in back
-
-
-@pytest.mark.parametrize("name", studies.BASES)
-def test_every_variant_changes_settings_that_there_are_and_can_be_meant(name):
-    found = studies.variants()
-    assert next(iter(found)) == "base" and set(found["base"][1]) == {"backprop", "kd", "fitnet"}
-    for changes, *_ in found.values():
-        experiments.check(experiments.EXPERIMENTS[name], replace(studies.BASES[name], **changes))
-    for study in studies.STUDIES:  # one setting at a time
-        variants = [set(changes.items()) for changes in study.variants.values()]
-        assert all(len(one ^ variants[0]) <= 2 and len({k for k, _ in one ^ variants[0]}) <= 1 for one in variants)
-
-
-def test_a_study_trains_one_teacher_a_seed_and_compares_by_validation(tmp_path, monkeypatch, capsys):
-    study = studies.Study("tau", ("kd", "fitnet"), {"1": {"tau": 1.0}, "3, paper": {}})
-    further = studies.Study("Start", ("kd",), {"scaled": {}, "uniform": {"init": "uniform"}}, more=1)
-    monkeypatch.setattr(studies, "STUDIES", (study, further))
-    arguments = [
-        "study",
-        "digits",
-        "--seeds",
-        "1",
-        "--runs",
-        str(tmp_path / "runs"),
-        "--results",
-        str(tmp_path / "out"),
-    ]
-    assert run.main([*arguments, *tiny()]) == 0
-    first, other = (tmp_path / "runs" / "study" / name / "digits" / "seed0" for name in ("base", "tau-1.0"))
-    own, taken = (json.loads((folder / "summary.json").read_text())["stages"] for folder in (first, other))
-    assert taken["teacher"].pop("from") == str(first) and taken["teacher"] == own["teacher"]
-    found = json.loads((tmp_path / "out" / "digits" / "studies.json").read_text())
-    rows = [row for row in found["studies"][0]["rows"] if row["method"] == "fitnet"]
-    assert [row["validation_errors"] for row in rows] == [[s["fitnet"]["validation_error"]] for s in (taken, own)]
-    gain = taken["fitnet"]["validation_error"] - own["fitnet"]["validation_error"]
-    assert rows[0]["difference"]["mean"] == pytest.approx(gain) and rows[1]["difference"] is None
-    assert rows[0]["best"] == (gain <= 0) and rows[1]["best"] == (gain >= 0)
-    between = {pair["variant"]: pair for pair in found["studies"][0]["between"]}
-    for variant, stages in (("1", taken), ("3, paper", own)):
-        gain = stages["fitnet"]["validation_error"] - stages["kd"]["validation_error"]
-        assert between[variant]["validation_error"]["mean"] == pytest.approx(gain)
-        assert (between[variant]["method"], between[variant]["less"]) == ("fitnet", "kd")
-    started = {str(p.parent.relative_to(tmp_path / "runs" / "study")) for p in tmp_path.rglob("config.json")}
-    further = {f"{name}/digits/seed1" for name in ("base", "init-uniform")}
-    assert started == {f"{name}/digits/seed0" for name in ("base", "init-uniform", "tau-1.0")} | further
-    assert [row["validation_error"]["n"] for s in found["studies"] for row in s["rows"]] == [1, 1, 1, 1, 2, 2]
+def test_arms_share_the_teacher_of_a_seed_and_are_paired_with_the_base(tmp_path, monkeypatch):
+    words = ["--seeds", "1", "--stage", "kd", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "out")]
+    arguments = ["compare", "digits", *words, "--arm", "tau=1,student_tau=2", *tiny()]
+    assert run.main(arguments) == 0
+    found = json.loads((tmp_path / "out" / "digits" / "arms" / "results.json").read_text())
+    assert list(found["arms"]) == ["", "tau=1.0,student_tau=2.0"]
+    base, other = (record["stages"] for record in found["runs"])
+    assert other["teacher"] == base["teacher"] | {"from": found["runs"][0]["folder"]}
+    rows = [row for row in found["questions"][0]["rows"] if row["method"] == "kd"]
+    gain = other["kd"]["validation_error"] - base["kd"]["validation_error"]
+    assert rows[1]["less"]["validation_error"]["mean"] == pytest.approx(gain) and len(rows) == 2
     text = (tmp_path / "out" / "digits" / "README.md").read_text()
-    assert "### tau" in text and text.count("| FitNet less knowledge distillation | ") == len(between) == 2
+    assert "## Changed settings (preset default)" in text and "The base's teacher of a seed serves" in text
 
-    before = contents(tmp_path, "h5", "json", "md", "html", "png")
-    monkeypatch.setattr(several.subprocess, "Popen", None)
-    assert run.main([*arguments, *tiny()]) == 0
-    assert contents(tmp_path, "h5", "json", "md", "html", "png") == before
-    (tmp_path / "out" / "digits" / "README.md").unlink()
-    assert run.main(["results", "digits", "--results", str(tmp_path / "out")]) == 0  # no comparison is there
-    assert contents(tmp_path, "h5", "json", "md", "html", "png") == before
+    before = contents(tmp_path)
+    monkeypatch.setattr(jobs.subprocess, "Popen", None)
+    assert run.main(arguments) == 0
+    assert contents(tmp_path) == before
 
 
-def test_retrained_networks_give_the_test_errors_and_the_chosen_ones_the_validation_errors(tmp_path):
-    dataset, small = data.load("digits", train=56, test=16), Experiment("digits", TEACHER, STUDENT, {})
-    config = replace(CONFIG, retrain=True, guided=(1, 2), hint=(1, 2), regressor="fc")  # and two hints
+def test_studies_ask_their_questions_of_the_methods_that_they_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "STUDIES", (Study("tau", {"1": {"tau": 1.0}, "3, paper": {}}, ("kd",)),))
+    words = ["--seeds", "1", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "out"), *tiny()]
+    assert run.main(["compare", "digits", "--studies", *words]) == 0
+    found = json.loads((tmp_path / "out" / "digits" / "studies" / "results.json").read_text())
+    (question,) = found["questions"]
+    assert found["preset"] == "short" and question["question"] == "tau"
+    assert [(row["method"], row["setting"]) for row in question["rows"]] == [("kd", "1"), ("kd", "3, paper")]
+    assert "### tau" in (tmp_path / "out" / "digits" / "README.md").read_text()
+
+
+def test_retrained_networks_give_the_test_errors_and_the_chosen_ones_the_validation_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "draw", silent)
+    dataset = data.load("digits", train=56, test=16)
+    small = Experiment("digits", TEACHER, STUDENT, {"default": DIGITS})
+    config = replace(CONFIG, retrain=True, guided_layer=(1, 2), hint_layer=(1, 2), regressor="fc")  # and two hints
     first = Run(tmp_path / "seed0", "digits", "default", small, config, 0, dataset, np, 1, False)
-
-    def perform(one):
-        with one:
-            for name in one.plan("all"):
-                one.make(name)
-        return one
-
-    perform(first)
-    assert comparison.of_seed(first, "all")["missing"][0] == "teacher, on all images"
-    last = perform(first.on_all())
-    part = results.write_comparison([first], tmp_path / "out", "command", DIGITS, {})
+    runner.train(first, "all", silent)
+    stages = list(first.stages)
+    assert compare.record(first.folder, stages)["missing"] == [f"{name}, on all images" for name in stages]
+    last = first.on_all()
+    runner.train(last, "all", silent)
+    folder, part = published([first], tmp_path / "out")
     chosen, again = first.summary()["stages"], last.summary()["stages"]
-    found = part["seeds"][0]["methods"]["fitnet"]
-    assert found["test_error"] == again["fitnet"]["test_error"]
-    assert found["validation_error"] == chosen["fitnet"]["validation_error"]
-    stages = [stages[name] for stages in (chosen, again) for name in ("hint", "hint_2", "fitnet")]
-    assert found["epochs"] == sum(stage["epochs"] for stage in stages)
-    assert all((tmp_path / "out" / "default" / name).exists() for name in summaries.PICTURES)
-
-
-def test_a_teacher_of_another_random_start_serves(seeds, tmp_path):
-    config = replace(CONFIG, init="uniform", width=0.5)
-    other = replace(seeds[0], folder=tmp_path, config=config)
-    with other:
-        take_teacher(other, seeds[0].folder)
-    assert other.missing("teacher") == []
+    row = part["questions"][0]["rows"][-1]
+    assert row["method"] == "fitnet" and row["test_errors"] == [again["fitnet"]["test_error"]]
+    assert row["validation_errors"] == [chosen["fitnet"]["validation_error"]]
+    own = [part[name]["epochs"] for part in (chosen, again) for name in ("hint", "hint_2", "fitnet")]
+    assert row["epochs"]["mean"] == sum(own)
+    assert all((folder / "default" / name).exists() for name in publish.PICTURES)
 
 
 def test_a_results_folder_that_cannot_be_is_one_line_before_anything_is_trained(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(several.subprocess, "Popen", None)
-    for command in ("compare", "study"):
-        words = ["--results", str(tmp_path / "file"), "--runs", str(tmp_path / "runs")]
-        assert "cannot be written" in refusal(capsys, [command, "digits", *words, *tiny()])
+    monkeypatch.setattr(jobs.subprocess, "Popen", None)
+    words = ["--results", str(tmp_path / "file"), "--runs", str(tmp_path / "runs")]
+    assert "cannot be written" in refusal(capsys, ["compare", "digits", *words, *tiny()])
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_order_needs_both_of_its_steps():
-    assert comparison.order({"differences": []}) is None
+def test_the_committed_results_are_what_their_records_give(tmp_path):
+    """README.md and results.json of results/mnist, whose pictures depend on the version of matplotlib."""
+    for name, found in publish.parts_of(ROOT / "results" / "mnist").items():
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "results.json", compare.gather(*compare.again(found)))
+        for picture in (ROOT / "results" / "mnist" / name).glob("*.png"):
+            (tmp_path / name / picture.name).touch()
+    publish.write_page(tmp_path)
+    theirs = contents(ROOT / "results" / "mnist", "md", "json")
+    assert contents(tmp_path, "md", "json") == theirs and len(theirs) == 4
+
+
+def test_the_committed_records_give_the_committed_results():
+    for name, found in publish.parts_of(ROOT / "results" / "mnist").items():
+        for old in (own for own in compare.again(found)[0] if (ROOT / own["folder"]).exists()):
+            now = compare.record(ROOT / old["folder"])
+            assert now["settings"] == old["settings"] and now["stages"] == old["stages"], name
+
+
+def test_the_channels_of_a_mosaic_lie_in_reading_order():
+    maps = np.arange(12.0).reshape(2, 2, 3)
+    found = plots.mosaic(maps, 2)
+    assert found.shape == (5, 5)
+    np.testing.assert_array_equal(found[:2, :2], maps[..., 0])
+    np.testing.assert_array_equal(found[:2, 3:], maps[..., 1])
+    np.testing.assert_array_equal(found[3:, :2], maps[..., 2])
+    assert np.isnan(found[2]).all() and np.isnan(found[:, 2]).all() and np.isnan(found[3:, 3:]).all()
