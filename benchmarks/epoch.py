@@ -21,6 +21,7 @@ from minifit.lab.runner import Run, trained, walk
 from minifit.layers import Layer
 
 METHODS = ("forward", "backward", "weight_gradients", "__call__")
+PARTS = ("train", "validation", "test")
 SLOTS = 64  # of the processes' clocks, by their number
 
 
@@ -29,7 +30,7 @@ def main(arguments=None):
     parser.add_argument("--experiment", choices=experiments.EXPERIMENTS, default="mnist")
     parser.add_argument("--data-dir", help="where the data set lies; else as for run.py")
     parser.add_argument("--workers", type=positive, nargs="+", default=sorted({1, available()}))
-    parser.add_argument("--train", type=positive, help="images that are trained on; else as the experiment says")
+    parser.add_argument("--train", type=positive, help="train, validate and test on at most so many images")
     options = parser.parse_args(arguments)
     print(machine(), flush=True)
     clock = timed_layers()
@@ -74,14 +75,14 @@ def stages(options, count, clock):
     experiment = experiments.EXPERIMENTS[options.experiment]
     config = experiment.presets["default"]
     once = {name: replace(getattr(config, name), epochs=1) for name in ("teacher", "stage1", "student")}
-    config = replace(config, **once, teacher_all=0, train=options.train or config.train)
+    if options.train:
+        config = replace(config, **{part: min(options.train, getattr(config, part) or options.train) for part in PARTS})
+    config = replace(config, **once, teacher_all=0)
     sizes = {"train": config.train + config.validation, "test": config.test}
     dataset = data.load(experiment.data, data_dir=options.data_dir, progress=False, **sizes)
     with tempfile.TemporaryDirectory() as folder:
-        run, rows = (
-            Run(Path(folder), options.experiment, "default", experiment, config, 0, dataset, np, count, False),
-            [],
-        )
+        about = Path(folder), options.experiment, "default", experiment, config, 0, dataset
+        run, rows = Run(*about, np, count, progress=False), []
 
         def train(stage):
             clock[:] = 0
@@ -93,7 +94,7 @@ def stages(options, count, clock):
             return record
 
         with run.directory:
-            walk(fitnets.METHODS[-1], run.task(), train)
+            walk(next(m for m in fitnets.METHODS if m.name == "fitnet"), run.task(), train)
         return rows
 
 

@@ -2,12 +2,17 @@
 
 The ordinary profile is derandomised: what turns a test red is then a change of the code and never the day's luck, and a
 failure is the same on every machine. The long one draws anew each time, and prints how to repeat what it finds.
+
+Processes that share the tests (pytest-xdist) have one BLAS thread each, and so have the commands that they start.
 """
 
 import os
 import sys
 
 from hypothesis import HealthCheck, Phase, settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, which no test has done yet
 
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ordinary", max_examples=5, derandomize=True, deadline=None, suppress_health_check=slow)
