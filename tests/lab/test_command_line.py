@@ -500,7 +500,7 @@ def test_all_help_has_every_option_with_its_sentence_and_value_in_its_group(comm
         assert f"--{name.replace('_', '-')}" in said and f.metadata["help"] in flat
     headings = [line for line in said.splitlines() if line.isalpha()]
     assert headings == ["data", "networks", "hint", "distillation", "training", "run"]
-    assert "[0.002, 0.005, 0.005]" in said and "--flips, --no-flips" in said and "conv|fc|none" in said
+    assert "[0.002, 0.005, 0.005]" in flat and "--flips, --no-flips" in said and "conv|fc|none" in said
     assert said.index("\nhint\n") < said.index("--hint-reduction") < said.index("\ndistillation\n")
 
 
