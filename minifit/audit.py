@@ -183,12 +183,9 @@ def pool(integer, rng, size=None, stride=None):
     return of_layer(layer, spaced(images(integer), rng))
 
 
-def elementwise(integer, rng, layer, seed=None, draw=spaced):
-    return of_layer(layer, draw(images(integer), rng), seed)
-
-
-def softmax(integer, rng, tau):
-    return of_layer(Softmax(tau), rng.normal(size=(integer(1, 4), integer(1, 6))))
+def whatever(integer, rng, layer, seed=None):
+    """A layer that takes any shape."""
+    return of_layer(layer, spaced(images(integer), rng), seed)
 
 
 def reshape(integer, rng):
@@ -209,8 +206,8 @@ def branches(integer, rng):
 
 def mean(integer, rng):
     d, e, f = integer(1, 5), integer(1, 4), integer(1, 3)
-    layers = dense(rng, d, e), Sequential([dense(rng, d, f), dense(rng, f, e)]), dense(rng, d, e)
-    return of_layer(Mean(layers), rng.normal(size=(integer(1, 4), d)))
+    parts = dense(rng, d, e), Sequential([dense(rng, d, f), dense(rng, f, e)]), dense(rng, d, e)
+    return of_layer(Mean(parts), rng.normal(size=(integer(1, 4), d)))
 
 
 def mapping(integer, rng, kind, pieces):
@@ -221,17 +218,17 @@ def mapping(integer, rng, kind, pieces):
     return of_layer(layer, rng.normal(size=(integer(1, 3), *guided)))
 
 
-def drawn(layers, rng):
-    initialise(layers, rng)
-    return settled(layers, rng)
+def drawn(network, rng):
+    initialise(network, rng)
+    return settled(network, rng)
 
 
-def settled(layers, rng):
-    """The layers with random biases for their zeros: where a kernel meets only padding, pieces without a bias tie."""
-    for p in layers.params.values():
+def settled(network, rng):
+    """The network with random biases for their zeros: where a kernel meets only padding, pieces without a bias tie."""
+    for p in network.params.values():
         if not p.any():
             p[...] = rng.normal(size=p.shape)
-    return layers
+    return network
 
 
 def built(network, rng, **dropout):
@@ -240,37 +237,42 @@ def built(network, rng, **dropout):
 
 def block(integer, rng, block, seed=None, batch=(1, 3), **dropout):
     shape = integer(3, 6), integer(3, 5), integer(1, 3)
-    layers = built(Network("block", shape, (block,)), rng, **dropout)
-    return of_layer(layers, rng.normal(size=(integer(*batch), *shape)), seed)
+    network = built(Network("block", shape, (block,)), rng, **dropout)
+    return of_layer(network, rng.normal(size=(integer(*batch), *shape)), seed)
 
 
-def pair(integer, pieces=2):
-    """A thin deep student and a shallow teacher; layer 2 of the one is as large as layer 1 of the other."""
+def pair(integer, pieces=2, alike=False):
+    """A thin deep student and a shallow teacher. Its layer 1 has smaller maps than the student's layer 2, or alike."""
     shape, classes = (integer(4, 6), integer(3, 5), integer(1, 2)), integer(2, 4)
     thin = Conv(2, 3, pad=1, pieces=pieces), Conv(integer(1, 2), 3, pad=1, pool=(2, 2), pieces=pieces)
     student = Network("student", shape, (*thin, FullyConnected(2, pieces and 5), Output(classes)))
-    wide = Conv(integer(1, 3), 4, pad=1, pool=(2, 2), pieces=pieces)
+    wide = thin[1] if alike else Conv(integer(1, 3), 4, pad=1, pool=(2, 2), pieces=pieces)
     return student, Network("teacher", shape, (wide, Output(classes)))
 
 
-def part(integer, rng, index, batch=(1, 4), heads=(), ensemble=1):
-    """Some layers of a student; with heads at some depths, or as an ensemble."""
+def part(integer, rng, index, batch=(1, 4)):
     network = pair(integer)[0]
-    students, x = [built(network, rng) for _ in range(ensemble)], rng.normal(size=(integer(*batch), *network.input))
-    x = x if not index.start else students[0][: index.start](x)
-    layers = students[0][index] if ensemble == 1 else Mean([student[index] for student in students])
-    if heads:
-        outputs = [Output(3).layers(layers[:i](x).shape[1:], np, np.float64) for i in heads]
-        layers = Branches(layers, {i: drawn(Sequential(head), rng) for i, head in zip(heads, outputs, strict=True)})
-    return of_layer(layers, x)
+    student, x = built(network, rng), rng.normal(size=(integer(*batch), *network.input))
+    return of_layer(student[index], student[: index.start](x) if index.start else x)
+
+
+def branched(integer, rng):
+    problem = part(integer, rng, slice(None))
+    student, x = problem.subject, problem.arrays["x"]
+    heads = {i: Output(3).layers(student[:i](x).shape[1:], np, np.float64) for i in (1, 2)}
+    return of_layer(Branches(student, {i: drawn(Sequential(head), rng) for i, head in heads.items()}), x)
+
+
+def ensemble(integer, rng):
+    network = pair(integer)[0]
+    x = rng.normal(size=(integer(1, 3), *network.input))
+    return of_layer(Mean([built(network, rng)[:2] for _ in "ab"]), x)
 
 
 def walk(integer, rng, method, pieces=2, **settings):
     """The problems that are a method's stages, on small networks; what it takes from methods before it is there."""
-    student, teacher = pair(integer, pieces)
     settings = AUDITED | settings
-    if settings["regressor"] == "none":  # then the teacher's maps must have the shape of the student's
-        teacher, settings["hint_layer"] = student, settings["guided_layer"]
+    student, teacher = pair(integer, pieces, alike=settings["regressor"] == "none")
     x = rng.normal(size=(integer(1, 4), *student.input))
     labels = rng.integers(0, student.blocks[-1].classes, len(x))
     config, seed = replace(MNIST_PAPER, **settings), int(rng.integers(2**32))
@@ -308,6 +310,7 @@ class Case:
     kinks: bool = False
 
 
+eq_2 = partial(entropy, loss=losses.distillation_loss)
 CASES = [
     Case("Linear", linear, affine=True),
     Case("Conv2d", conv, affine=True),
@@ -324,28 +327,27 @@ CASES = [
     Case("MaxPool2d 2/2", partial(pool, size=2, stride=2)),
     Case("MaxPool2d 4/2", partial(pool, size=4, stride=2)),
     Case("MaxPool2d 8/8", partial(pool, size=8, stride=8)),
-    Case("ReLU", partial(elementwise, layer=ReLU())),
-    Case("Softmax tau 1", partial(softmax, tau=1.0)),
-    Case("Softmax tau 3", partial(softmax, tau=3.0)),
-    Case("Softmax tau 0.5", partial(softmax, tau=0.5)),
-    Case("Dropout", partial(elementwise, layer=Dropout(0.5), seed=1), affine=True),
-    Case("Dropout not rescaled", partial(elementwise, layer=Dropout(0.8, rescale=False), seed=2), affine=True),
-    Case("Dropout without noise", partial(elementwise, layer=Dropout(0.5)), affine=True),
-    Case("Flatten", partial(elementwise, layer=Flatten()), affine=True),
+    Case("ReLU", partial(whatever, layer=ReLU())),
+    Case("Softmax tau 1", partial(whatever, layer=Softmax(1.0))),
+    Case("Softmax tau 3", partial(whatever, layer=Softmax(3.0))),
+    Case("Softmax tau 0.5", partial(whatever, layer=Softmax(0.5))),
+    Case("Dropout", partial(whatever, layer=Dropout(0.5), seed=1), affine=True),
+    Case("Dropout not rescaled", partial(whatever, layer=Dropout(0.8, rescale=False), seed=2), affine=True),
+    Case("Dropout without noise", partial(whatever, layer=Dropout(0.5)), affine=True),
+    Case("Flatten", partial(whatever, layer=Flatten()), affine=True),
     Case("Reshape", reshape, affine=True),
-    Case("Sequential of nothing", partial(elementwise, layer=Sequential([])), affine=True),
-    Case("Sequential of ReLU, ReLU", partial(elementwise, layer=Sequential([ReLU(), Sequential([ReLU()])]))),
+    Case("Sequential of nothing", partial(whatever, layer=Sequential([])), affine=True),
+    Case(
+        "Sequential of ReLU, ReLU",
+        partial(whatever, layer=Sequential([ReLU(), Sequential([ReLU()])])),
+    ),
     Case("Branches", branches, affine=True),
-    Case("Branches of blocks", partial(part, index=slice(None), heads=(1, 2)), kinks=True),
+    Case("Branches of blocks", branched, kinks=True),
     Case("Mean", mean, affine=True),
-    Case("Mean of blocks", partial(part, index=slice(2), ensemble=2), kinks=True),
+    Case("Mean of blocks", ensemble, kinks=True),
     Case("block conv maxout", partial(block, block=Conv(2, 3)), kinks=True),
     Case("block conv maxout pool", partial(block, block=Conv(2, 3, pad=3, pool=(3, 2))), kinks=True),
-    Case(
-        "block conv maxout pool of many images",
-        partial(block, block=Conv(2, 3, pad=3, pool=(3, 2)), batch=MANY),
-        kinks=True,
-    ),
+    Case("block conv of many images", partial(block, block=Conv(2, 3, pad=3, pool=(3, 2)), batch=MANY), kinks=True),
     Case("block conv ReLU pool", partial(block, block=Conv(3, 2, pool=(2, 2), pieces=None)), kinks=True),
     Case("block dropout conv maxout", partial(block, block=Conv(2, 3), dropout_keep_input=0.8, seed=3), kinks=True),
     Case("block fc maxout 5", partial(block, block=FullyConnected(3, pieces=5)), kinks=True),
@@ -355,24 +357,18 @@ CASES = [
     Case("student of many images", partial(part, index=slice(None), batch=MANY), kinks=True),
     Case("student[:2]", partial(part, index=slice(2)), kinks=True),
     Case("student[1:3]", partial(part, index=slice(1, 3)), kinks=True),
-    Case("regressor conv maxout 2", partial(mapping, kind="conv", pieces=2), kinks=True),
-    Case("regressor conv maxout 5", partial(mapping, kind="conv", pieces=5), kinks=True),
-    Case("regressor conv ReLU", partial(mapping, kind="conv", pieces=None), kinks=True),
-    Case("regressor conv linear", partial(mapping, kind="conv", pieces=1), affine=True),
-    Case("regressor fc linear", partial(mapping, kind="fc", pieces=1), affine=True),
-    Case("regressor fc maxout 2", partial(mapping, kind="fc", pieces=2), kinks=True),
-    Case("regressor fc maxout 5", partial(mapping, kind="fc", pieces=5), kinks=True),
-    Case("regressor fc ReLU", partial(mapping, kind="fc", pieces=None), kinks=True),
+    *(
+        Case(f"regressor {kind} {words}", partial(mapping, kind=kind, pieces=pieces), pieces == 1, pieces != 1)
+        for kind in ("conv", "fc")
+        for words, pieces in (("maxout 2", 2), ("maxout 5", 5), ("ReLU", None), ("linear", 1))
+    ),
     Case("regressor none", partial(mapping, kind="none", pieces=None), affine=True),
     Case("cross_entropy", partial(entropy, loss=losses.cross_entropy)),
-    Case("distillation_loss tau 3 lam 4", partial(entropy, loss=losses.distillation_loss, tau=3.0, lam=4.0)),
-    Case("distillation_loss tau 1 lam 1", partial(entropy, loss=losses.distillation_loss, tau=1.0, lam=1.0)),
-    Case("distillation_loss tau 20 lam 9", partial(entropy, loss=losses.distillation_loss, tau=20.0, lam=9.0)),
-    Case("distillation_loss tau 0.5 lam 0", partial(entropy, loss=losses.distillation_loss, tau=0.5, lam=0.0)),
-    Case(
-        "distillation_loss tau 3 lam 4 student_tau 1",
-        partial(entropy, loss=losses.distillation_loss, tau=3.0, lam=4.0, student_tau=1.0),
-    ),
+    Case("distillation_loss tau 3 lam 4", partial(eq_2, tau=3.0, lam=4.0)),
+    Case("distillation_loss tau 1 lam 1", partial(eq_2, tau=1.0, lam=1.0)),
+    Case("distillation_loss tau 20 lam 9", partial(eq_2, tau=20.0, lam=9.0)),
+    Case("distillation_loss tau 0.5 lam 0", partial(eq_2, tau=0.5, lam=0.0)),
+    Case("distillation_loss tau 3 lam 4 student_tau 1", partial(eq_2, tau=3.0, lam=4.0, student_tau=1.0)),
     Case("hint_loss", hint_loss),
     Case("hint_loss mean", partial(hint_loss, reduction="mean")),
 ]
@@ -396,13 +392,10 @@ def cases():
         for name, settings in VARIANTS.items():
             draw = partial(walk, method=method, **settings)
             stages = [problem.subject for problem in draw(lambda low, high: low, np.random.default_rng(0))]
-            kind = [
-                (stage.loss, [(type(leaf), vars(leaf).get("pieces")) for leaf in leaves(stage.network)])
-                for stage in stages
-            ]
-            if kind not in seen:
-                seen.append(kind)
+            made = [(s.loss, [(type(leaf), vars(leaf).get("pieces")) for leaf in leaves(s.network)]) for s in stages]
+            if made not in seen:
                 rows.append(Case(f"method {method.name}{name}", draw, kinks=True))
+            seen.append(made)
     return rows
 
 

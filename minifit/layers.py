@@ -62,18 +62,14 @@ def leaves(layer):
 def max_norms(layer):
     """{parameter name: largest norm of each of its filters}, where there is one."""
     limits = {"w": layer.max_norm} if layer.max_norm and "w" in layer.params else {}
-    for name, child in layer.children.items():
-        limits |= _named(name, max_norms(child))
-    return limits
+    return limits | _flat({name: max_norms(child) for name, child in layer.children.items()})
 
 
 def lr_scales(layer, above=1.0):
     """{parameter name: times the learning rate}, where that is not 1: lr_scale, multiplied along the way down."""
     scale = above * layer.lr_scale
     scales = {} if layer.children or scale == 1 else dict.fromkeys(layer.params, scale)
-    for name, child in layer.children.items():
-        scales |= _named(name, lr_scales(child, scale))
-    return scales
+    return scales | _flat({name: lr_scales(child, scale) for name, child in layer.children.items()})
 
 
 class Composite(Layer):
@@ -81,10 +77,7 @@ class Composite(Layer):
 
     @property
     def params(self):
-        params = {}
-        for name, child in self.children.items():
-            params |= _named(name, child.params)
-        return params
+        return _flat({name: child.params for name, child in self.children.items()})
 
 
 class Sequential(Composite):
@@ -132,13 +125,13 @@ class Sequential(Composite):
         if lowest is None:
             return {}
         dy, grads = self._backward(dy, cache, lowest + 1, len(self))
-        return grads | _named(list(self.children)[lowest], self.layers[lowest].weight_gradients(dy, cache[lowest]))
+        return grads | _flat({list(self.children)[lowest]: self.layers[lowest].weight_gradients(dy, cache[lowest])})
 
     def _backward(self, dy, cache, first, last):
         grads = {}
         for (name, layer), kept in reversed(list(zip(self.children.items(), cache, strict=True))[first:last]):
             dy, layer_grads = layer.backward(dy, kept)
-            grads |= _named(name, layer_grads)
+            grads |= _flat({name: layer_grads})
         return dy, grads
 
     def __len__(self):
@@ -205,7 +198,7 @@ class Branches(Composite):
         for (depth, head), dhead, kept in reversed(list(zip(self.heads.items(), dys, above, strict=True))):
             dy, grads_between = self.trunk._backward(dy, below, depth, end)
             dx, grads_of_head = head.backward(dhead, kept)
-            grads |= grads_between | _named(f"head{depth}", grads_of_head)
+            grads |= grads_between | _flat({f"head{depth}": grads_of_head})
             dy, end = dy + dx, depth
         return dy, grads, self.trunk[:end], below[:end]
 
@@ -234,17 +227,13 @@ class Mean(Composite):
         return sum(ys) / len(ys)
 
     def backward(self, dy, cache):
-        dx, grads, share = 0, {}, dy / len(cache)
-        for (name, layer), kept in zip(self.children.items(), cache, strict=True):
-            dlayer, layer_grads = layer.backward(share, kept)
-            dx, grads = dx + dlayer, grads | _named(name, layer_grads)
-        return dx, grads
+        layers = zip(self.children.items(), cache, strict=True)
+        parts = {name: layer.backward(dy / len(cache), kept) for (name, layer), kept in layers}
+        return sum(dx for dx, _ in parts.values()), _flat({name: grads for name, (_, grads) in parts.items()})
 
     def weight_gradients(self, dy, cache):
-        grads, share = {}, dy / len(cache)
-        for (name, layer), kept in zip(self.children.items(), cache, strict=True):
-            grads |= _named(name, layer.weight_gradients(share, kept))
-        return grads
+        layers = zip(self.children.items(), cache, strict=True)
+        return _flat({name: layer.weight_gradients(dy / len(cache), kept) for (name, layer), kept in layers})
 
 
 class Linear(Layer):
@@ -519,8 +508,8 @@ class Reshape(Layer):
         return dy.reshape(cache), {}
 
 
-def _named(name, group):
-    return {f"{name}.{key}": value for key, value in group.items()}
+def _flat(groups):
+    return {f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}
 
 
 def _sum_rows(dy):
