@@ -103,9 +103,9 @@ class RunDirectory:
         return self.stages == tuple(self._listed()) and not any(self.folder.glob("*.h5"))
 
     def finished(self):
-        """{stage: its record} of the stages whose weights are there, or of all where `recorded`."""
+        """{stage: its record} of the stages whose files say so, or of all where `recorded`."""
         recorded = self.recorded
-        return {name: r for name, r in self._listed().items() if recorded or self.checkpoint(name).exists()}
+        return {name: r for name, r in self._listed().items() if recorded or self.state(name) == "finished"}
 
     def _listed(self):
         """The stages in summary.json, whether or not their weights are there."""

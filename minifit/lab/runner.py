@@ -218,7 +218,7 @@ def train(run, goal, say, teacher_from=None):
             return record
 
         for method, keys in run.plan(goal):
-            walk(method, task, make, keys[-1])
+            walk(method, task, make, keys[-1] if keys != run.keys(method) else None)
         if goal == "all":
             say("\n" + report.results_table(run.summary(), published(run.name, run.data.name)))
         say(f"\n{run.folder}/: summary.json, metrics.jsonl, curves.png, filters.png")
@@ -252,7 +252,7 @@ def trained(run, stage, tell=None):
     key, directory = stage.key, run.directory
     path, settings = directory.checkpoint(key), run.settings_of(key)
     finished = directory.finished()
-    if key in finished and directory.state(key) == "finished":
+    if key in finished:
         load(run, stage, settings)
         return finished[key], False
     stage = replace(stage, schedule=replace(stage.schedule, epochs=run.epochs.get(key, stage.schedule.epochs)))
@@ -369,5 +369,8 @@ def stage_of(run, key, start=False):
         return run.directory.finished().get(stage.key, {"best_epoch": 1})
 
     with threadpool_limits(1, user_api="blas"):
-        walk(run.stages[key][0], run.task(), loaded, key)
+        task = run.task()
+        if start:
+            task.trained -= {key}  # its network is drawn, although it has been trained
+        walk(run.stages[key][0], task, loaded, key)
     return found[-1]
