@@ -48,7 +48,7 @@ def several(values):
 def table(rows, header, markdown=False):
     """Aligned columns under a header: columns of numbers to the right, None as "-", "\\n" starts a line in a cell."""
     cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
-    columns = [[row[i] for row in cells] for i in range(len(header))]
+    columns = [[line for row in cells for line in row[i].split("\n")] for i in range(len(header))]
     right = [any(c) and all(t in ("-", "") or NUMBER.fullmatch(t.strip()) for t in c) for c in columns]
     if markdown:
         rule = ["---:" if r else "---" for r in right]

@@ -12,13 +12,23 @@ import numpy as np
 import pytest
 
 from minifit import UserError
-from minifit.lab import plots, report
+from minifit.lab import plan, plots, report
 
 PAPER = {"teacher": 0.55, "backprop": 1.9, "kd": 0.65, "fitnet": 0.51}
 
 
 def text(block):
     return textwrap.dedent(block).strip("\n")
+
+
+NAMED = {
+    "teacher": ("teacher", "teacher", "teacher", "labels"),
+    "teacher_all": ("teacher", "teacher", "teacher", "labels"),
+    "backprop": ("backprop", "standard back-propagation", "back-prop", "labels"),
+    "kd": ("kd", "knowledge distillation", "KD", "eq. 2"),
+    "hint": ("fitnet", "FitNet", "FitNet", "eq. 3"),
+    "fitnet": ("fitnet", "FitNet", "FitNet", "eq. 2"),
+}
 
 
 def record(**changes):
@@ -39,8 +49,25 @@ def summary(**stages):
         "data": "MNIST",
         "seed": 0,
         "test_images": 10000,
-        "stages": stages,
+        "stages": {name: named(name) | stages[name] for name in NAMED if name in stages},
     }
+
+
+def named(stage):
+    return dict(zip(("method", "title", "label", "loss"), NAMED[stage], strict=True))
+
+
+def stages_of(metrics):
+    """The records of the stages in some metrics."""
+    found = {}
+    for stage in NAMED:
+        own = [m for m in metrics if m["stage"] == stage]
+        key = "validation_loss" if stage == "hint" else "validation_error"
+        if own:
+            best = np.nan_to_num([m[key] for m in own], nan=np.inf).argmin()
+            found[stage] = named(stage) | {"best_epoch": own[best]["epoch"]}
+            found[stage] |= {} if stage == "hint" else {"test_error": 1.0}
+    return found
 
 
 def epochs(stage, errors, losses=None):
@@ -110,23 +137,32 @@ def test_a_table_without_rows_is_its_header():
     assert report.table([], ["method", "epoch"]) == "method  epoch\n------  -----"
 
 
-def test_the_results_stand_in_the_papers_order_beside_its_figures_and_a_missing_stage_is_a_dash():
+def test_the_results_are_one_row_per_method_beside_the_papers_figures():
     teacher = record(weights=360816, test_error=0.58, validation_error=0.62, seconds=412.0, epochs=25, best_epoch=20)
-    got = report.results_table(summary(fitnet=record(), hint=hint_record(), teacher=teacher), PAPER)
-    assert got == text("""
+    stages = {"fitnet": record(), "hint": hint_record(), "teacher": teacher, "backprop": record(test_error=1.0)}
+    assert report.results_table(summary(**stages), PAPER) == text("""
                                                test  paper  validation     epoch
         method                     weights  error %      %     error %    chosen  minutes
         -------------------------  -------  -------  -----  ----------  --------  -------
         teacher                    360,816     0.58   0.55        0.62  20 of 25      6.9
-        standard back-propagation        -        -   1.9            -         -        -
-        knowledge distillation           -        -   0.65           -         -        -
-        FitNet                      29,944     0.93   0.51        0.98  12 of 14      5.3
+        standard back-propagation   29,944     1.00   1.9         0.98  12 of 14      4.1
+        FitNet                      29,944     0.93   0.51        0.98   9 of 10      5.3
+                                                                        12 of 14
 
         MNIST, 10,000 test images, seed 0, preset default.
         The paper's figures are those of its own teacher and of schedules of up to 500 epochs.
         Standard error of a test error of 0.93 %: 0.10.
-        FitNet's minutes include 1.2 of stage 1, the hints.
+        FitNet: 1.2 for hint and 4.1 for fitnet, in minutes.
     """)
+
+
+def test_a_teacher_trained_on_all_images_is_one_row_with_its_last_test_error():
+    later = record(test_error=0.5, epochs=7, best_epoch=7)
+    del later["validation_error"]
+    lines = report.results_table(summary(teacher=record(), teacher_all=later)).splitlines()
+    assert (
+        [line.split()[0] for line in lines[3:5]] == ["teacher", "7"] and " 0.50 " in lines[3] and " 0.98 " in lines[3]
+    )
 
 
 @pytest.mark.parametrize("published", [None, {}, dict.fromkeys(PAPER)])
@@ -141,11 +177,9 @@ def test_short_runs_are_told_in_seconds():
 
 
 def test_the_results_need_neither_a_stage_nor_a_test_error():
-    assert report.results_table(summary(), PAPER).count("-        -") >= 4
-    untested = record()
-    del untested["test_error"]
-    got = report.results_table(summary(fitnet=untested), PAPER)
-    assert "29,944        -   0.51        0.98" in got and "Standard error" not in got
+    for got in (report.results_table(summary(), PAPER), report.results_table(summary(hint=hint_record()))):
+        assert got.startswith("method  weights") or "method" in got.split("-")[0]
+        assert "Standard error" not in got and "MNIST, 10,000 test images" in got
 
 
 def test_the_results_name_data_seed_preset_and_the_standard_error():
@@ -185,7 +219,7 @@ def test_a_plan_adds_up_only_what_is_left():
     ]
     rows[1]["state"] = "to train"
     rows = [row | student for row in rows]
-    assert report.plan_table(rows) == text("""
+    assert plan.plan_table(rows) == text("""
         stage    trains                    loss   weights  mult.  epochs    estimate  state
         -------  ------------------------  -----  -------  -----  ------  ----------  ----------
         teacher  teacher                   H       29,944  5.31M      30           -  finished
@@ -195,7 +229,7 @@ def test_a_plan_adds_up_only_what_is_left():
 
         Left to train: about 2 min 05 s.
     """)
-    assert report.plan_table(rows[:1]).endswith("Nothing is left to train.")
+    assert plan.plan_table(rows[:1]).endswith("Nothing is left to train.")
 
 
 def test_networks_are_counted_twice_beside_the_published_counts_and_equal_notes_share_a_number():
@@ -241,21 +275,24 @@ RUNS = {
 }
 
 
+ONE = stages_of(RUNS["one epoch"])
+
+
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.filterwarnings("error")
 def test_curves_are_drawn_for(name, tmp_path):
     path = tmp_path / "curves.png"
-    plots.plot_curves(RUNS[name], path, name)
+    plots.plot_curves(RUNS[name], path, name, stages_of(RUNS[name]))
     width, height = size_of_png(path)
     panels = 2 * any(m["stage"] != "hint" for m in RUNS[name]) + any(m["stage"] == "hint" for m in RUNS[name])
     assert height == 504 and width >= 360 * panels
     assert [entry.name for entry in tmp_path.iterdir()] == ["curves.png"]
 
 
-def drawn(monkeypatch, *args, **kwargs):
+def drawn(monkeypatch, metrics, stages=None):
     figures = []
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
-    plots.plot_curves(*args, **kwargs)
+    plots.plot_curves(metrics, "unused", "title", stages or stages_of(metrics))
     return figures[0].axes
 
 
@@ -263,17 +300,29 @@ def dots(axes):
     return {line.get_color(): line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"}
 
 
-def test_the_dot_is_the_first_epoch_with_the_fewest_errors(monkeypatch):
+def test_the_dot_is_the_epoch_of_the_record(monkeypatch):
     metrics = epochs("kd", [2.0, 1.0, 1.0, 1.5], [4.0, 3.0, 2.0, 1.0]) + epochs("hint", [None] * 3, [3.0, 1.0, 2.0])
-    hint, _, error = drawn(monkeypatch, metrics, "unused", "title")
-    assert dots(error) == {plots.COLOURS["kd"]: [[2, 1.0]]}
-    assert dots(hint) == {plots.COLOURS["hint"]: [[2, 1.1]]}
-    _, error = drawn(monkeypatch, metrics[:4], "unused", "title", chosen={"kd": 3})
-    assert dots(error) == {plots.COLOURS["kd"]: [[3, 1.0]]}
+    hint, _, error = drawn(monkeypatch, metrics)
+    assert dots(error) == {"#0072B2": [[2, 1.0]]}
+    assert dots(hint) == {plots.UNJUDGED: [[2, 1.1]]}
+    _, error = drawn(monkeypatch, metrics[:4], {"kd": named("kd") | {"test_error": 1.0, "best_epoch": 3}})
+    assert dots(error) == {"#0072B2": [[3, 1.0]]}
+
+
+def test_a_method_has_one_colour_whichever_others_are_drawn():
+    wanted = {"teacher": "#333333", "backprop": "#D55E00", "kd": "#0072B2", "fitnet": "#009E73"}
+    assert {name: plots.colour_of(name) for name in wanted} == wanted
+    records = {name: named(name) | {"test_error": 1.0} for name in ("teacher", "teacher_all", "fitnet")}
+    records = records | {"hint": named("hint")}
+    assert plots.colours_of(records) == {
+        **{"teacher": "#999999", "teacher_all": "#333333"},
+        **{"fitnet": "#009E73", "hint": "#CC79A7"},
+    }
+    assert plots.colour_of("unheard of", ["unheard of"]) not in wanted.values()
 
 
 def test_an_error_of_zero_is_drawn_at_a_floor_that_says_zero(monkeypatch):
-    _, error = drawn(monkeypatch, RUNS["some zeros"], "unused", "title")
+    _, error = drawn(monkeypatch, RUNS["some zeros"])
     floor = error.lines[0].get_ydata()[1]
     low, high = error.get_ylim()
     assert low < floor < 0.5 < high
@@ -281,7 +330,7 @@ def test_an_error_of_zero_is_drawn_at_a_floor_that_says_zero(monkeypatch):
 
 
 def test_every_tick_of_a_log_axis_is_named_by_its_own_value(monkeypatch):
-    (hint,) = drawn(monkeypatch, epochs("hint", [None] * 2, [5e-4, 5e-3]), "unused", "title")
+    (hint,) = drawn(monkeypatch, epochs("hint", [None] * 2, [5e-4, 5e-3]))
     names = [label.get_text() for label in hint.get_yticklabels()]
     assert names == [r"$5\cdot10^{-4}$", "0.001", "0.002", "0.005"]
 
@@ -290,26 +339,26 @@ def test_every_tick_of_a_log_axis_is_named_by_its_own_value(monkeypatch):
 @pytest.mark.parametrize("ratio", [1.0, 2.0, 4.9, 12.0, 100.0, 999.0, 1e4, 1e25])
 @pytest.mark.parametrize("end", [[], [0.0]])
 def test_a_log_axis_has_at_least_three_ticks(low, ratio, end, monkeypatch):
-    _, error = drawn(monkeypatch, epochs("kd", [low * ratio, low, *end]), "unused", "title")
+    _, error = drawn(monkeypatch, epochs("kd", [low * ratio, low, *end]))
     ticks, (bottom, top) = error.get_yticks(), error.get_ylim()
     assert 3 <= len(ticks) <= 15 and bottom <= min(ticks) and max(ticks) <= top and len(set(ticks)) == len(ticks)
 
 
 def test_the_error_that_a_label_tells_is_said_to_be_the_best(monkeypatch):
-    _, error = drawn(monkeypatch, epochs("kd", [90.0, 86.0, 88.0]), "unused", "title")
+    _, error = drawn(monkeypatch, epochs("kd", [90.0, 86.0, 88.0]))
     assert [t.get_text() for t in error.texts if t.get_position()[0] > 1] == ["KD, best 86.00"]
 
 
 def test_the_labels_of_curves_that_end_together_do_not_overlap(monkeypatch):
     metrics = [m for stage in ("teacher", "backprop", "kd", "fitnet") for m in epochs(stage, [5.0, 1.0])]
-    for axes in drawn(monkeypatch, metrics, "unused", "title"):
+    for axes in drawn(monkeypatch, metrics):
         heights = sorted(t.get_position()[1] for t in axes.texts if t.get_position()[0] > 1)
         assert len(heights) == 4 and min(np.diff(heights)) > 0.05 and heights[0] >= 0 and heights[-1] <= 1
 
 
 def test_curves_without_an_epoch_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no epoch"):
-        plots.plot_curves([], tmp_path / "curves.png", "nothing")
+        plots.plot_curves([], tmp_path / "curves.png", "nothing", {})
 
 
 @pytest.mark.parametrize("C", [1, 2, 3])
@@ -339,13 +388,13 @@ def test_a_positive_weight_is_red_a_negative_one_blue_and_scale_does_not_matter(
 
 def test_the_same_metrics_give_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
-        plots.plot_curves(RUNS["one epoch"], tmp_path / name, "title")
+        plots.plot_curves(RUNS["one epoch"], tmp_path / name, "title", ONE)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
-    plots.plot_curves(RUNS["one epoch"], path, "first")
+    plots.plot_curves(RUNS["one epoch"], path, "first", ONE)
     before = path.read_bytes()
 
     def fail(source, target):
@@ -354,7 +403,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match="disk full"):
-        plots.plot_curves(RUNS["one epoch"], path, "second")
+        plots.plot_curves(RUNS["one epoch"], path, "second", ONE)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
