@@ -2,44 +2,55 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import traceback
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-from minifit import UserError, data, fitnets
-from minifit.lab import files as checkpoints, training
-from minifit.data.preprocessing import unit
-from minifit.experiments import DIGITS, EXPERIMENTS, Experiment
-from minifit.networks import Conv, Network, Output, build
-from minifit.lab.plan import outline
-from minifit.lab.runner import Run
-from minifit.lab.training import Schedule
-
-ROOT = Path(__file__).resolve().parents[2]
-TEACHER = Network("wide", (28, 28, 1), (Conv(5, 8, pool=(6, 6), norm=0.9), Conv(6, 3, pool=(2, 2)), Output(10)))
-STUDENT = Network(
-    "deep", (28, 28, 1), (Conv(3, 8, pool=(4, 4), norm=0.9), Conv(3, 2), Conv(4, 2, pool=(2, 2)), Output(10))
+from small import (
+    SCHEDULE,
+    best,
+    contents,
+    epochs,
+    everything,
+    interrupt_at,
+    metrics,
+    no_training,
+    perform,
+    refusal,
 )
+
+from minifit import UserError, data, fitnets, task
+from minifit.data.preprocessing import Unit
+from minifit.experiments import DIGITS, EXPERIMENTS, Experiment
+from minifit.lab import files, training
+from minifit.lab.plan import outline
+from minifit.lab.runner import Run, stage_of
+from minifit.networks import Conv, Network, Output, build
+from minifit.optimizers import Ramp
+
+STAGES = ["teacher", "backprop", "kd", "hint", "fitnet"]
+WIDE = Conv(5, 8, pool=(6, 6), max_norm=0.9), Conv(6, 3, pool=(2, 2)), Output(10)
+TEACHER = Network("wide", (28, 28, 1), WIDE)
+DEEP = Conv(3, 8, pool=(4, 4), max_norm=0.9), Conv(3, 2), Conv(4, 2, pool=(2, 2)), Output(10)
+STUDENT = Network("deep", (28, 28, 1), DEEP)
 SMALL = Experiment("digits", TEACHER, STUDENT, {})
-SCHEDULE = Schedule("rmsprop", lr=0.01, lr_final=0.5, lr_end=2, epochs=2, patience=2, batch=20)
 CONFIG = replace(
     DIGITS,
     train=48,
     validation=16,
     test=16,
-    teacher=replace(SCHEDULE, optimizer="sgd", momentum=0.5),
+    teacher=replace(SCHEDULE, optimizer="sgd", momentum=Ramp(0.5)),
     stage1=SCHEDULE,
     student=SCHEDULE,
-    guided=(2,),
-    hint=(1,),
-    lam_end=4,
-    keep_input=0.8,
-    keep=0.5,
+    guided_layer=(2,),
+    hint_layer=(1,),
+    lam=Ramp(4.0, 1.0, 4),
+    dropout_keep_input=0.8,
+    dropout_keep=0.5,
 )
 
 
@@ -58,16 +69,6 @@ def new_run(digits):
     return make
 
 
-def perform(run, goal="all", tell=None):
-    """Every stage's (record, whether it was trained now)."""
-    with run:
-        return {name: run.make(name, tell) for name in run.plan(goal)}
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.h5"))}
-
-
 @pytest.fixture(scope="module")
 def finished(new_run, tmp_path_factory):
     """A directory in which all stages are done; for reading only."""
@@ -76,28 +77,16 @@ def finished(new_run, tmp_path_factory):
     return folder
 
 
-def refusal(action, *arguments):
-    """The one line with which something is refused."""
-    with pytest.raises(UserError) as caught:
-        action(*arguments)
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A directory in which all stages are done, to be changed."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def epochs(folder):
-    return [(record["stage"], record["epoch"]) for record in metrics(folder)]
-
-
-def no_training(monkeypatch):
-    def trained(*_):
-        raise AssertionError("a step was made")
-
-    monkeypatch.setattr(training.Pass, "gradient", trained)
+def start_of(run, stage):
+    """The parameters of a stage before it is trained."""
+    return stage_of(run, stage, start=True).network.params
 
 
 @pytest.mark.parametrize(
@@ -118,16 +107,20 @@ def test_a_stage_brings_up_what_it_needs_and_nothing_else(goal, stages, new_run,
     assert contents(tmp_path) == {f"{s}.h5": contents(finished)[f"{s}.h5"] for s in sorted(stages)}
 
 
+def rows_of(run):
+    return outline(run, {key: stage for key, (_, stage) in run.stages.items()})
+
+
 def test_the_plan_says_what_each_stage_trains_and_how_far_it_is(new_run, finished, tmp_path):
-    rows = outline(new_run(finished), fitnets.NAMES)
+    rows = rows_of(new_run(finished))
     assert [row["state"] for row in rows] == ["finished"] * 5
     with pytest.raises(KeyboardInterrupt):
         perform(new_run(tmp_path), "backprop", interrupt_at("backprop", 1))
-    rows = {row["stage"]: row for row in outline(new_run(tmp_path), fitnets.NAMES)}
-    assert [rows[name]["state"] for name in fitnets.NAMES] == ["to train", "at epoch 1", *["to train"] * 3]
+    rows = {row["stage"]: row for row in rows_of(new_run(tmp_path))}
+    assert [rows[name]["state"] for name in STAGES] == ["to train", "at epoch 1", *["to train"] * 3]
     assert rows["hint"]["trains"] == "deep, layers 1-2, and regressor"
     assert rows["teacher"]["trains"] == "wide" and rows["kd"]["trains"] == "deep"
-    assert [rows[name]["loss"] for name in fitnets.NAMES] == ["labels", "labels", "eq. 2", "eq. 3", "eq. 2"]
+    assert [rows[name]["loss"] for name in STAGES] == ["labels", "labels", "eq. 2", "eq. 3", "eq. 2"]
     assert rows["teacher"]["weights"] == 8 * 8 * 10 + 3 * 3 * 5 * 12 + 6 * 10
     assert all(row["epochs"] == 2 and row["estimate"] > 0 for row in rows.values())
 
@@ -136,7 +129,7 @@ def test_what_is_finished_is_kept_without_a_step(new_run, finished, monkeypatch)
     before, log = contents(finished), (finished / "metrics.jsonl").read_bytes()
     no_training(monkeypatch)
     summary = json.loads((finished / "summary.json").read_text())
-    assert perform(new_run(finished)) == {name: (summary["stages"][name], False) for name in fitnets.NAMES}
+    assert perform(new_run(finished)) == {name: (summary["stages"][name], False) for name in STAGES}
     assert contents(finished) == before and (finished / "metrics.jsonl").read_bytes() == log
 
 
@@ -146,14 +139,15 @@ def test_what_is_finished_is_kept_without_a_step(new_run, finished, monkeypatch)
         ({"config": replace(CONFIG, tau=2.0)}, "tau 3.0, now 2.0"),
         ({"config": replace(CONFIG, train=40)}, "train 48, now 40"),
         ({"config": replace(CONFIG, student=replace(SCHEDULE, lr=0.5))}, "student.lr 0.01, now 0.5"),
+        ({"config": replace(CONFIG, lam=Ramp(4.0, 1.0, 5))}, "lam.end 4, now 5"),
         ({"seed": 1}, "seed 0, now 1"),
     ],
 )
 def test_another_configuration_is_refused_and_loses_nothing(changes, said, new_run, finished):
-    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    before = everything(finished)
     line = refusal(perform, new_run(finished, **changes))
-    assert str(finished) in line and said in line and "width" not in line
-    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+    assert str(finished) in line and said in line and line.count(", now ") == 1 + ("images" in line)
+    assert everything(finished) == before
 
 
 def test_another_data_set_is_refused(new_run, digits, finished):
@@ -162,10 +156,21 @@ def test_another_data_set_is_refused(new_run, digits, finished):
 
 
 def test_a_directory_in_which_nothing_is_trained_takes_other_settings(new_run, tmp_path):
-    with new_run(tmp_path, replace(CONFIG, tau=2.0)):
+    with new_run(tmp_path, replace(CONFIG, tau=2.0)).directory:
         pass
     made = perform(new_run(tmp_path), "backprop")
     assert made["backprop"][1] and json.loads((tmp_path / "config.json").read_text())["settings"]["tau"] == 3.0
+
+
+def test_records_without_weights_are_read_and_never_trained_in(new_run, copy, monkeypatch):
+    records = new_run(copy).directory.finished()
+    for path in copy.glob("*.h5"):
+        path.unlink()
+    before = everything(copy)
+    no_training(monkeypatch)
+    for goal in ("all", "kd"):
+        assert "holds the records of a run without its weights" in refusal(perform, new_run(copy), goal)
+    assert new_run(copy).directory.finished() == records and everything(copy) == before
 
 
 @pytest.mark.parametrize("goal", ["teacher", "all"])
@@ -173,87 +178,90 @@ def test_records_without_weights_are_not_lost_to_other_settings(goal, new_run, t
     perform(new_run(tmp_path), goal)
     for path in tmp_path.glob("*.h5"):
         path.unlink()
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = everything(tmp_path)
     assert "tau 3.0, now 2.0" in refusal(perform, new_run(tmp_path, replace(CONFIG, tau=2.0)), "backprop")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert everything(tmp_path) == before
+
+
+def drawn(run):
+    """The run's task, whose networks start as they do before anything is trained."""
+    return replace(run.task(), trained=frozenset())
 
 
 def test_student_stages_of_a_seed_start_from_the_same_weights_and_other_seeds_from_others(new_run, finished):
     run, other = new_run(finished), new_run(finished, seed=1)
-    first, kd = run.stage("backprop").network.params, run.stage("kd").network.params
-    hint = run.stage("hint").network.params
+    first, kd, hint = (start_of(run, stage) for stage in ("backprop", "kd", "hint"))
     assert first.keys() == kd.keys()
     assert all(np.array_equal(first[name], kd[name]) for name in first)
     assert all(np.array_equal(first[name], hint[name]) for name in first if name[0] in "01")
-    different = other.stage("backprop").network.params
+    different = other.task().network("student").params
     assert all(not np.array_equal(first[name], different[name]) for name in first if name.endswith("w"))
-    teachers = [r.stage("teacher").network.params["1.1.w"] for r in (run, run, other)]
+    teachers = [task.network("teacher").params["1.0.w"] for task in (drawn(run), drawn(run), drawn(other))]
     assert np.array_equal(teachers[0], teachers[1]) and not np.array_equal(teachers[0], teachers[2])
 
 
 @pytest.mark.parametrize("init", ["scaled", "uniform"])
 def test_weights_start_as_the_settings_say(init, new_run, tmp_path):
-    config = replace(CONFIG, init=init, regressor_init=init, width=0.25, regressor_width=0.125, hint=(2,), guided=(3,))
-    run = new_run(tmp_path, config)
-    network = run.stage("teacher").network
+    config = {"init": init, "init_range": 0.25, "regressor_init_range": 0.125, "guided_layer": (3,), "hint_layer": (2,)}
+    config |= {"regressor_init": "uniform" if init == "uniform" else "normal"}
+    run = new_run(tmp_path, replace(CONFIG, **config))
+    network = run.task().network("teacher")
     perform(run, "teacher")
-    w_r = run.stage("hint").network[3:].params["0.w"]
+    w_r = start_of(run, "hint")["3.w"]
     if init == "uniform":
         assert all(0.9 < abs(p).max() / 0.25 <= 1 for name, p in network.params.items() if name.endswith("w"))
         assert 0.9 < abs(w_r).max() / 0.125 <= 1
     else:
-        assert abs(network(run.sets["train"].x[:128]).std() - 1) < 1e-4
+        assert abs(network(run.sets["train"].batch(slice(128))[0]).std() - 1) < 1e-4
+        assert abs(w_r).max() > 0.125
     assert all(not p.any() for name, p in network.params.items() if name.endswith("b"))
 
 
 def test_fitnet_starts_from_the_guided_layers_of_the_hint_stage_and_above_them_from_the_common_start(new_run, finished):
     run = new_run(finished)
-    start, common = run.stage("fitnet").network.params, run.stage("backprop").network.params
-    hint = checkpoints.load(finished / "hint.h5")[1]["best"]
+    start, common, hint = start_of(run, "fitnet"), start_of(run, "backprop"), best(finished, "hint")
     for name, p in start.items():
         assert np.array_equal(p, hint[name] if name[0] in "01" else common[name]), name
     assert not np.array_equal(start["0.0.w"], common["0.0.w"])
 
 
 def test_the_regressor_stays_behind(finished):
-    names = {stage: checkpoints.load(finished / f"{stage}.h5")[1]["best"].keys() for stage in fitnets.NAMES}
+    names = {stage: best(finished, stage).keys() for stage in STAGES}
     assert names["fitnet"] == names["kd"] == names["backprop"]
     assert names["hint"] - names["fitnet"] == {"2.w", "2.b"}  # two guided blocks, then the regressor's own layer
     assert {name for name in names["hint"] if name[0] in "01"} < names["fitnet"]
 
 
-def test_the_teacher_is_called_as_trained_and_without_noise_and_its_file_is_not_touched(new_run, digits, finished):
+def test_the_teacher_is_called_as_trained_and_without_noise(new_run, digits, finished):
     run = new_run(finished)
-    stage = run.stage("kd")
-    teacher = build(TEACHER, np.random.default_rng(9))
-    best = checkpoints.load(finished / "teacher.h5")[1]["best"]  # with dropout in front, names count from 1
-    checkpoints.restore(teacher.params, {f"{k[0]}.{int(k[2]) - 1}{k[3:]}": a for k, a in best.items()}, "")
-    for part, images in (("train", digits.images[:48]), ("test", digits.test_images)):
-        np.testing.assert_allclose(run.with_target(stage, part).target, teacher(unit(images)), rtol=1e-4, atol=1e-5)
-    hint = run.stage("hint")
-    np.testing.assert_allclose(
-        run.with_target(hint, "validation").target, teacher[:1](unit(digits.images[48:])), rtol=1e-4, atol=1e-5
-    )
+    teacher, unit = build(TEACHER), Unit()
+    files.restore(teacher.params, best(finished, "teacher"), "")
+    for stage, part, images, network in (
+        ("kd", "train", digits.images[:48], teacher),
+        ("fitnet", "test", digits.test_images, teacher),
+        ("hint", "validation", digits.images[48:], teacher[:1]),
+    ):
+        found = run.sets.taught(part, stage_of(run, stage).target, 1).teacher
+        np.testing.assert_allclose(found, network(unit(images)), rtol=1e-4, atol=1e-5)
 
 
 def test_images_are_the_first_to_train_the_last_to_validate_and_the_first_to_test(new_run, digits, tmp_path):
-    run = new_run(tmp_path, replace(CONFIG, train=30, validation=20, test=5))
-    found = {part: run.sets[part].x for part in ("train", "validation", "test")}
+    run, unit = new_run(tmp_path, replace(CONFIG, train=30, validation=20, test=5)), Unit()
     wanted = {"train": digits.images[:30], "validation": digits.images[44:], "test": digits.test_images[:5]}
-    for part, x in wanted.items():
-        np.testing.assert_array_equal(found[part], unit(x))
+    for part, images in wanted.items():
+        np.testing.assert_array_equal(run.sets[part].batch(slice(None))[0], unit(images))
     assert "want more" in refusal(new_run, tmp_path, replace(CONFIG, train=49))
     assert "want more" in refusal(new_run, tmp_path, replace(CONFIG, test=17))
 
 
 def test_the_test_set_is_looked_at_once_a_stage_and_after_training(new_run, tmp_path, monkeypatch):
-    looked, measure = [], training.Pass.measure
+    looked, measure = [], training.DataParallel.measure
 
     def listening(self, name, epoch):
         looked.append((self.stage.name, name))
         return measure(self, name, epoch)
 
-    monkeypatch.setattr(training.Pass, "measure", listening)
+    monkeypatch.setattr(training.DataParallel, "measure", listening)
     perform(new_run(tmp_path), "fitnet")
     per_stage = ["validation", "validation", "test"]
     assert looked == [(stage, part) for stage in ("teacher", "hint", "fitnet") for part in per_stage]
@@ -265,87 +273,89 @@ def test_the_summary_holds_what_came_out_of_each_stage(new_run, finished):
     expected |= {"teacher": "wide", "student": "deep"}
     expected |= {"train_images": 48, "validation_images": 16, "test_images": 16}
     assert {key: value for key, value in summary.items() if key != "stages"} == expected
-    assert list(summary["stages"]) == list(fitnets.NAMES)
+    assert list(summary["stages"]) == list(STAGES)
     run, log = new_run(finished), metrics(finished)
     for name, record in summary["stages"].items():
         best = next(m for m in log if (m["stage"], m["epoch"]) == (name, record["best_epoch"]))
         assert record["validation_loss"] == best["validation_loss"] and record["epochs"] == 2
         assert record.get("validation_error") == best.get("validation_error")
         assert ("test_error" in record) == (name != "hint")
-        stage = run.stage(name)
-        checkpoints.restore(stage.network.params, checkpoints.load(finished / f"{name}.h5")[1]["best"], "")
-        test = run.with_target(stage, "test")
-        loss, errors = fitnets.measure(stage, test.x, test.target, test.labels, record["best_epoch"])
+        stage = stage_of(run, name)
+        x, _, labels = run.sets["test"].batch(slice(None))
+        target = stage.target and stage.target(x)
+        loss, errors = fitnets.measure(stage, x, target, labels, record["best_epoch"])
+        assert (record["loss"], record["file"]) == (stage.loss.title, f"{name}.h5")
+        method, _ = run.stages[name]
+        assert (record["method"], record["title"], record["label"]) == (method.name, method.title, method.label)
         assert record["test_loss"] == pytest.approx(loss, rel=1e-5)
         assert name == "hint" or record["test_error"] == 100 * errors / 16
         assert (finished / record["file"]).exists() and record["seconds"] >= 0
 
 
 def test_a_test_loss_is_that_of_the_epoch_that_was_chosen(new_run, tmp_path):
-    config = replace(CONFIG, student=replace(SCHEDULE, lr_final=30.0))  # the second epoch spoils what the first learnt
+    config = replace(
+        CONFIG, student=replace(SCHEDULE, lr_scale=Ramp(1.0, 30.0, 2))
+    )  # the second epoch spoils what the first learnt
     run = new_run(tmp_path, config)
     record = perform(run, "kd")["kd"][0]
     assert (record["best_epoch"], record["epochs"]) == (1, 2)
-    stage = run.stage("kd")
-    checkpoints.restore(stage.network.params, checkpoints.load(tmp_path / "kd.h5")[1]["best"], "")
-    test = run.with_target(stage, "test")
-    losses = [fitnets.measure(stage, test.x, test.target, test.labels, epoch)[0] for epoch in (1, 2)]
+    stage = stage_of(run, "kd")
+    x, _, labels = run.sets["test"].batch(slice(None))
+    losses = [fitnets.measure(stage, x, stage.target(x), labels, epoch)[0] for epoch in (1, 2)]
     assert record["test_loss"] == pytest.approx(losses[0], rel=1e-5) != pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "needed"), [("kd", "teacher"), ("fitnet", "hint")])
-def test_a_stage_is_not_continued_from_another_teacher_or_start(stage, needed, new_run, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        perform(new_run(tmp_path), stage, interrupt_at(stage, 2))
-    record, groups = checkpoints.load(tmp_path / f"{needed}.h5")
+def double_best(path):
+    """Changes the weights in a stage's file, and the checksum with them."""
+    record, groups = files.load(path)
     groups["best"] = {name: 2 * a for name, a in groups["best"].items()}
-    checkpoints.save(tmp_path / f"{needed}.h5", record, **groups)
-    line = refusal(perform, new_run(tmp_path), stage)
+    files.save(path, record, **groups)
+
+
+@pytest.mark.parametrize(("stage", "needed"), [("kd", "teacher"), ("fitnet", "hint")])
+def test_a_stage_is_not_continued_from_another_teacher_or_start(stage, needed, new_run, copy):
+    (copy / f"{stage}.h5").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        perform(new_run(copy), stage, interrupt_at(stage, 1))
+    double_best(copy / f"{needed}.h5")
+    line = refusal(perform, new_run(copy), stage)
     assert f"{stage}.h5" in line and "another teacher or start" in line
 
 
 @pytest.mark.parametrize("stage", ["kd", "hint", "fitnet"])
-def test_what_another_teacher_made_is_not_kept(stage, new_run, tmp_path):
-    perform(new_run(tmp_path))
+def test_what_another_teacher_made_is_not_kept(stage, new_run, copy):
     for name in {"kd", "hint", "fitnet"} - {stage}:
-        (tmp_path / f"{name}.h5").unlink()
-    record, groups = checkpoints.load(tmp_path / "teacher.h5")
-    groups["best"] = {name: 2 * a for name, a in groups["best"].items()}
-    checkpoints.save(tmp_path / "teacher.h5", record, **groups)
-    before = (tmp_path / f"{stage}.h5").read_bytes()
-    line = refusal(perform, new_run(tmp_path), stage)
+        (copy / f"{name}.h5").unlink()
+    double_best(copy / "teacher.h5")
+    before = (copy / f"{stage}.h5").read_bytes()
+    line = refusal(perform, new_run(copy), stage)
     assert f"{stage}.h5" in line and "made from another teacher than there is now" in line
-    assert (tmp_path / f"{stage}.h5").read_bytes() == before
+    assert (copy / f"{stage}.h5").read_bytes() == before
 
 
 def test_metrics_have_each_epoch_once_in_order_and_lambda_where_there_is_one(finished):
-    assert epochs(finished) == [(name, epoch) for name in fitnets.NAMES for epoch in (1, 2)]
+    assert epochs(finished) == [(name, epoch) for name in STAGES for epoch in (1, 2)]
     lam = {(m["stage"], m["epoch"]): m["lam"] for m in metrics(finished) if "lam" in m}
     assert lam == {(name, epoch): {1: 4.0, 2: 3.0}[epoch] for name in ("kd", "fitnet") for epoch in (1, 2)}
 
 
 def test_the_configuration_is_the_first_record_of_a_run(finished):
     config = json.loads((finished / "config.json").read_text())
-    wanted = json.loads(json.dumps(asdict(CONFIG) | {"slice": {"teacher": 16, "student": 16}}))
+    wanted = json.loads(json.dumps(asdict(CONFIG) | {"microbatch": {"teacher": 16, "student": 16}}))
     assert {name: config["settings"][name] for name in wanted} == wanted
     assert config["settings"]["seed"] == 0 and config["settings"]["experiment"] == "digits"
+    assert config["format"] == 2 and config["settings"]["lam"] == {"first": 4.0, "last": 1.0, "end": 4, "start": 1}
+    block = {"kind": "Conv", "channels": 3, "kernel": 2, "pad": 0, "pool": None, "pieces": 2, "max_norm": None}
+    assert config["settings"]["networks"]["student"]["blocks"][1] == block
     assert {"minifit", "commit", "python", "numpy", "backend"} <= config.keys() and config["backend"] == "numpy"
 
 
-def interrupt_at(stage, epoch):
-    def tell(record):
-        if (record["stage"], record["epoch"]) == (stage, epoch):
-            raise KeyboardInterrupt
-
-    return tell
-
-
-@pytest.mark.parametrize("stage", fitnets.NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(stage, epoch, new_run, finished, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         perform(new_run(tmp_path), stage, interrupt_at(stage, epoch))
-    assert checkpoints.load(tmp_path / f"{stage}.h5")[0]["epoch"] == epoch  # what was told is safe
+    assert files.load(tmp_path / f"{stage}.h5")[0]["epoch"] == epoch  # what was told is safe
     told = []
     made = perform(new_run(tmp_path), stage, told.append)
     assert [name for name, (_, fresh) in made.items() if fresh] == [stage]
@@ -355,46 +365,78 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(stage, epoch, new_run, fin
         assert [e for s, e in epochs(tmp_path) if s == name] == [1, 2]
 
 
-def test_a_run_killed_before_its_summary_gets_it_without_training(new_run, tmp_path, monkeypatch):
-    made = perform(new_run(tmp_path), "backprop")
-    (tmp_path / "summary.json").unlink()
+def test_a_stage_that_is_removed_and_cut_while_it_is_trained_again_goes_on(new_run, finished, copy):
+    for stage in ("teacher", "hint"):
+        (copy / f"{stage}.h5").unlink()
+        with pytest.raises(KeyboardInterrupt):
+            perform(new_run(copy), stage, interrupt_at(stage, 1))
+        assert stage not in new_run(copy).directory.finished()  # its record is of weights that are gone
+        made = perform(new_run(copy))
+        assert [name for name, (_, fresh) in made.items() if fresh] == [stage]
+    assert contents(copy) == contents(finished)
+
+
+def test_a_run_killed_before_its_summary_gets_it_without_training(new_run, copy, monkeypatch):
+    summary = json.loads((copy / "summary.json").read_text())
+    (copy / "summary.json").unlink()
     no_training(monkeypatch)
-    assert perform(new_run(tmp_path), "backprop") == made
+    assert all(fresh for _, fresh in perform(new_run(copy)).values())
+    assert json.loads((copy / "summary.json").read_text()) == summary
 
 
-def test_lines_that_a_killed_run_logged_and_did_not_save_are_dropped(new_run, finished, tmp_path):
-    perform(new_run(tmp_path), "kd")
-    checkpoint = tmp_path / "kd.h5"
+def test_lines_that_a_killed_run_logged_and_did_not_save_are_dropped(new_run, finished, copy):
+    (copy / "kd.h5").unlink()
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.unlink()
-        perform(new_run(tmp_path), "kd", interrupt_at("kd", 1))
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
-    with open(tmp_path / "metrics.jsonl", "a") as file:
+        perform(new_run(copy), "kd", interrupt_at("kd", 1))
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    with open(copy / "metrics.jsonl", "a") as file:  # told, and not saved; and half a line
         file.write(lines[-1].replace('"epoch": 1', '"epoch": 2') + '{"stage": "kd", "epo')
-    assert epochs_of_whole_lines(tmp_path).count(("kd", 2)) == 1  # told, and not saved
-    assert new_run(tmp_path).directory.metrics()[-1]["epoch"] == 2  # half a line does not hinder a plot of the others
-    perform(new_run(tmp_path), "kd")
-    assert epochs(tmp_path) == [("teacher", 1), ("teacher", 2), ("kd", 1), ("kd", 2)]
-    assert checkpoint.read_bytes() == (finished / "kd.h5").read_bytes()
-
-
-def epochs_of_whole_lines(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    return [(m["stage"], m["epoch"]) for m in map(json.loads, (line for line in lines if line.endswith("\n")))]
+    assert new_run(copy).directory.metrics()[-1]["epoch"] == 2  # half a line does not hinder a plot of the others
+    perform(new_run(copy), "kd")
+    assert sorted(epochs(copy)) == sorted(epochs(finished)) and epochs(copy)[-2:] == [("kd", 1), ("kd", 2)]
+    assert contents(copy) == contents(finished)
 
 
 @pytest.mark.parametrize("stage", ["teacher", "hint"])
-def test_a_damaged_stage_file_is_one_line_and_removing_it_trains_it_again(stage, new_run, finished, tmp_path):
-    perform(new_run(tmp_path), "hint")
-    path = tmp_path / f"{stage}.h5"
+def test_a_damaged_stage_file_is_one_line_and_removing_it_trains_it_again(stage, new_run, finished, copy):
+    path = copy / f"{stage}.h5"
     path.write_bytes(path.read_bytes()[:-100])
-    line = refusal(perform, new_run(tmp_path), "hint")
+    line = refusal(perform, new_run(copy), "hint")
     assert str(path) in line and "remove it" in line
     path.unlink()
-    run = new_run(tmp_path)
-    made = perform(run, "hint")
+    made = perform(new_run(copy), "hint")
     assert made[stage][1] and path.read_bytes() == (finished / f"{stage}.h5").read_bytes()
-    run.plot()
+
+
+def test_how_far_a_stage_is_is_read_from_its_record_alone(new_run, copy):
+    path = copy / "teacher.h5"
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1  # among the weights
+    path.write_bytes(content)
+    run = new_run(copy)
+    assert run.directory.state("teacher") == "finished" and rows_of(run)[0]["state"] == "finished"
+    assert "its checksum is wrong" in refusal(perform, new_run(copy), "teacher")
+
+
+@pytest.mark.parametrize(("goal", "drawn"), [("teacher", []), ("kd", ["deep"]), ("fitnet", ["deep", "regressor"])])
+def test_weights_that_are_there_are_not_drawn_to_be_overwritten(goal, drawn, new_run, copy, monkeypatch):
+    (copy / f"{goal}.h5").unlink(missing_ok=goal != "teacher")
+    perform(new_run(copy), "teacher")
+    found, initialise, unit_variance = [], task.initialise, task.unit_variance
+    names = {len(TEACHER.blocks): "wide", len(STUDENT.blocks): "deep", 2: "regressor"}
+
+    def drawing(layers, *arguments):
+        found.append(names[len(layers)])
+        initialise(layers, *arguments)
+
+    def scaling(layers, images):
+        assert names[len(layers)] == found[-1] != "wide"
+        unit_variance(layers, images)
+
+    monkeypatch.setattr(task, "initialise", drawing)
+    monkeypatch.setattr(task, "unit_variance", scaling)
+    perform(new_run(copy), goal)
+    assert found == drawn
 
 
 @pytest.mark.parametrize(
@@ -406,10 +448,10 @@ def test_a_damaged_stage_file_is_one_line_and_removing_it_trains_it_again(stage,
         ("summary.json", b'{"stages": {"teacher": 3}}'),
     ],
 )
-def test_a_damaged_record_is_one_line(name, content, new_run, tmp_path):
-    perform(new_run(tmp_path), "teacher")
-    (tmp_path / name).write_bytes(content)
-    assert str(tmp_path / name) in refusal(perform, new_run(tmp_path), "backprop")
+def test_a_damaged_record_is_one_line(name, content, new_run, copy):
+    (copy / "backprop.h5").unlink()
+    (copy / name).write_bytes(content)
+    assert str(copy / name) in refusal(perform, new_run(copy), "backprop")
 
 
 def test_a_log_that_cannot_be_written_is_one_line(new_run, tmp_path):
@@ -421,7 +463,70 @@ def test_a_log_that_cannot_be_written_is_one_line(new_run, tmp_path):
 def test_a_damaged_configuration_is_one_line(content, new_run, tmp_path):
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "teacher.h5").write_text("")
-    assert str(tmp_path) in refusal(new_run(tmp_path).__enter__)
+    assert str(tmp_path) in refusal(new_run(tmp_path).directory.__enter__)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_directory_of_an_earlier_minifit_is_refused_and_loses_nothing(recorded, new_run, copy):
+    config = json.loads((copy / "config.json").read_text())
+    del config["format"]
+    (copy / "config.json").write_text(json.dumps(config))
+    for path in copy.glob("*.h5") if recorded else ():
+        path.unlink()
+    before = everything(copy)
+    line = refusal(perform, new_run(copy))
+    assert str(copy) in line and "written by an earlier minifit" in line and "--runs" in line
+    assert everything(copy) == before
+
+
+def student_with(**changes):
+    """The experiment, with another third block in a student of the same name."""
+    blocks = (*DEEP[:2], replace(DEEP[2], **changes), DEEP[3])
+    return replace(SMALL, student=replace(STUDENT, blocks=blocks))
+
+
+def test_a_changed_network_of_the_same_name_is_refused(new_run, tmp_path, copy):
+    other = student_with(pool=(2, 1))
+    assert other.student.name == STUDENT.name
+    for goal in ("hint", "fitnet", "all"):
+        line = refusal(perform, new_run(copy, experiment=other), goal)
+        assert str(copy) in line and "networks.student.blocks.3.pool [2, 2], now [2, 1]." in line
+        assert line.count(", now ") == 1
+    wider = replace(SMALL, teacher=replace(TEACHER, blocks=(WIDE[0], replace(WIDE[1], channels=7), WIDE[2])))
+    assert "networks.teacher.blocks.2.channels 6, now 7" in refusal(perform, new_run(copy, experiment=wider))
+
+
+def test_a_stages_file_is_of_its_network_whatever_the_directory_says(new_run, finished, tmp_path):
+    perform(new_run(tmp_path, experiment=student_with(pad=1)), "hint")
+    shutil.copy(finished / "hint.h5", tmp_path)
+    line = refusal(perform, new_run(tmp_path, experiment=student_with(pad=1)), "hint")
+    assert str(tmp_path / "hint.h5") in line and "networks.student.blocks.3.pad 0, now 1" in line
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_one_stages_file_is_not_taken_for_anothers(unfinished, new_run, copy):
+    if unfinished:
+        (copy / "kd.h5").unlink()
+        with pytest.raises(KeyboardInterrupt):
+            perform(new_run(copy), "kd", interrupt_at("kd", 1))
+    shutil.copy(copy / "kd.h5", copy / "fitnet.h5")
+    before = contents(copy)
+    line = refusal(perform, new_run(copy), "fitnet")
+    assert str(copy / "fitnet.h5") in line and "remove it to train again" in line
+    assert ("holds the stage kd" in line) != unfinished
+    assert contents(copy) == before
+
+
+def test_each_stage_records_the_commit_that_trained_it(new_run, tmp_path, monkeypatch):
+    for commit, goal in (("one", "teacher"), ("two", "backprop"), ("three", "kd")):
+        monkeypatch.setattr(files, "commit", lambda commit=commit: commit)
+        perform(new_run(tmp_path), goal)
+    stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
+    assert {name: record["commit"] for name, record in stages.items()} == {
+        "teacher": "one",
+        "backprop": "two",
+        "kd": "three",
+    }
 
 
 def test_a_second_process_in_the_directory_is_refused_and_a_later_one_is_not(new_run, tmp_path):
@@ -433,14 +538,14 @@ def test_a_second_process_in_the_directory_is_refused_and_a_later_one_is_not(new
         [sys.executable, "-c", code, tmp_path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert held.stdout.readline() == "held\n"
-    line = refusal(new_run(tmp_path).__enter__)
+    line = refusal(new_run(tmp_path).directory.__enter__)
     assert str(tmp_path) in line and "another process" in line
     held.communicate("")
-    with new_run(tmp_path):
+    with new_run(tmp_path).directory:
         child = os.fork()
         if not child:
             try:
-                new_run(tmp_path).__enter__()
+                new_run(tmp_path).directory.__enter__()
             except UserError:
                 os._exit(3)
             finally:
@@ -451,16 +556,16 @@ def test_a_second_process_in_the_directory_is_refused_and_a_later_one_is_not(new
 
 def test_a_directory_that_cannot_be_made_is_one_line(new_run, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in refusal(new_run(tmp_path / "file" / "seed0").__enter__)
+    assert "cannot be written" in refusal(new_run(tmp_path / "file" / "seed0").directory.__enter__)
 
 
 def misfit(new_run, folder, **changes):
     config = replace(DIGITS, train=48, validation=16, test=16, **changes)
-    return refusal(outline, new_run(folder, config, EXPERIMENTS["digits"]), ["teacher", "hint"])
+    return refusal(new_run, folder, config, EXPERIMENTS["digits"])
 
 
 def test_a_hint_that_does_not_fit_is_one_line_with_both_shapes_and_what_would_fit(new_run, tmp_path):
-    larger = misfit(new_run, tmp_path, guided=(5,), hint=(1,))
+    larger = misfit(new_run, tmp_path, guided_layer=(5,), hint_layer=(1,))
     assert "(8, 8, 12)" in larger and "(10, 10, 48)" in larger and "fc would fit" in larger
     differ = misfit(new_run, tmp_path, regressor="none")
     assert differ.count("(") >= 2 and "conv or fc would fit" in differ
@@ -475,25 +580,19 @@ def test_every_regressor_trains(kind, new_run, tmp_path):
 
 
 def test_the_recorded_commit_marks_a_changed_working_copy(monkeypatch):
-    answers = {"rev-parse": "abc\n", "status": ""}
+    answers, commit = {"rev-parse": "abc\n", "status": ""}, files.commit.__wrapped__
 
     def git(command, **_):
         return subprocess.CompletedProcess(command, 0, answers[command[1]])
 
-    monkeypatch.setattr(checkpoints.subprocess, "run", git)
-    assert checkpoints.commit() == "abc"
+    monkeypatch.setattr(files.subprocess, "run", git)
+    assert commit() == "abc"
     answers["status"] = " M run.py\n"
-    assert checkpoints.commit() == "abc+"
+    assert commit() == "abc+"
     answers.clear()
 
     def missing(*_, **__):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(checkpoints.subprocess, "run", missing)
-    assert checkpoints.commit() is None
-
-
-def test_a_refused_schedule_is_named_down_to_the_number_that_differs(new_run, finished):
-    other = replace(CONFIG, student=replace(CONFIG.student, lr=0.5))
-    line = refusal(new_run(finished, other).__enter__)
-    assert f"student.lr {CONFIG.student.lr}, now 0.5." in line and line.count(", now ") == 1
+    monkeypatch.setattr(files.subprocess, "run", missing)
+    assert commit() is None
