@@ -310,6 +310,7 @@ class Case:
     kinks: bool = False
 
 
+POOLED = Conv(2, 3, pad=3, pool=(3, 2))
 eq_2 = partial(entropy, loss=losses.distillation_loss)
 CASES = [
     Case("Linear", linear, affine=True),
@@ -346,8 +347,8 @@ CASES = [
     Case("Mean", mean, affine=True),
     Case("Mean of blocks", ensemble, kinks=True),
     Case("block conv maxout", partial(block, block=Conv(2, 3)), kinks=True),
-    Case("block conv maxout pool", partial(block, block=Conv(2, 3, pad=3, pool=(3, 2))), kinks=True),
-    Case("block conv of many images", partial(block, block=Conv(2, 3, pad=3, pool=(3, 2)), batch=MANY), kinks=True),
+    Case("block conv maxout pool", partial(block, block=POOLED), kinks=True),
+    Case("block conv maxout pool of many images", partial(block, block=POOLED, batch=MANY), kinks=True),
     Case("block conv ReLU pool", partial(block, block=Conv(3, 2, pool=(2, 2), pieces=None)), kinks=True),
     Case("block dropout conv maxout", partial(block, block=Conv(2, 3), dropout_keep_input=0.8, seed=3), kinks=True),
     Case("block fc maxout 5", partial(block, block=FullyConnected(3, pieces=5)), kinks=True),
