@@ -15,14 +15,14 @@ from minifit.losses import cross_entropy, distillation_loss, hint_loss
 from minifit.optimizers import Ramp, Schedule
 
 
-def teacher(task, train):
+def teacher(task, train, name="teacher"):
     """The wide and shallow network, on labels. `teacher_all` adds pylearn2's last phase, without dropout."""
-    s, network = task.settings, task.network("teacher")
-    record = train(Stage("teacher", network, LABELS, s.teacher, of="teacher"))
+    s, network = task.settings, task.network(name, task.networks["teacher"], as_teacher=True)
+    record = train(Stage(name, network, LABELS, s.teacher, of=name))
     if s.teacher_all:
         updates = record["best_epoch"] * ceil(s.train / s.teacher.batch)
         schedule = held(s.teacher, record["best_epoch"], updates, epochs=s.teacher_all)
-        train(Stage("teacher_all", network, LABELS, schedule, of="teacher", noise=False, on_all=True))
+        train(Stage(f"{name}_all", network, LABELS, schedule, of=name, noise=False, on_all=True))
     return network
 
 
@@ -106,12 +106,19 @@ class Stage:
     classifies: bool = True  # whether the network ends in logits, so that errors judge it; else the loss does
     noise: bool = True  # whether dropout drops, where the network has any
     on_all: bool = False  # train on validation images too, until their loss is the one the training images start with
+    below: Layer | None = None  # trained layers that never move: the network sees their output in place of the images
+    reconstructs: bool = False  # whether the loss compares with what the network sees, in place of a teacher's output
+    rule: Callable | None = None  # gives the step in place of `gradient`, with its arguments, where that is no gradient
     index: int = 1  # of a method's second stage of the same name, 2
 
     @property
     def key(self):
         """The name of the stage's file and records: hint, hint_2 ..."""
         return self.name if self.index == 1 else f"{self.name}_{self.index}"
+
+    def sees(self, x):
+        """What its network sees of images x: the output of the layers below it, or the images themselves."""
+        return x if self.below is None else self.below(x)
 
 
 class Loss:
@@ -167,8 +174,9 @@ def gradient(stage, x, target, labels, epoch, rng=None, share=1.0):
 
     No layer mixes examples: a minibatch's gradient is the sum of its microbatches', each times its share.
     """
+    x = stage.sees(x)
     prediction, cache = stage.network.forward(x, rng if stage.noise else None)
-    loss, d = stage.loss(prediction, target, labels, epoch)
+    loss, d = stage.loss(prediction, x if stage.reconstructs else target, labels, epoch)
     d = tuple(share * part for part in d) if isinstance(d, tuple) else share * d
     return share * loss, stage.network.weight_gradients(d, cache)
 
@@ -178,7 +186,8 @@ def measure(stage, x, target, labels, epoch):
 
     Of several outputs the last is the logits.
     """
+    x = stage.sees(x)
     prediction = stage.network(x)
-    loss, _ = stage.loss(prediction, target, labels, epoch)
+    loss, _ = stage.loss(prediction, x if stage.reconstructs else target, labels, epoch)
     logits = prediction[-1] if isinstance(prediction, tuple) else prediction
     return loss, (logits.argmax(axis=-1) != labels).sum() if stage.classifies else 0

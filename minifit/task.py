@@ -40,15 +40,16 @@ class Task:
         number = STREAMS.index(stream) if stream in STREAMS else crc32(stream.encode())
         return np.random.default_rng([self.seed, number] + [index] * (index > 1))
 
-    def network(self, name, own=None):
+    def network(self, name, own=None, as_teacher=False):
         """The network as it starts: of one seed, every method gets a student with the same weights.
 
         own: a networks.Network that the method brings with it, which then has this name in the task
+        as_teacher: whether it has the settings of the teacher, dropout among them
         """
         s = self.settings
         if own is not None:
             self.networks[name] = own
-        if name == "teacher":
+        if as_teacher:
             kept = {"dropout_keep_input": s.dropout_keep_input, "dropout_keep": s.dropout_keep}
             kept["conv_lr_scale"] = s.teacher_conv_lr_scale
         else:

@@ -5,13 +5,15 @@ import shlex
 import signal
 import sys
 import textwrap
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from minifit import UserError, data, experiments, fitnets, networks
+from minifit import UserError, baselines, data, experiments, fitnets, networks
 from minifit.backend import BACKENDS, use
 from minifit.lab import compare as comparison
 from minifit.lab import publish, report, runner
@@ -19,10 +21,11 @@ from minifit.lab.options import HELP, WIDTH, changed, changes, nearest, option_o
 from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.runner import Run
 from minifit.lab.training import TrainingError
-from minifit.settings import at_least, between, one_of, setting
+from minifit.settings import Rule, at_least, between, one_of, setting
 from minifit.task import Task
 from reference import paper
 
+SETTINGS = Rule("settings such as tau=1,init=uniform", lambda value: True, ("SETTING=VALUE,...",))
 COMPARE = (
     "Compares run directories that exist. python run.py compare EXPERIMENT ... trains what it compares, and has more "
     "options: python run.py compare EXPERIMENT --help."
@@ -52,18 +55,24 @@ class Options(experiments.Config):
 class OneSeed(Options):
     """What a run is told."""
 
+    CHOICE: ClassVar[str] = "method"
+
     seed: int = setting("draw other initial weights and another order of images", at_least(0), default=0, common=True)
+    method: tuple[str, ...] = setting("train these methods", default=(), common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Several(Options):
     """What a comparison is told."""
 
+    CHOICE: ClassVar[str] = "methods"
+
     seeds: int = setting("train with the seeds 0 to N - 1", between(1, 1000), default=5, common=True)
     at_once: int = setting(
         "train N seeds at the same time; they share the workers", at_least(1), default=1, common=True
     )
-    arm: tuple[str, ...] = setting("also train with these settings changed", default=(), common=True)
+    methods: tuple[str, ...] = setting("train and compare these methods; all: every one", default=(), common=True)
+    arm: tuple[str, ...] = setting("also train with these settings changed", SETTINGS, default=(), common=True)
     studies: bool = setting("answer the questions of experiments.STUDIES, from the preset short", default=False)
     results: Path = setting("write tables and pictures to PATH/EXPERIMENT", default=Path("results"), common=True)
     html: bool = setting("write the page as HTML too", default=False, common=True)
@@ -100,24 +109,39 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
             f"{experiment.student.name} learns from {experiment.teacher.name}. The values in brackets are the defaults."
         )
         choices = {"stage": goals_of(experiment, start), "preset": experiment.presets}
+        choices[start.CHOICE] = [method.name for method in baselines.METHODS]
         show_help(f"{command} {name}", about, start, arguments, choices)
     asked = read(arguments, start)
     experiments.check(experiment, asked)
-    if asked.stage not in (goals := goals_of(experiment, asked)):
-        raise UserError(f"--stage {asked.stage}: wanted {', '.join(goals)}")
     use(asked.backend)
-    return asked
+    return replace(asked, **{asked.CHOICE: methods_of(experiment, asked)})
 
 
-def goals_of(experiment, config):
-    """What `--stage` takes with these settings: the methods, their stages and "all"."""
+def methods_of(experiment, asked):
+    """The names of the methods asked for, and of the one that trains the stage asked for; none: those of every run."""
+    names = getattr(asked, asked.CHOICE)
+    methods = baselines.METHODS if names == ("all",) else runner.chosen(names)
+    goals = goals_of(experiment, asked, methods)
+    for method in () if asked.stage in goals else baselines.METHODS:
+        with suppress(UserError):  # of a method that these settings do not suit
+            if asked.stage in goals_of(experiment, asked, [method]):
+                methods = (*methods, method)
+                break
+    else:
+        if asked.stage not in goals:
+            raise UserError(f"--stage {asked.stage}: wanted {', '.join(goals)}")
+    return () if methods == fitnets.METHODS else tuple(method.name for method in methods)
+
+
+def goals_of(experiment, config, methods=None):
+    """What `--stage` takes with these settings: the methods, by default those of every run, their stages and "all"."""
     task, goals = Task({"teacher": experiment.teacher, "student": experiment.student}, config, 0, draw=False), []
 
     def note(stage):
         goals.append(stage.key)
         return {"best_epoch": 1}
 
-    for method in fitnets.METHODS:
+    for method in fitnets.METHODS if methods is None else methods:
         runner.walk(method, task, note)
         goals.append(method.name)
     return [*dict.fromkeys(goals), "all"]
@@ -136,7 +160,8 @@ def run_of(name, asked, config, seed, dataset, runs):
     """The run of one seed.   runs: the folder of the experiment's folder"""
     folder, experiment = runs / name / f"seed{seed}", experiments.EXPERIMENTS[name]
     about = folder, name, asked.preset, experiment, config, seed, dataset
-    return Run(*about, use(asked.backend), asked.workers, sys.stderr.isatty(), asked.runs / ".cache")
+    methods = getattr(asked, asked.CHOICE)
+    return Run(*about, use(asked.backend), asked.workers, sys.stderr.isatty(), asked.runs / ".cache", methods=methods)
 
 
 def train(name, words):
@@ -167,7 +192,7 @@ def compare(words):
     for arm, (own, goals, more) in arms_of(asked, base, studies).items():
         config = changed(base, own)
         experiments.check(experiment, config)
-        goals_of(experiment, config)  # UserError for a regressor that cannot fit
+        goals_of(experiment, config, runner.chosen(asked.methods))  # UserError for a regressor that cannot fit
         shaping = {f.name for f in fields(base) if f.metadata.get("teacher")} & {part.partition(".")[0] for part in own}
         for seed in range(asked.seeds + more):
             run = run_of(name, asked, config, seed, dataset, runs / arm)
@@ -190,7 +215,7 @@ def arms_of(asked, base, studies):
 def child(name, asked, run, teacher):
     """The words of the command that trains one run."""
     start = OneSeed(**vars(run.experiment.presets[run.preset]), preset=run.preset)
-    own = {"seed": run.seed, "runs": run.folder.parents[1], "teacher_from": teacher}
+    own = {"seed": run.seed, "method": run.methods, "runs": run.folder.parents[1], "teacher_from": teacher}
     own |= {name: getattr(asked, name) for name in ("data_dir", "backend")}
     own |= {"workers": max(1, asked.workers // asked.at_once)}
     return [name, "--preset", run.preset, *options(replace(start, **vars(run.config), **own), start)]

@@ -10,7 +10,7 @@ from math import sqrt
 
 import numpy as np
 
-from minifit import UserError, fitnets
+from minifit import UserError, baselines
 from minifit.lab.files import read_json
 from minifit.lab.rundir import RunDirectory, flat, refuse_other_formats
 from minifit.settings import words
@@ -71,15 +71,20 @@ def record(folder, stages=None, settings=None):
         refuse_other_formats(folder, config)
     settings = settings or config["settings"]
     names = list(summary.get("stages", {})) if stages is None else list(stages)
-    found = {"stages": RunDirectory(folder, tuple(names), settings, None).finished()}
+    found = {"stages": _finished(folder, names, settings)}
     missing = [name for name in names if name not in found["stages"]]
     if settings["retrain"]:
-        found["all"] = RunDirectory(folder / "all", tuple(names), settings, None).finished()
+        found["all"] = _finished(folder / "all", names, settings)
         missing += [f"{name}, on all images" for name in names if name not in found["all"]]
     made_by = {name: value for name, value in config.items() if name not in ("format", "settings")}
     head = {name: value for name, value in summary.items() if name not in ("seed", "preset", "stages")}
     own = {"arm": "", "seed": settings["seed"], "folder": str(folder), "missing": missing}
     return own | made_by | {"settings": flat(settings), "head": head} | found
+
+
+def _finished(folder, names, settings):
+    finished = RunDirectory(folder, tuple(names), settings, None).finished()
+    return {name: finished[name] for name in names if name in finished}
 
 
 def _json(path):
@@ -89,12 +94,13 @@ def _json(path):
 def figures(stages, again=None):
     """{method: its figures} from the records of a run's stages.   again: those of the stages on all images
 
-    The errors are those of a method's last stage that has them. Its epochs and seconds are those of all its stages.
+    The errors are those of the last stage that a method has. Its epochs and seconds are those of all its stages.
     """
     found = {}
     for stage in [*stages.values(), *(again or {}).values()]:
         found.setdefault(stage["method"], []).append(stage)
-    return {name: _figures(records) for name, records in found.items() if any("test_error" in r for r in records)}
+    whole = {name: any("test_error" in r and r.get("last", True) for r in records) for name, records in found.items()}
+    return {name: _figures(records) for name, records in found.items() if whole[name]}
 
 
 def _figures(records):
@@ -113,7 +119,7 @@ def _figures(records):
 
 def in_order(names):
     """Names of methods as they are listed everywhere; those that this minifit does not know come last."""
-    known = [method.name for method in fitnets.METHODS]
+    known = [method.name for method in baselines.METHODS]
     return sorted(dict.fromkeys(names), key=lambda name: known.index(name) if name in known else len(known))
 
 

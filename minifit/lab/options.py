@@ -23,7 +23,7 @@ KINDS = {
     Path: ("PATH", "a path"),
     Ramp: ("FIRST [LAST END [START]]", "FIRST, or FIRST LAST END [START]: two numbers and two epochs"),
     tuple[int, ...]: ("N ...", "whole numbers"),
-    tuple[str, ...]: ("SETTING=VALUE,...", "settings such as tau=1,init=uniform"),
+    tuple[str, ...]: ("NAME ...", "names"),
 }
 
 

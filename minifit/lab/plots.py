@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from minifit import fitnets
+from minifit import baselines
 from minifit.lab.compare import in_order
 from minifit.lab.files import write_atomically
 
 GREY = "#666666"
+CURVES = {
+    "validation_error": "validation error, %",
+    "validation_loss": "validation loss",
+    "train_loss": "training loss",
+}
 FIRST, UNJUDGED = "#333333", "#CC79A7"  # the first method; stages that do not classify
 # Colours of further methods that colour-blind readers can tell apart: Okabe and Ito's, then Tol's.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288")
@@ -21,7 +26,7 @@ PALETTE += ("#AA4499", "#117733", "#661100", "#6699CC", "#888888", "#BBAA00", "#
 
 def colour_of(method, methods=()):
     """The colour of a method, the same in every picture: by its place among all methods, and then among `methods`."""
-    place = in_order([*(m.name for m in fitnets.METHODS), *methods, method]).index(method)
+    place = in_order([*(m.name for m in baselines.METHODS), *methods, method]).index(method)
     return PALETTE[(place - 1) % len(PALETTE)] if place else FIRST
 
 
@@ -44,9 +49,9 @@ def _lighter(colour):
 
 
 def label_of(stage, stages):
-    """A method's label for its last stage, and for any other stage the stage's own name."""
-    last = [name for name, record in stages.items() if record["method"] == stages[stage]["method"]][-1]
-    return stages[stage]["label"] if stage == last else stage.replace("_", " ")
+    """A method's label for its last stage that classifies, and for any other stage the stage's own name."""
+    own = [n for n, r in stages.items() if r["method"] == stages[stage]["method"] and "test_error" in r]
+    return stages[stage]["label"] if own[-1:] == [stage] else stage.replace("_", " ")
 
 
 def heading(figure, title, subtitle):
@@ -62,101 +67,70 @@ def bare(axes, along="y"):
     axes.grid(axis=along, color="#E4E4E4", lw=0.8)
 
 
-def plot_curves(metrics, path, title, stages):
-    """Loss and validation error of every stage of a run against the epoch; a dot marks the epoch that was chosen.
+def plot_curves(runs, path, title, stages):
+    """Validation error, validation loss and training loss against the epoch, one panel per stage and figure.
 
-    metrics: one dictionary per epoch    stages: {stage: its record} of those that are drawn, in order
+    runs: seed -> its epochs, one dictionary each    stages: {stage: its record} of those that are drawn, in order
+    A dot marks the epoch that was chosen, if there is one seed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    runs = {stage: [m for m in metrics if m["stage"] == stage] for stage in stages}
-    runs = {stage: run for stage, run in runs.items() if run}
-    if not runs:
-        raise ValueError("plot_curves: metrics holds no epoch of any stage")
-    panels = []
-    unjudged = {stage: run for stage, run in runs.items() if "test_error" not in stages[stage]}
-    classifiers = {stage: run for stage, run in runs.items() if stage not in unjudged}
-    if unjudged:  # a squared distance in feature space: no scale in common with the other losses
-        losses = ", ".join(dict.fromkeys(stages[stage]["loss"] for stage in unjudged))
-        panels.append((f"loss of {' and '.join(unjudged)}, {losses}", unjudged, "validation_loss"))
-    if classifiers:
-        panels.append(("loss of each stage", classifiers, "validation_loss"))
-        if any("validation_error" in m for run in classifiers.values() for m in run):
-            panels.append(("validation error, %", classifiers, "validation_error"))
+    def curves(stage, key):
+        return [[(m["epoch"], m[key]) for m in run if m["stage"] == stage and key in m] for run in runs.values()]
 
-    widths = [0.75 if drawn is unjudged and len(drawn) == 1 else 1 for _, drawn, _ in panels]
-    figure = Figure(figsize=(1.2 + 4.3 * sum(widths), 4.2), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)
-    figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0], panels, strict=True):
-        _draw_panel(axes, *panel, stages)
+    drawn = {(stage, key): found for stage in stages for key in CURVES if any(found := curves(stage, key))}
+    shown, kinds = [s for s in stages if (s, "train_loss") in drawn], [k for k in CURVES if k in {k for _, k in drawn}]
+    if not shown:
+        raise ValueError("plot_curves: there is no epoch of any stage")
+    columns, colours, wide, tall = min(6, len(shown)), colours_of(stages), 2.75, 2.35
+    band = tall * len(kinds) + 0.2
+    width, height = 0.7 + wide * columns, 0.85 + band * -(-len(shown) // columns)
+    figure = Figure(figsize=(max(width, 6), height))
+    several = "one thin line per seed, a thick line for their mean" if len(runs) > 1 else "a dot marks the epoch chosen"
+    heading(figure, title, f"{several}; stages that classify share the scale of a row")
+    for (stage, key), found in drawn.items():
+        row, column = divmod(shown.index(stage), columns)
+        top = 1.15 + band * row + tall * kinds.index(key)
+        at = (0.55 + wide * column) / figure.get_figwidth(), 1 - (top + 1.7) / height
+        axes = figure.add_axes((*at, 2.2 / figure.get_figwidth(), 1.7 / height))
+        if key == next(k for k in kinds if (stage, k) in drawn):
+            axes.set_title(label_of(stage, stages), loc="left", fontsize=10, fontweight="bold")
+        alike = [drawn[s, key] for s in shown if (s, key) in drawn and "test_error" in stages[s]]
+        alike = alike if "test_error" in stages[stage] else [found]
+        floor = log_axis(axes, np.array([y for own in alike for curve in own for _, y in curve], float))
+        means = {}
+        for curve in found:
+            for epoch, y in curve:
+                means.setdefault(epoch, []).append(max(y, floor))
+            if len(runs) > 1:
+                axes.plot(*zip(*curve, strict=True), color=colours[stage], lw=0.8, alpha=0.55) if curve else None
+        whole = {epoch: np.mean(ys) for epoch, ys in means.items() if len(ys) == len(runs)}
+        axes.plot(
+            *zip(*sorted(whole.items()), strict=True), color=colours[stage], lw=2, clip_on=False
+        ) if whole else None
+        best = stages[stage]["best_epoch"] if len(runs) == 1 else None
+        if best in whole:
+            axes.plot(best, whole[best], "o", ms=7, color=colours[stage], mec="white", mew=1.2, clip_on=False, zorder=4)
+        name = CURVES[key] + (f", chosen {whole[best]:.2f}" if best in whole and key == "validation_error" else "")
+        axes.text(0.98, 0.95, name, transform=axes.transAxes, ha="right", va="top", fontsize=8.5, color=GREY)
+        bare(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if key == kinds[-1]:
+            axes.set_xlabel("epoch", fontsize=9)
     save(figure, path)
 
 
-def _draw_panel(axes, title, runs, key, stages):
-    """One panel: curves on a log axis of y, each named at its right end in its own colour."""
-    from matplotlib.ticker import MaxNLocator
-
-    keys = (key, "train_loss") if key == "validation_loss" else (key,)
-    curves = {(s, k): np.array([m.get(k, np.nan) for m in run], float) for s, run in runs.items() for k in keys}
-    low, high, floor = _log_limits(np.concatenate(list(curves.values())))
-    last = max(m["epoch"] for run in runs.values() for m in run)
-    colours, ends = colours_of(stages), []
-    for (stage, k), y in curves.items():
-        epochs = np.array([m["epoch"] for m in runs[stage]])
-        y = np.maximum(y, floor)
-        style = {"color": colours[stage], "clip_on": False, "zorder": 3}
-        if k == "train_loss":
-            axes.plot(epochs, y, "--", lw=1, alpha=0.7, marker="_" if len(y) == 1 else None, **style)
-            continue
-        axes.plot(epochs, y, "-", lw=1.8, **style)
-        best = np.flatnonzero(epochs == stages[stage]["best_epoch"])
-        axes.plot(epochs[best], y[best], "o", ms=7, mec="white", mew=1.2, **(style | {"zorder": 4}))
-        shown = y if np.isfinite(y).any() else curves.get((stage, "train_loss"), y)
-        finite = shown[np.isfinite(shown)]
-        value = f", best {curves[stage, k][best[0]]:.2f}" if key == "validation_error" and len(best) else ""
-        ends.append((finite[-1] if len(finite) else high, label_of(stage, stages) + value, colours[stage]))
-
-    # Labels keep the order of the curves' ends and are pushed apart until they can be read.
-    ends.sort()
-    gap = 0.055
-    at = [np.log(end / low) / np.log(high / low) for end, _, _ in ends]
-    for i in range(1, len(at)):
-        at[i] = max(at[i], at[i - 1] + gap)
-    for i in reversed(range(len(at))):
-        at[i] = min(at[i], 1 - gap * (len(at) - 1 - i))
-    for y, (_, text, colour) in zip(at, ends, strict=True):
-        axes.text(1.03, y, text, color=colour, transform=axes.transAxes, va="center", fontsize=9)
-
-    dashes = "solid: validation, dashed: training" if "train_loss" in keys else "dot: the epoch kept"
-    axes.set_title(title, loc="left", fontsize=10, pad=20)
-    axes.text(0, 1.03, dashes, transform=axes.transAxes, fontsize=8, color=GREY)
-    axes.set_xlabel("epoch", fontsize=9)
-    axes.set_xlim(*((1, last) if last > 1 else (0.5, 1.5)))
-    if last > 1:
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-    else:
-        axes.set_xticks([1])
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    if any((y == 0).any() for y in curves.values()):  # a log axis has no 0: the floor stands for it, and says so
-        ticks = _log_ticks(1.3 * floor, high)
-        axes.set_yticks([floor, *ticks], ["0", *map(_tick_name, ticks)])
-    else:
-        ticks = _log_ticks(low, high)
-        axes.set_yticks(ticks, map(_tick_name, ticks))
-    axes.minorticks_off()
-    bare(axes)
-
-
 def log_axis(axes, values):
-    """A log axis of y for these values, with ticks that can be read; zeros are drawn nowhere."""
-    low, high, _ = _log_limits(values)
-    ticks = _log_ticks(low, high, least=4)
+    """A log axis of y for these values, with ticks that can be read; returns the floor, named 0, that stands for 0."""
+    low, high, floor = _log_limits(values)
+    zero = bool((values == 0).any())
+    ticks = _log_ticks(1.3 * floor if zero else low, high, least=4)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    axes.set_yticks(ticks, map(_tick_name, ticks))
+    axes.set_yticks([floor] * zero + ticks, ["0"] * zero + [*map(_tick_name, ticks)])
     axes.minorticks_off()
+    return floor
 
 
 def _log_limits(values):
@@ -277,68 +251,6 @@ def error_axis(axes, errors):
         spare = max(0.12 * (high - low), 0.05 * high, 0.01)
         axes.set_xlim(low - spare, high + spare + 0.25 * (high - low + spare))
         axes.locator_params(axis="x", nbins=5)
-
-
-def plot_seed_curves(metrics, path, title, stages):
-    """Validation loss and error of several seeds against the epoch, one panel per stage and figure.
-
-    metrics: stage -> seed -> its epochs, one dictionary each    stages: {stage: its record}
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    def values(stage, key):
-        return [m[key] for run in metrics[stage].values() for m in run if key in m]
-
-    kinds = [
-        ("validation_error", "validation error, %"),
-        ("validation_loss", "validation loss"),
-        ("train_loss", "training loss"),
-    ]
-    kinds = [kind for kind in kinds if any(values(stage, kind[0]) for stage in metrics)]
-    wide, tall, columns, colours = 2.75, 2.35, min(6, len(metrics)), colours_of(stages)
-    bands = -(-len(metrics) // columns)
-    width, height = 0.7 + wide * columns, 0.75 + (tall * len(kinds) + 0.3) * bands
-    figure = Figure(figsize=(width, height))
-    heading(
-        figure,
-        title,
-        "one thin line per seed, a thick line for their mean; panels of a row share a scale if they classify",
-    )
-    for i, (key, name) in enumerate(kinds):
-        shared = [v for stage in metrics if "test_error" in stages[stage] for v in values(stage, key)]
-        for place, (stage, seeds) in enumerate(metrics.items()):
-            band, column = divmod(place, columns)
-            own = values(stage, key)
-            if not own:
-                continue
-            top = 0.95 + band * (tall * len(kinds) + 0.3) + tall * i
-            at = (0.55 + wide * column) / width, 1 - (top + 1.7) / height, 2.2 / width, 1.7 / height
-            axes = figure.add_axes(at)
-            if key == next(k for k, _ in kinds if values(stage, k)):
-                axes.set_title(label_of(stage, stages), loc="left", fontsize=10, fontweight="bold")
-            means = {}
-            for run in seeds.values():
-                for m in run:
-                    means.setdefault(m["epoch"], []).append(m.get(key, np.nan))
-                axes.plot(
-                    [m["epoch"] for m in run],
-                    [m.get(key, np.nan) for m in run],
-                    color=colours[stage],
-                    lw=0.8,
-                    alpha=0.55,
-                )
-            whole = sorted(epoch for epoch, found in means.items() if len(found) == len(seeds))
-            mean = [np.mean(means[epoch]) for epoch in whole]
-            axes.plot(whole, mean, color=colours[stage], lw=2.2, marker="." if len(whole) < 2 else None)
-            style = {"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 8.5, "color": GREY}
-            axes.text(0.98, 0.95, name, **style)
-            bare(axes)
-            log_axis(axes, np.array(shared if "test_error" in stages[stage] else own, float))
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            if i == len(kinds) - 1:
-                axes.set_xlabel("epoch", fontsize=9)
-    save(figure, path)
 
 
 def plot_filters(weights, path, title):

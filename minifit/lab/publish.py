@@ -187,14 +187,10 @@ def write_part(part, found):
         of_paper = {} if len(found["arms"]) > 1 else runner.published(found["experiment"], found["data"])
         plots.plot_errors(rows, part / "errors.png", f"Errors, {title}", found["methods"], of_paper)
     runs = [run for run in found["runs"] if not run["missing"] and run["arm"] == ""]
-    curves = {}
-    for run in runs:
-        for line in map(json.loads, whole_lines(Path(run["folder"]) / "metrics.jsonl")):
-            curves.setdefault(line["stage"], {}).setdefault(run["seed"], []).append(line)
+    curves = {run["seed"]: whole_lines(Path(run["folder"]) / "metrics.jsonl") for run in runs}
+    curves = {seed: [json.loads(line) for line in lines] for seed, lines in curves.items() if lines}
     if curves:
-        stages = runs[0]["stages"]
-        curves = {stage: curves[stage] for stage in stages if stage in curves}
-        plots.plot_seed_curves(curves, part / "curves.png", f"Stages, {title}", stages)
+        plots.plot_curves(curves, part / "curves.png", f"Stages, {title}", runs[0]["stages"])
 
 
 def write_page(folder, html=False):
@@ -233,7 +229,7 @@ def _read(path):
 def draw_networks(run, part, title):
     """The pictures that need weights: filters, hints of the first stage that has some, mistakes of the last method."""
     run = run.on_all() if run.config.retrain else run
-    stages = run.directory.finished()
+    stages = run.finished()
     plots.plot_filters(runner.first_layers(run), part / "filters.png", f"First layer, {title}")
     for key in (key for key, record in stages.items() if "test_error" not in record):
         if run.stages[key][1].target and draw_hints(run, key, part / "hints.png", title):

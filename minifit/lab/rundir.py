@@ -15,7 +15,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from minifit import UserError, __version__
+from minifit import UserError, __version__, baselines
 from minifit.backend import describe
 from minifit.lab import files
 from minifit.lab.files import commit, digest, read_json, write_json, write_text
@@ -28,7 +28,7 @@ class RunDirectory:
     """The directory of one run, which has these stages and settings."""
 
     folder: Path
-    stages: tuple[str, ...]  # in order
+    stages: tuple[str, ...]  # those asked for, in order; it may hold those of other methods beside them
     settings: dict  # everything that the results depend on, but for the version of minifit
     xp: object  # the library, numpy or cupy
 
@@ -65,7 +65,7 @@ class RunDirectory:
             write_json(self.folder / "config.json", config)
 
     def begun(self):
-        """Whether there are weights in the directory, or the records of every stage.
+        """Whether there are weights in the directory, or records that it is read for.
 
         UserError where it has other settings, and something that would be lost: weights, or the records of a stage.
         """
@@ -99,8 +99,10 @@ class RunDirectory:
 
     @property
     def recorded(self):
-        """Whether the directory has the records of every stage and no weights: it is read, and never trained in."""
-        return self.stages == tuple(self._listed()) and not any(self.folder.glob("*.h5"))
+        """Whether the directory has the records of every stage, or of any other, and no weights: it is only read."""
+        listed = self._listed().keys()
+        whole = bool(listed) and (listed >= {*self.stages} or not listed <= {*self.stages})
+        return whole and not any(self.folder.glob("*.h5"))
 
     def finished(self):
         """{stage: its record} of the stages whose files say so, or of all where `recorded`."""
@@ -108,20 +110,20 @@ class RunDirectory:
         return {name: r for name, r in self._listed().items() if recorded or self.state(name) == "finished"}
 
     def _listed(self):
-        """The stages in summary.json, whether or not their weights are there."""
+        """The stages in summary.json, of whatever methods, whether or not their weights are there."""
         path = self.folder / "summary.json"
         listed = read_json(path).get("stages", {}) if path.exists() else {}
         try:
-            return {name: listed[name] for name in self.stages if "test_loss" in listed.get(name, {})}
+            return {name: record for name, record in listed.items() if "test_loss" in record}
         except (AttributeError, TypeError):
             raise UserError(f"{path}: not the records of a run's stages") from None
 
     def add(self, summary, stage, record):
-        """Writes summary.json with the record of one more finished stage."""
-        stages = self.finished() | {stage: record}
-        write_json(
-            self.folder / "summary.json", summary | {"stages": {n: stages[n] for n in self.stages if n in stages}}
-        )
+        """Writes summary.json with the record of one more finished stage, in the order of methods and of stages."""
+        stages, places = self.finished() | {stage: record}, {m.name: i for i, m in enumerate(baselines.METHODS)}
+        names = [name for name in dict.fromkeys((*self.stages, *stages)) if name in stages]
+        names.sort(key=lambda name: places.get(stages[name].get("method"), len(places)))
+        write_json(self.folder / "summary.json", summary | {"stages": {name: stages[name] for name in names}})
 
     def metrics(self):
         """The record of every epoch, as a dictionary."""

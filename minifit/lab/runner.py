@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
-from minifit import UserError, experiments, fitnets, networks
+from minifit import UserError, baselines, experiments, fitnets, networks
 from minifit.backend import refuse_more_than_memory
 from minifit.lab import files, plan, plots, report
 from minifit.lab.files import digest
@@ -19,6 +20,8 @@ from minifit.lab.training import DataParallel, fit
 from minifit.regressors import TRAINING
 from minifit.task import MEASURED, Task
 from reference import paper
+
+DRAWN = 64  # units of a fully connected first layer
 
 
 @dataclass
@@ -37,17 +40,21 @@ class Run:
     progress: bool = True
     cache: Path | None = None  # where runs on the same images share what whitening takes of them; None: `folder`
     epochs: dict = field(default_factory=dict)  # of each stage, where another run has found them
+    methods: tuple[str, ...] = ()  # the names of those chosen; none: fitnets.METHODS
 
     def __post_init__(self):
         c, self.known = self.config, {}
         self.sets = Sets(self.data, c, self.cache or self.folder)
         teacher, times = self.experiment.teacher, c.teacher_width_scale
         if times > 1:
-            n = times * times * sum(w for w, _ in networks.count(networks.build(teacher)))  # about
+            image = np.zeros((0, *teacher.input), np.float32)
+            n = times * times * sum(w for w, _ in networks.count(networks.build(teacher), image))  # about
             what = f"--teacher-width-scale {times:g}: training its {n:,.0f} weights would"
             refuse_more_than_memory(what, TRAINING * n, "a narrower one would fit")
         self.networks = {"teacher": networks.widened(teacher, times), "student": self.experiment.student}
-        self.directory = RunDirectory(self.folder, tuple(self.stages), self.settings, self.xp)
+        self.chosen = chosen(self.methods)
+        self.listed = [m for m in baselines.METHODS if m in self.chosen or m in fitnets.METHODS]
+        self.directory = RunDirectory(self.folder, tuple(self.ahead("all")), self.settings, self.xp)
 
     @cached_property
     def settings(self):
@@ -68,9 +75,12 @@ class Run:
 
     @cached_property
     def stages(self):
-        """{key: (method, stage)} of all methods, in order; a stage belongs to the first method that trains it."""
+        """{key: (method, stage)} of the chosen methods and those of a run by default, in order.
+
+        A stage belongs to the first method that trains it.
+        """
         task, found = self.task(draw=False), {}
-        for method in fitnets.METHODS:
+        for method in self.listed:
             for stage in self.noted(method, task):
                 found.setdefault(stage.key, (method, stage))
         return found
@@ -88,7 +98,7 @@ class Run:
 
     def plan(self, goal):
         """[(method, the keys of its stages)] that lead to `goal`: "all", or the name of a method or of a stage."""
-        methods = {method.name: method for method in fitnets.METHODS}
+        methods = {method.name: method for method in self.chosen}
         if goal == "all":
             return [(method, self.keys(method)) for method in methods.values()]
         if goal in methods:
@@ -116,6 +126,10 @@ class Run:
         """The stages that lead to these goals and have not finished."""
         finished = self.directory.finished()
         return [key for key in self.ahead(*goals) if key not in finished]
+
+    def finished(self):
+        """{key: record} of the finished stages of this run's methods."""
+        return {key: record for key, record in self.directory.finished().items() if key in self.stages}
 
     def task(self, draw=True):
         """The task as its methods are given it; without `draw` all weights are 0."""
@@ -157,7 +171,7 @@ class Run:
         """The run that trains on the validation images too, each stage for the epochs that were best in this one."""
         c = self.config
         config = replace(c, train=c.train + c.validation, validation=0, retrain=False)
-        found = {name: record["best_epoch"] for name, record in self.directory.finished().items()}
+        found = {name: record["best_epoch"] for name, record in self.finished().items()}
         return replace(self, folder=self.folder / "all", config=config, epochs=found)
 
     def measure(self, stage, part, epoch):
@@ -167,6 +181,14 @@ class Run:
             return examples.measure(part, epoch)
 
 
+def chosen(names=()):
+    """The methods of these names, in order; without names, those that a run trains by default."""
+    for name in names:
+        if name not in (known := [method.name for method in baselines.METHODS]):
+            raise UserError(f"--method {name}: wanted {', '.join(known)}")
+    return tuple(method for method in baselines.METHODS if method.name in names) if names else fitnets.METHODS
+
+
 def described(network):
     """A network as JSON: every block with its kind."""
     blocks = [{"kind": type(block).__name__, **asdict(block)} for block in network.blocks]
@@ -174,22 +196,23 @@ def described(network):
 
 
 class _Reached(Exception):
-    """The stage that a walk was to lead to."""
+    """A walk has led to its goal, and the method asks for more."""
 
 
 def walk(method, task, train, goal=None):
-    """Runs a method with this `train`, up to the stage whose key is `goal` if one is given.
+    """Runs a method with this `train`, to its end or until it asks for a stage after the one whose key is `goal`.
 
     A method's second stage of one name gets index 2, and so the key hint_2, a third hint_3.
     """
-    seen = Counter()
+    seen, passed = Counter(), []
 
     def numbered(stage):
         seen[stage.name] += 1
         stage = replace(stage, index=seen[stage.name])
-        record = train(stage)
-        if stage.key == goal:
+        if goal in passed:
             raise _Reached
+        record = train(stage)
+        passed.append(stage.key)
         return record
 
     with suppress(_Reached):
@@ -228,16 +251,17 @@ def draw(run):
     """curves.png and filters.png, of what there is."""
     stages, title = run.directory.finished(), f"{run.data.name}, seed {run.seed}"
     who = "; ".join(run.networks[name].name for name in ("teacher", "student"))
-    plots.plot_curves(run.directory.metrics(), run.folder / "curves.png", f"{title}\n{who}", stages)
+    plots.plot_curves({run.seed: run.directory.metrics()}, run.folder / "curves.png", f"{title}: {who}", stages)
     plots.plot_filters(first_layers(run), run.folder / "filters.png", f"First layer, {title}")
 
 
 def first_layers(run):
     """{stage: the filters of its first layer}, of the finished stages."""
     found = {}
-    for key in run.directory.finished():
-        best, of = run.directory.best(key), run.networks[run.stages[key][1].of].name
-        found[f"{key} ({of})"] = next(w for name, w in best.items() if name.startswith("0.") and name.endswith("w"))
+    for key in run.finished():
+        best, of = run.directory.best(key), run.networks[run.stages[key][1].of]
+        w = next(w for name, w in best.items() if name.startswith("0.") and name.endswith("w"))
+        found[f"{key} ({of.name})"] = w if w.ndim == 4 else w.reshape(*of.input, -1)[..., :DRAWN]
     return found
 
 
@@ -323,6 +347,7 @@ def figures(run, stage, state):
         "multiplications": sum(m for _, m in counts),
         "seconds": round(sum(spent), 1),
         "file": f"{stage.key}.h5",
+        "last": stage.key == run.keys(method)[-1],
     }
     if stage.classifies:
         if not stage.on_all and run.sets.sizes["validation"]:  # else it has trained on them
@@ -349,7 +374,7 @@ def take_teacher(run, source):
     last = list(stages)[-1]
     if not directory.checkpoint(last).exists():  # then the students that there are must be of the teacher to come
         task = run.task(draw=False)
-        noted = [stage for method in fitnets.METHODS for stage in run.noted(method, task)]
+        noted = [stage for method in run.listed for stage in run.noted(method, task)]
         files.restore(task.teacher.params, taken[last][1]["best"], source)
         for stage in noted:
             path = directory.checkpoint(stage.key)
