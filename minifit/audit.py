@@ -26,6 +26,8 @@ from minifit.convolution import FEW
 from minifit.experiments import MNIST_PAPER
 from minifit.gradcheck import Comparison, GradientError, KinkCrossed, comparisons
 from minifit.layers import (
+    Autoassociator,
+    Bias,
     Branches,
     Composite,
     Conv2d,
@@ -39,10 +41,20 @@ from minifit.layers import (
     ReLU,
     Reshape,
     Sequential,
+    Sigmoid,
     Softmax,
     leaves,
 )
-from minifit.networks import Conv, FullyConnected, Network, Output, build, initialise
+from minifit.networks import (
+    Conv,
+    FullyConnected,
+    Network,
+    Output,
+    SigmoidConv,
+    SigmoidFullyConnected,
+    build,
+    initialise,
+)
 from minifit.optimizers import Ramp
 from minifit.regressors import KINDS, regressor
 from minifit.task import Task
@@ -130,6 +142,8 @@ def of_loss(loss, x, *examples, **settings):
 
 def of_stage(stage, x, labels, seed=1):
     """The stage's loss as a map of its parameters, "hint 0.w" for one of the hint stage."""
+    x, target = stage.sees(x), None if stage.target is None else stage.target(x)
+    stage = replace(stage, below=None)
     own = {f"{stage.key} {name}": name for name in stage.network.params}
 
     def f(arrays, examples, rng):
@@ -141,10 +155,10 @@ def of_stage(stage, x, labels, seed=1):
             _, grads = fitnets.gradient(twin, x, target, labels, EPOCH, copy.deepcopy(again))
             return {key: dy * grads[name] for key, name in own.items()}
 
-        return stage.loss(network(x, rng if stage.noise else None), target, labels, EPOCH)[0], pull
+        seen = x if stage.reconstructs else target
+        return stage.loss(network(x, rng if stage.noise else None), seen, labels, EPOCH)[0], pull
 
     arrays = {key: stage.network.params[name] for key, name in own.items()}
-    target = None if stage.target is None else stage.target(x)
     return Problem(stage, f, arrays, (x, target, labels), seed)
 
 
@@ -280,13 +294,36 @@ def walk(integer, rng, method, pieces=2, **settings):
 
     def train(stage):
         settled(stage.network, rng)
-        problems.append(of_stage(stage, x, labels))
+        if not stage.rule:  # which is the gradient of no loss
+            problems.append(of_stage(stage, x, labels))
         return {"best_epoch": 1}
 
     for earlier in fitnets.METHODS[: fitnets.METHODS.index(method) + 1]:
         problems = []
         earlier.run(task, train)
     return problems
+
+
+def autoassociator(integer, rng):
+    h, w, c, e = (integer(1, 4) for _ in "hwce")
+    encoder = Sequential([Flatten(), dense(rng, h * w * c, e)])
+    return of_layer(Autoassociator(encoder, rng.normal(size=(h, w, c))), rng.normal(size=(integer(1, 3), h, w, c)))
+
+
+def autoassociator_of_maps(integer, rng):
+    problem = conv(integer, rng)
+    x = problem.arrays["x"]
+    return of_layer(Autoassociator(Sequential([problem.subject]), rng.normal(size=x.shape[1:])), x)
+
+
+def bias(integer, rng):
+    n, *shape = images(integer)
+    return of_layer(Bias(rng.normal(size=shape)), rng.normal(size=(n, *shape)))
+
+
+def reconstruction(integer, rng):
+    shape = images(integer)
+    return of_loss(losses.reconstruction_loss, spaced(shape, rng), rng.random(shape))
 
 
 def entropy(integer, rng, loss, **settings):
@@ -329,6 +366,10 @@ CASES = [
     Case("MaxPool2d 4/2", partial(pool, size=4, stride=2)),
     Case("MaxPool2d 8/8", partial(pool, size=8, stride=8)),
     Case("ReLU", partial(whatever, layer=ReLU())),
+    Case("Sigmoid", partial(whatever, layer=Sigmoid())),
+    Case("Bias", bias, affine=True),
+    Case("Autoassociator", autoassociator),
+    Case("Autoassociator of maps", autoassociator_of_maps),
     Case("Softmax tau 1", partial(whatever, layer=Softmax(1.0))),
     Case("Softmax tau 3", partial(whatever, layer=Softmax(3.0))),
     Case("Softmax tau 0.5", partial(whatever, layer=Softmax(0.5))),
@@ -353,6 +394,8 @@ CASES = [
     Case("block dropout conv maxout", partial(block, block=Conv(2, 3), dropout_keep_input=0.8, seed=3), kinks=True),
     Case("block fc maxout 5", partial(block, block=FullyConnected(3, pieces=5)), kinks=True),
     Case("block fc ReLU", partial(block, block=FullyConnected(3, pieces=None)), kinks=True),
+    Case("block conv sigmoid pool", partial(block, block=SigmoidConv(3, 2, pool=(2, 2))), kinks=True),
+    Case("block fc sigmoid", partial(block, block=SigmoidFullyConnected(3))),
     Case("block output", partial(block, block=Output(4)), affine=True),
     Case("student", partial(part, index=slice(None)), kinks=True),
     Case("student of many images", partial(part, index=slice(None), batch=MANY), kinks=True),
@@ -370,6 +413,7 @@ CASES = [
     Case("distillation_loss tau 20 lam 9", partial(eq_2, tau=20.0, lam=9.0)),
     Case("distillation_loss tau 0.5 lam 0", partial(eq_2, tau=0.5, lam=0.0)),
     Case("distillation_loss tau 3 lam 4 student_tau 1", partial(eq_2, tau=3.0, lam=4.0, student_tau=1.0)),
+    Case("reconstruction_loss", reconstruction),
     Case("hint_loss", hint_loss),
     Case("hint_loss mean", partial(hint_loss, reduction="mean")),
 ]

@@ -8,6 +8,7 @@ A layer is parameters and two pure methods; nothing else is stored:
 Layers follow their inputs: float32 in, float32 out; float64 in the tests; NumPy or CuPy.
 """
 
+from copy import copy
 from itertools import zip_longest
 from math import prod
 from numbers import Integral
@@ -236,6 +237,84 @@ class Mean(Composite):
         return _flat({name: layer.weight_gradients(dy / len(cache), kept) for (name, layer), kept in layers})
 
 
+class Autoassociator(Composite):
+    """A layer of sigmoids as a code of its own input, decoded by its own weights: y = W' q + b, q = sigm(W x + c).
+
+    y are logits: the input is compared with sigm(y). The encoder, a Sequential x -> W x + c, is a block's own layers up
+    to the sigmoid, so that training this trains the block; the decoder has b alone, of the shape of one input.
+    Bengio, Lamblin, Popovici, Larochelle 2006.
+
+    The same weights make a restricted Boltzmann machine of energy E(v, h) = -h'(W v + c) - b'v; `up` then gives
+    P(h = 1 | v), `down` the logits of P(v = 1 | h).
+    """
+
+    def __init__(self, encoder, b):
+        if [name.partition(".")[2] for name in encoder.params] != ["w", "b"]:
+            raise ValueError(f"Autoassociator: an encoder of parameters {list(encoder.params)}; wanted one w and one b")
+        self.encoder, self.decoder = encoder, Bias(b)
+        self.children = {"encoder": encoder, "decoder": self.decoder}
+
+    def up(self, x):
+        """q, and a cache: what `down` and `correlations` need."""
+        z, cache = self.encoder.forward(x)
+        return sigmoid(z), cache
+
+    def down(self, h, cache):
+        return self.decoder(self.encoder.backward(h, cache)[0])
+
+    def correlations(self, v, h, cache):
+        """-dE(v, h)/d(parameter), summed over the batch, cache being of up(v): h v' for W, h for c, v for b."""
+        return _flat({"encoder": self.encoder.weight_gradients(h, cache), "decoder": {"b": v.sum(axis=0)}})
+
+    def forward(self, x, rng=None):
+        q, cache = self.up(x)
+        return self.down(q, cache), (q, cache)
+
+    def visit(self, x, see):
+        self.encoder.visit(x, see)
+        q, cache = self.up(x)
+        return self.decoder.visit(self.encoder.backward(q, cache)[0], see)
+
+    def backward(self, dy, cache):
+        dz, grads_down, cache = self._through_the_decoder(dy, cache)
+        dx, grads_up = self.encoder.backward(dz, cache)
+        return dx, self._summed(grads_up, grads_down)
+
+    def weight_gradients(self, dy, cache):
+        dz, grads_down, cache = self._through_the_decoder(dy, cache)
+        return self._summed(self.encoder.weight_gradients(dz, cache), grads_down)
+
+    def _through_the_decoder(self, dy, cache):
+        # <dy, W' q> = <W dy, q>: in the decoder, dy is to W what an input is in the encoder, and q what a gradient is.
+        q, cache_of_x = cache
+        dq, cache_of_dy = Sequential(map(_without_b, self.encoder)).forward(dy)
+        return dq * q * (1 - q), self.correlations(dy, q, cache_of_dy), cache_of_x
+
+    def _summed(self, grads_up, grads_down):
+        """W has the gradients of both its uses; c is only the encoder's."""
+        both = {f"encoder.{name}": g for name, g in grads_up.items()}
+        return grads_down | {name: g + grads_down[name] if name.endswith("w") else g for name, g in both.items()}
+
+
+class Bias(Layer):
+    """y = x + b.
+
+    x, y (N, ...)    b (...)
+    """
+
+    def __init__(self, b):
+        self.params = {"b": b}
+
+    def forward(self, x, rng=None):
+        b = self.params["b"]
+        if x.shape[1:] != b.shape:
+            raise ValueError(f"Bias: input {x.shape}; wanted (N, {str(b.shape)[1:]}")
+        return x + b, None
+
+    def backward(self, dy, cache):
+        return dy, {"b": dy.sum(axis=0)}
+
+
 class Linear(Layer):
     """Affine map y = x w + b.
 
@@ -439,6 +518,18 @@ class ReLU(Layer):
         return dy * cache, {}
 
 
+class Sigmoid(Layer):
+    """y = sigm(x) = 1 / (1 + exp(-x))."""
+
+    def forward(self, x, rng=None):
+        y = sigmoid(x)
+        return y, y
+
+    def backward(self, dy, cache):
+        y = cache
+        return dy * y * (1 - y), {}
+
+
 class Softmax(Layer):
     """y = softmax(x / tau) over the last axis.   FitNets, eq. 1."""
 
@@ -506,6 +597,19 @@ class Reshape(Layer):
 
     def backward(self, dy, cache):
         return dy.reshape(cache), {}
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), by way of tanh, which overflows for no x."""
+    return 0.5 + 0.5 * array_module(x).tanh(0.5 * x)
+
+
+def _without_b(layer):
+    """The linear part of an affine layer, which shares its w; another layer as it is."""
+    linear = copy(layer)
+    if layer.params:
+        linear.params = {name: p if name == "w" else 0 * p for name, p in layer.params.items()}
+    return linear
 
 
 def _flat(groups):

@@ -9,6 +9,7 @@ from math import log
 import numpy as np
 
 from minifit.backend import array_module
+from minifit.layers import sigmoid
 
 
 def log_softmax(logits):
@@ -73,6 +74,24 @@ def hint_loss(guided, hint, reduction="sum"):
     error = guided - hint
     n = error.size if reduction == "mean" else len(error)
     return 0.5 * (error * error).sum() / n, error / n
+
+
+def reconstruction_loss(logits, x):
+    """-x log p - (1 - x) log(1 - p), p = sigm(a), summed over features, mean over the batch.   Bengio et al. 2006.
+
+    logits, x (N, ...): x in [0, 1], probabilities or pixels
+    """
+    if logits.shape != x.shape:
+        raise ValueError(f"reconstruction_loss: logits {logits.shape} and x {x.shape} differ")
+    if not logits.ndim:
+        raise ValueError("reconstruction_loss: logits () are no batch; wanted (N, ...)")
+    n = len(logits)
+    if not n:
+        raise ValueError("reconstruction_loss: an empty batch has no mean")
+    xp = array_module(logits, x)
+    # log(1 + exp(a)) - x a, so written that exp never overflows
+    softplus = xp.maximum(logits, 0) + xp.log1p(xp.exp(xp.minimum(logits, -logits)))
+    return (softplus - x * logits).sum() / n, (sigmoid(logits) - x) / n
 
 
 def _probabilities(xp, log_p):

@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 
 from minifit.backend import array_module
-from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Sequential, leaves
+from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Sequential, Sigmoid, leaves
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ class Conv:
         """Layers with zeros for weights, for an input of this shape (H, W, C)."""
         w, b = zeros((self.kernel, self.kernel, shape[2], (self.pieces or 1) * self.channels), xp, dtype)
         pool = [MaxPool2d(*self.pool)] if self.pool else []
-        return [Conv2d(w, b, self.pad, self.max_norm), activation(self.pieces), *pool]
+        return [Conv2d(w, b, self.pad, self.max_norm), self.nonlinearity(), *pool]
+
+    def nonlinearity(self):
+        return activation(self.pieces)
 
     def widened(self, scale):
         return replace(self, channels=max(1, round(scale * self.channels)))
@@ -44,10 +47,33 @@ class FullyConnected:
 
     def layers(self, shape, xp, dtype):
         w, b = zeros((prod(shape), (self.pieces or 1) * self.units), xp, dtype)
-        return [*flatten(shape), Linear(w, b, self.max_norm), activation(self.pieces)]
+        return [*flatten(shape), Linear(w, b, self.max_norm), self.nonlinearity()]
+
+    def nonlinearity(self):
+        return activation(self.pieces)
 
     def widened(self, scale):
         return replace(self, units=max(1, round(scale * self.units)))
+
+
+@dataclass(frozen=True)
+class SigmoidConv(Conv):
+    """A convolution whose non-linearity is a sigmoid, and the pooling behind it."""
+
+    pieces: None = None
+
+    def nonlinearity(self):
+        return Sigmoid()
+
+
+@dataclass(frozen=True)
+class SigmoidFullyConnected(FullyConnected):
+    """A fully connected layer of sigmoids."""
+
+    pieces: None = None
+
+    def nonlinearity(self):
+        return Sigmoid()
 
 
 @dataclass(frozen=True)
@@ -192,6 +218,23 @@ def widened(network, scale):
         return network
     blocks = tuple(block.widened(scale) for block in network.blocks)
     return replace(network, name=f"{network.name}, {scale:g} times as wide", blocks=blocks)
+
+
+def of_sigmoids(network):
+    """The network with sigmoids in place of its non-linearities, and about as many weights.
+
+    A maxout of M pieces has M filters a unit: for one of sigmoids there are sqrt(M) times as many units.
+    """
+
+    def block_of_sigmoids(block):
+        if isinstance(block, Output):
+            return block
+        block = block.widened((block.pieces or 1) ** 0.5)
+        if isinstance(block, Conv):
+            return SigmoidConv(block.channels, block.kernel, block.pad, block.pool)
+        return SigmoidFullyConnected(block.units)
+
+    return replace(network, name=f"{network.name} of sigmoids", blocks=tuple(map(block_of_sigmoids, network.blocks)))
 
 
 def as_counted(network):

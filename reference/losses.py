@@ -56,6 +56,21 @@ def hint_loss(guided, hint, reduction="sum"):
     return float(total / {"sum": len(guided), "mean": guided.size}[reduction])
 
 
+def reconstruction_loss(logits, x):
+    """-x log p - (1 - x) log(1 - p), p = 1 / (1 + exp(-logit)), summed over features, mean over the batch.
+
+    logits, x (N, ...): a reconstruction before its sigmoid, and what it should be.   Bengio et al., 2006
+    """
+    logits, x = np.asarray(logits, dtype=np.float64), np.asarray(x, dtype=np.float64)
+    if logits.shape != x.shape:
+        raise ValueError(f"reconstruction_loss: logits {logits.shape} and x {x.shape} differ")
+    total = 0.0
+    for i in np.ndindex(x.shape):
+        log_p, log_rest = _log_softmax([logits[i], 0.0])  # a sigmoid is a softmax beside a logit of 0
+        total -= x[i] * log_p + (1 - x[i]) * log_rest
+    return float(total / len(x))
+
+
 def _log_softmax(row):
     # shifted by this row's own maximum: the sum then lies between 1 and E, however large the logits are
     highest = max(row)

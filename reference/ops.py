@@ -103,6 +103,74 @@ def relu(x):
     return y
 
 
+def sigmoid(x):
+    """y[i] = 1 / (1 + exp(-x[i])).
+
+    x, y (...)
+    """
+    (x,) = _float64(x)
+    y = np.zeros(x.shape)
+    for i in np.ndindex(x.shape):
+        y[i] = 1 / (1 + math.exp(-x[i])) if x[i] > 0 else math.exp(x[i]) / (1 + math.exp(x[i]))
+    return y
+
+
+def bias(x, b):
+    """y[n, i] = x[n, i] + b[i].
+
+    x, y (N, ...)    b (...)
+    """
+    x, b = _float64(x, b)
+    y = np.zeros(x.shape)
+    for n, *i in np.ndindex(x.shape):
+        y[(n, *i)] = x[(n, *i)] + b[tuple(i)]
+    return y
+
+
+def linear_decoder(h, w, b):
+    """y[n, d] = b[d] + sum_e h[n, e] w[d, e]: back through the weights of `linear`.
+
+    h (N, E)    w (D, E)    b (D,)    y (N, D)
+    """
+    h, w, b = _float64(h, w, b)
+    y = np.zeros((len(h), len(w)))
+    for n, d in np.ndindex(y.shape):
+        y[n, d] = b[d] + np.sum(h[n] * w[d])
+    return y
+
+
+def conv2d_decoder(h, w, b, pad=0):
+    """y[n, i, j, c] = b[i, j, c] + sum_{r, s, k} h[n, i - r + pad, j - s + pad, k] w[r, s, c, k], h being 0 outside.
+
+    h (N, P, Q, K)    w (R, S, C, K)    b (H, W, C)    y (N, H, W, C)
+
+    Back through the weights of `conv2d`: output pixel (p, q) saw input pixel (p + r - pad, q + s - pad).
+    """
+    h, w, b = _float64(h, w, b)
+    N, P, Q, _ = h.shape
+    R, S = w.shape[:2]
+    y = np.zeros((N, *b.shape))
+    for n, i, j, c in np.ndindex(y.shape):
+        y[n, i, j, c] = b[i, j, c]
+        for r, s in np.ndindex(R, S):
+            p, q = i - r + pad, j - s + pad
+            if 0 <= p < P and 0 <= q < Q:
+                y[n, i, j, c] += np.sum(h[n, p, q] * w[r, s, c])
+    return y
+
+
+def autoassociator(x, w, c, b, pad=None):
+    """y = W' sigm(W x + c) + b: the input's reconstruction, before its sigmoid, by the weights of its code.
+
+    x (N, D) as `linear` has it, in any shape    w (D, E)    c (E,)    b, y of the shape of one input, and of x
+    With a pad, x, w and c are as `conv2d` has them.
+    """
+    if pad is not None:
+        return conv2d_decoder(sigmoid(conv2d(x, w, c, pad)), w, b, pad)
+    y = linear_decoder(sigmoid(linear(flatten(x), w, c)), w, np.reshape(b, -1))
+    return reshape(y, np.shape(b))
+
+
 def softmax(x, tau=1.0):
     """y[..., e] = exp(x[..., e] / tau) / sum_f exp(x[..., f] / tau).   FitNets, eq. 1.
 

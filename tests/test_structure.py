@@ -33,6 +33,7 @@ PAPER = (
     "experiments",
     "task",
     "fitnets",
+    "greedy",
     "baselines",
     "gradcheck",
     "audit",

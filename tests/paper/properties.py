@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from scipy import special
 
-from minifit import fitnets, gradcheck
+from minifit import fitnets, gradcheck, greedy
 from minifit.audit import EPOCH, each, joined
 from minifit.layers import (
+    Autoassociator,
+    Bias,
     Branches,
     Conv2d,
     Dropout,
@@ -24,8 +26,11 @@ from minifit.layers import (
     ReLU,
     Reshape,
     Sequential,
+    Sigmoid,
     Softmax,
+    leaves,
 )
+from minifit.losses import reconstruction_loss
 from reference import losses, ops, optimizers, train
 
 FAR = np.array([[1e4, -1e4, 0.0], [-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4]])
@@ -244,7 +249,12 @@ def as_reference(layer):
         return ops.branches, as_reference(layer.trunk), heads
     if isinstance(layer, Mean):
         return ops.mean, [[as_reference(inner)] for inner in layer.children.values()]
+    if isinstance(layer, Autoassociator):
+        affine = next(leaf for leaf in leaves(layer) if "w" in leaf.params)
+        return ops.autoassociator, *layer.params.values(), getattr(affine, "pad", None)
     p = layer.params
+    if isinstance(layer, Bias):
+        return ops.bias, p["b"]
     if isinstance(layer, Linear):
         return ops.linear, p["w"], p["b"]
     if isinstance(layer, Conv2d):
@@ -257,7 +267,7 @@ def as_reference(layer):
         return ops.softmax, layer.tau
     if isinstance(layer, Reshape):
         return ops.reshape, layer.shape
-    return {ReLU: (ops.relu,), Flatten: (ops.flatten,), Dropout: []}[type(layer)]
+    return {ReLU: (ops.relu,), Sigmoid: (ops.sigmoid,), Flatten: (ops.flatten,), Dropout: []}[type(layer)]
 
 
 def by_reference(problem):
@@ -272,8 +282,10 @@ def by_reference(problem):
         if isinstance(subject, Layer):
             return joined(y)
         if isinstance(subject, fitnets.Stage):
-            target = None if subject.target is None else train.forward([as_reference(subject.target)], x)
+            target = x if subject.target is None else train.forward([as_reference(subject.target)], x)
             return loss_by_reference(subject.loss)(y, target, examples[-1])
+        if subject is reconstruction_loss:
+            return losses.reconstruction_loss(y, *examples)
         *teachers, last = examples
         loss = losses.hint_loss if last.dtype.kind == "f" else losses.cross_entropy
         return (losses.distillation_loss if teachers else loss)(y, *examples, **problem.settings)
@@ -288,6 +300,8 @@ def loss_by_reference(loss):
         return lambda y, target, labels: losses.distillation_loss(y, target, labels, *eq_2)
     if isinstance(loss, fitnets.Hint):
         return lambda y, target, labels: losses.hint_loss(y, target, loss.reduction)
+    if isinstance(loss, greedy.Reconstruction):
+        return lambda y, seen, labels: losses.reconstruction_loss(y, seen)
     return lambda y, target, labels: losses.cross_entropy(y, labels)
 
 

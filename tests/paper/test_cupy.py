@@ -14,6 +14,8 @@ from minifit import UserError, audit, fitnets, layers, losses, networks
 from minifit.backend import array_module, to_host, use
 from minifit.experiments import MNIST_PAPER
 from minifit.layers import (
+    Autoassociator,
+    Bias,
     Branches,
     Conv2d,
     Dropout,
@@ -25,6 +27,7 @@ from minifit.layers import (
     ReLU,
     Reshape,
     Sequential,
+    Sigmoid,
     Softmax,
     leaves,
     lr_scales,
@@ -98,6 +101,10 @@ def branches(draw):
     return Branches(trunk, {2: Linear(draw(3, 2), draw(2)), 1: ReLU()})
 
 
+def autoassociator(draw):
+    return Autoassociator(Sequential([Flatten(), Linear(draw(12, 5), draw(5))]), draw(3, 4))
+
+
 # What is drawn -> how it is made of random parameters, and the shape of its input.
 LAYERS = {
     "Linear": (lambda draw: Linear(draw(6, 4), draw(4)), (5, 6)),
@@ -118,6 +125,13 @@ LAYERS = {
     "Reshape": (lambda draw: Reshape((2, 3)), (4, 6)),
     "Sequential": (block, (3, 6, 5, 2)),
     "Sequential of none": (lambda draw: Sequential([]), (3, 2)),
+    "Sigmoid": (lambda draw: Sigmoid(), (4, 5)),
+    "Bias": (lambda draw: Bias(draw(3, 2)), (4, 3, 2)),
+    "Autoassociator": (autoassociator, (5, 3, 4)),
+    "Autoassociator of maps": (
+        lambda draw: Autoassociator(Sequential([Conv2d(draw(3, 2, 2, 3), draw(3), pad=1)]), draw(5, 4, 2)),
+        (3, 5, 4, 2),
+    ),
     "Branches": (branches, (6, 4)),
     "Mean": (lambda draw: Mean([Linear(draw(4, 3), draw(3)) for _ in range(3)]), (5, 4)),
     "conv regressor, maxout": (regress("conv", (5, 6, 3), (3, 2, 4), 2), (2, 5, 6, 3)),
@@ -159,6 +173,7 @@ LOSSES = {
     "distillation_loss, hot": lambda draw: losses.distillation_loss(
         100 * draw(5, 7), draw(5, 7), draw.labels(5, 7), 0.1, 0.0
     ),
+    "reconstruction_loss": lambda draw: losses.reconstruction_loss(9 * draw(4, 3, 2), draw(4, 3, 2)),
     "hint_loss": lambda draw: losses.hint_loss(draw(4, 3, 2, 5), draw(4, 3, 2, 5)),
     "log_softmax": lambda draw: (losses.log_softmax(1e4 * draw(5, 7)), draw(1)),
 }

@@ -1,0 +1,169 @@
+"""Greedy layer-wise training (Bengio, Lamblin, Popovici, Larochelle 2006): a layer at a time, then all on the labels.
+
+Each layer is trained on the output of the layers below it, which do not move meanwhile; the last stage trains the whole
+network. FitNet's first stage is of the same kind: a hint is the greedy stage whose target is a layer of the teacher.
+
+Their network has 784-1000-1000-1000-10 units. With student=True a method trains the student of the experiment, so that
+a greedy start and a hint are compared on one network. Auto-associators and RBMs need sigmoids: that student has
+sigmoids in place of its maxouts, and more channels, so that it has about as many weights.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from minifit import UserError
+from minifit.backend import array_module
+from minifit.fitnets import LABELS, Loss, Method, Stage
+from minifit.layers import Autoassociator, Sequential, Sigmoid, sigmoid
+from minifit.losses import reconstruction_loss
+from minifit.networks import Network, Output, SigmoidFullyConnected, initialise, of_sigmoids
+from minifit.optimizers import Schedule
+
+UNITS = 1000, 1000, 1000  # 500 to 1000 in each of 3 to 5 layers; the Deep Learning Tutorials, of that laboratory: these
+LR = 0.1  # Deep Learning Tutorials: of auto-associators, of RBMs, and of fine-tuning
+
+
+def autoassociator(task, train, student=False):
+    """Each layer learns to reconstruct what it sees, pixels or the layer below, by its own weights transposed."""
+    start = sigmoid_student(task) if student else deep(task)
+    for i, stage in start.stages("autoassociator"):
+        train(reconstruction(task, start, i, stage))
+    train(start.last_stage("greedy-autoassociator"))
+
+
+def rbm(task, train, student=False):
+    """Each layer learns as an RBM, by one step of contrastive divergence; the next layer sees its mean field."""
+    start = sigmoid_student(task) if student else deep(task)
+    for i, stage in start.stages("rbm"):
+        train(replace(reconstruction(task, start, i, stage), rule=contrastive_divergence))
+    train(start.last_stage("greedy-rbm"))
+
+
+def supervised(task, train, student=False):
+    """Each layer learns as the hidden layer of a classifier, whose output layer is then discarded."""
+    start = own_student(task) if student else deep(task)
+    for i, stage in start.stages("supervised"):
+        classifier = Sequential([stage.network]) + output(task, start, i)
+        train(replace(stage, network=classifier, part=f"{stage.part}, and an output layer"))
+    train(start.last_stage("greedy-supervised"))
+
+
+METHODS = (
+    Method("greedy-autoassociator", "greedy auto-associators", "greedy AA", autoassociator),
+    Method("greedy-rbm", "greedy RBMs", "greedy RBM", rbm),
+    Method("greedy-supervised", "greedy supervised layers", "greedy sup.", supervised),
+    Method(
+        "greedy-autoassociator-student",
+        "greedy auto-associators, student",
+        "AA student",
+        partial(autoassociator, student=True),
+    ),
+    Method("greedy-rbm-student", "greedy RBMs, student", "RBM student", partial(rbm, student=True)),
+    Method(
+        "greedy-supervised-student",
+        "greedy supervised layers, student",
+        "sup. student",
+        partial(supervised, student=True),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network to be trained greedily, its name in the task, and the schedules of its greedy stages and its last."""
+
+    of: str
+    layers: Sequential
+    greedy: Schedule
+    last: Schedule
+    suffix: str = ""  # of its stages' names
+
+    def stages(self, name):
+        """(i, stage) of each block but the output, on labels, on what the blocks below it give."""
+        for i, block in enumerate(self.layers[:-1]):
+            below, part = self.layers[:i] if i else None, f", layer {i + 1}"
+            yield i, Stage(name + self.suffix, block, LABELS, self.greedy, of=self.of, part=part, below=below)
+
+    def last_stage(self, name):
+        """All blocks on labels. The output layer is as it was drawn."""
+        return Stage(name + self.suffix, self.layers, LABELS, self.last, of=self.of)
+
+
+def deep(task):
+    """784-1000-1000-1000-10, or as many inputs and classes as the data have; the rates of its source."""
+    s, given = task.settings, task.networks["student"]
+    blocks = *map(SigmoidFullyConnected, UNITS), Output(given.blocks[-1].classes)
+    layers = task.network("greedy", Network("deep sigmoids", given.input, blocks, microbatch=64))
+    greedy, last = (Schedule("sgd", LR, t.epochs, t.patience, t.batch) for t in (s.stage1, s.student))
+    return Start("greedy", layers, greedy, last)
+
+
+def own_student(task):
+    """The student. Its greedy stages have the schedule of a hint."""
+    return Start("student", task.network("student"), task.settings.stage1, task.settings.student, "-student")
+
+
+def sigmoid_student(task):
+    layers = task.network("sigmoid student", of_sigmoids(task.networks["student"]))
+    return replace(own_student(task), of="sigmoid student", layers=layers)
+
+
+def reconstruction(task, start, i, stage):
+    """The stage in which block i is an auto-associator: of the same layers, with a decoder's biases of its own."""
+    if task.draw and task.settings.preprocessing != "unit":
+        raise UserError(f"{stage.name}: reconstructs pixels in [0, 1]; wanted --preprocessing unit")
+    block, image = start.layers[i], task.xp.zeros((0, *task.networks[start.of].input), task.dtype)
+    encoder = block[: [type(layer) for layer in block].index(Sigmoid)]
+    code = Autoassociator(encoder, task.xp.zeros(start.layers[:i](image).shape[1:], task.dtype))
+    return replace(stage, network=code, loss=RECONSTRUCTION, classifies=False, reconstructs=True)
+
+
+def output(task, start, i):
+    """An output layer on block i, with its start."""
+    s, image = task.settings, task.xp.zeros((0, *task.networks[start.of].input), task.dtype)
+    shape = start.layers[: i + 1](image).shape[1:]
+    layers = Sequential(Output(task.networks[start.of].blocks[-1].classes).layers(shape, task.xp, task.dtype))
+    if task.draw:
+        rng = task.rng(f"output weights{start.suffix}", i + 1)
+        initialise(layers, rng, s.init_range if s.init == "uniform" else None)
+    return layers
+
+
+@dataclass(frozen=True)
+class Reconstruction(Loss):
+    """Cross-entropy of what a layer sees with its reconstruction."""
+
+    title: ClassVar[str] = "reconstruction"
+
+    def __call__(self, logits, seen, labels, epoch):
+        return reconstruction_loss(logits, seen)
+
+
+RECONSTRUCTION = Reconstruction()
+
+
+def contrastive_divergence(stage, x, target, labels, epoch, rng=None, share=1.0):
+    """CD-1, the rule of an RBM: (cross-entropy of the reconstruction, -(<h0 v0'> - <q1 v1'>)), for W, and so b and c.
+
+    h0 ~ P(h | v0), v1 ~ P(v | h0), q1 = P(h = 1 | v1). No loss has this for its gradient: where v1 falls depends on
+    the weights too, and that part is left out. Draws are made on the host; without rng, probabilities stand for them.
+    """
+    machine, v0, rng = stage.network, stage.sees(x), rng if stage.noise else None
+    q0, cache0 = machine.up(v0)
+    h0 = drawn(q0, rng)
+    logits = machine.down(h0, cache0)
+    v1 = drawn(sigmoid(logits), rng)
+    q1, cache1 = machine.up(v1)
+    data, model = machine.correlations(v0, h0, cache0), machine.correlations(v1, q1, cache1)
+    figure, _ = stage.loss(logits, v0, labels, epoch)
+    return share * figure, {name: (model[name] - data[name]) * (share / len(v0)) for name in data}
+
+
+def drawn(p, rng):
+    """1 with probability p, else 0; without rng, p itself."""
+    if rng is None:
+        return p
+    return (array_module(p).asarray(rng.random(p.shape, np.float32)) < p).astype(p.dtype)
