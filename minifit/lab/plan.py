@@ -8,7 +8,7 @@ import numpy as np
 
 from minifit import networks
 from minifit.lab.report import count, duration, table
-from minifit.lab.sets import Examples
+from minifit.lab.sets import Examples, fingerprint
 from minifit.lab.training import DataParallel
 
 
@@ -27,18 +27,20 @@ def lines(run, goal):
 
 def about_the_teacher(run, stages):
     """What is done with the teacher's outputs, and the memory that this takes."""
-    needed = {}
-    for stage in stages:
-        for part in run.sets.sizes if stage.target else ():
+    needed, anew = {}, []
+    for stage in (stage for stage in stages if stage.target):
+        for part in run.sets.sizes:
             if run.sets.keeps(part, stage.target):
-                needed[part, len(stage.target.params)] = run.sets.needs(part, stage.target)
+                needed[part, fingerprint(stage.target)] = run.sets.needs(part, stage.target)
+            elif part == "train":
+                anew.append(stage.key)
     kept = f"{sum(needed.values()) / 2**20:.0f} MiB"
-    if any(part == "train" for part, _ in needed):
+    if not anew:
         return f"The teacher's outputs are computed once and kept: {kept}."
-    why = ", which are augmented" if run.sets.draw else " (--targets-memory)"
+    why = ", which are augmented" if run.sets.draw else f", in {', '.join(anew)} (--targets-memory)"
     return (
-        f"The teacher's outputs are computed anew in every epoch for training images{why}; once for the others, and "
-        f"kept: {kept}."
+        f"The teacher's outputs are computed anew in every epoch for training images{why}; the others are computed "
+        f"once and kept: {kept}."
     )
 
 
@@ -51,7 +53,7 @@ def outline(run, stages):
         done = int(state.split()[-1]) if state.startswith("at") else 0
         row = {"stage": key, "trains": run.networks[stage.of].name + stage.part, "loss": stage.loss.title}
         row |= {"weights": sum(w for w, _ in counts), "multiplications": sum(m for _, m in counts)}
-        asked = stage.target if run.sets.draw else None  # it sees every batch, where images are augmented
+        asked = stage.target and (None if run.sets.keeps("train", stage.target) else stage.target)  # in every epoch
         same = row["trains"], row["weights"], asked is None
         if state != "finished" and same not in known:
             known[same] = seconds(run, replace(stage, target=asked))

@@ -99,7 +99,7 @@ class Sets:
 
     def taught(self, part, teacher, workers, progress=False):
         """A set with what the teacher says of it, computed once if the images stay as they are and the outputs fit."""
-        examples, key = self[part], (part, _key(teacher))
+        examples, key = self[part], (part, fingerprint(teacher))
         if teacher is None or not len(examples):
             return examples
         if not self.keeps(part, teacher):
@@ -124,11 +124,11 @@ def each_size(y):
     return [prod(part.shape[1:]) for part in (y if isinstance(y, tuple) else [y])]
 
 
-def _key(layer):
+def fingerprint(layer):
     """What tells one network from another: its layers themselves, not what they are wrapped in."""
     if layer is None or not layer.children:
         return id(layer)
-    return type(layer).__name__, *((name, _key(child)) for name, child in layer.children.items())
+    return type(layer).__name__, *((name, fingerprint(child)) for name, child in layer.children.items())
 
 
 def outputs(network, examples, workers, progress=False):
