@@ -126,11 +126,8 @@ def in_order(names):
 def pairs(methods):
     """The methods that are compared: each student's method less the one before it, and less the first."""
     students = [name for name in methods if name != TEACHER]
-    return [
-        (name, other)
-        for i, name in enumerate(students)
-        for other in dict.fromkeys([*students[:i][-1:], *students[: i and 1]])
-    ]
+    others = {name: dict.fromkeys((before, students[0])) for before, name in pairwise(students)}
+    return [(name, other) for name, of in others.items() for other in of]
 
 
 def gather(runs, command, changed=None, questions=None, order=(), others=()):
@@ -199,16 +196,15 @@ def _answers(question, found, methods):
     reference = "" if "" in arms.values() else next(iter(arms.values()))
     rows = []
     for method in methods:
-        own = [
-            _row(method, setting, arm, values[method, arm], values[method, reference]) for setting, arm in arms.items()
-        ]
+        own = [_row(method, *named, values[method, named[1]], values[method, reference]) for named in arms.items()]
         own = [row for row in own if row["seeds"]]
-        if len(arms) == 1 or sum(row["from"] is None for row in own) > 1:  # another arm's network tells nothing new
-            means = [row["validation_error"]["mean"] for row in own]
-            for row, mean in zip(own, means, strict=True):
-                row["best"] = len(own) > 1 and mean is not None and mean == min(m for m in means if m is not None)
-                row["less"] = None if row["arm"] == reference else row["less"]
-            rows += own
+        if len(arms) > 1 and sum(row["from"] is None for row in own) < 2:
+            continue  # another arm's network tells nothing new
+        least = min((mean for row in own if (mean := row["validation_error"]["mean"]) is not None), default=None)
+        for row in own:
+            row["best"] = len(own) > 1 and least is not None and row["validation_error"]["mean"] == least
+            row["less"] = None if row["arm"] == reference else row["less"]
+        rows += own
     shown = in_order(row["method"] for row in rows)
     between = [
         {"setting": setting, "method": one, "less": other, **_paired(values[one, arm], values[other, arm])}
@@ -258,12 +254,9 @@ def _order(order, rows):
         return None
     both = [seed for seed in errors[order[0]] if all(seed in errors[name] for name in order)]
     sides = [[errors[name][seed] for seed in both] for name in order]
-    if not both:
-        return None
-    return {
-        "methods": list(order),
-        "test_error": verdict([paired(*step) for step in pairwise(sides)]),
-    }
+    return (
+        {"methods": list(order), "test_error": verdict([paired(*step) for step in pairwise(sides)])} if both else None
+    )
 
 
 def changes(base, settings):

@@ -60,21 +60,19 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
     """Trains what is missing of a comparison's runs, several seeds at once, and publishes what they came to.
 
     members: in the order in which the runs of one seed are trained, the base first    results: RESULTS
-    command: the words that asked for it
-    questions: as `compare.gather` takes them. The exit status.
+    command: the words that asked for it    questions: as `compare.gather` takes them    Returns the exit status.
     """
     several_arms = len({member.arm for member in members}) > 1
     base, records = members[0].run, [member.record() for member in members]
-    part = Path(results) / base.name / ("studies" if questions else "arms" if several_arms else base.preset)
+    part, jobs = Path(results) / base.name / ("studies" if questions else "arms" if several_arms else base.preset), {}
     refuse_to_replace(part, records)
-    claim(part)
-    jobs = {}
     for member, record in zip(members, records, strict=True):
-        if member.run.directory.begun() and record["missing"]:
-            tell(f"seed {member.run.seed}{f' of {member.arm}' * bool(member.arm)}: goes on in {member.run.folder}")
+        begun, name = member.run.directory.begun(), f"seed {member.run.seed}"  # UserError where it has other settings
+        if begun and record["missing"]:
+            tell(f"{name}{f' of {member.arm}' * bool(member.arm)}: goes on in {member.run.folder}")
         if record["missing"]:
-            commands = [[sys.argv[0], *member.words, "--stage", goal] for goal in member.goals]
-            jobs.setdefault(f"seed {member.run.seed}", []).extend(commands)
+            jobs.setdefault(name, []).extend([sys.argv[0], *member.words, "--stage", goal] for goal in member.goals)
+    claim(part)
     seeds = {member.run.seed for member in members}
     if len(jobs) < len(seeds):
         tell(f"{len(seeds) - len(jobs)} of {len(seeds)} seeds kept: nothing is left to train in them")
@@ -136,22 +134,22 @@ def refuse_to_replace(part, records):
     old, *_ = comparison.again(_read(path))
     new, reasons = {(run["arm"], run["seed"]): run for run in records}, []
     for run in old:
-        who = f"seed {run['seed']}" + f" of {run['arm']}" * bool(run["arm"])
-        now = new.get((run["arm"], run["seed"]))
+        who, now = f"seed {run['seed']}" + f" of {run['arm']}" * bool(run["arm"]), new.get((run["arm"], run["seed"]))
         if now is None:
             reasons.append(f"it has {who}, which was not asked for")
         elif run["settings"] != now["settings"]:
             reasons.append(differences(run["settings"], now["settings"]))
-        elif not run["missing"] and any(now.get(part, {}).get(name) != r for part, name, r in _stages(run)):
-            reasons.append(f"its {who} is of another training run, {run['folder']}")
+        elif not run["missing"]:
+            mine, theirs = (
+                {**side["stages"], **{("all", k): r for k, r in side.get("all", {}).items()}} for side in (now, run)
+            )
+            if any(mine.get(key, record) != record for key, record in theirs.items()):
+                reasons.append(f"its {who} is of another training run, {run['folder']}")
+            elif theirs.keys() - mine.keys():
+                reasons.append(f"its {who} has stages that {now['folder']} lacks, or that were not asked for")
     if reasons:
-        raise UserError(
-            f"{part} holds other results: {'; '.join(dict.fromkeys(reasons))}. Name another --results folder"
-        )
-
-
-def _stages(run):
-    return [(part, name, record) for part in ("stages", "all") for name, record in run.get(part, {}).items()]
+        said = "; ".join(dict.fromkeys(reasons))
+        raise UserError(f"{part} holds other results: {said}. Name another --results folder")
 
 
 def beside(members):
@@ -210,13 +208,9 @@ def write_page(folder, html=False):
 
 def parts_of(folder):
     """{name: comparison} of the parts that a results folder has."""
-    names = {path.parent.name: path for path in sorted(folder.glob("*/results.json"))}
-    return {name: _read(names[name]) for name in sorted(names, key=lambda n: (n not in report.TITLES, *_place(n)))}
-
-
-def _place(name):
-    known = list(report.TITLES)
-    return (known.index(name) if name in known else 0), name
+    names = [path.parent.name for path in folder.glob("*/results.json")]
+    names = [*(name for name in report.TITLES if name in names), *sorted({*names} - report.TITLES.keys())]
+    return {name: _read(folder / name / "results.json") for name in names}
 
 
 def _read(path):

@@ -190,7 +190,11 @@ def overview(parts, published):
     """Table 4: the paper's figures beside those of each part.   parts: name -> comparison"""
     header = ["method", "weights", *(["paper %"] if published else [])]
     for name, part in parts.items():
-        header += [f"{heading_of(name).lower()}{' (changed)' * bool(part['changed'])}: test error %", "sd", "seeds"]
+        header += [
+            f"{TITLES.get(name, name).lower()}{' (changed)' * bool(part['changed'])}: test error %",
+            "sd",
+            "seeds",
+        ]
     found = {name: {row["method"]: row for row in rows_of(part)} for name, part in parts.items()}
     titles = {name: method["title"] for part in parts.values() for name, method in part["methods"].items()}
     rows = []
@@ -205,10 +209,6 @@ def overview(parts, published):
     return "table", header, rows
 
 
-def heading_of(name):
-    return TITLES.get(name, name)
-
-
 def rows_of(part):
     return [row for question in part["questions"] for row in question["rows"]]
 
@@ -216,7 +216,7 @@ def rows_of(part):
 def part_blocks(name, part):
     """The blocks of one comparison: settings, seeds, tables; its pictures follow them."""
     several_arms = len(part["arms"]) > 1
-    blocks = [("heading", f"{heading_of(name)} (preset {part['preset']})"), ("code", part["command"])]
+    blocks = [("heading", f"{TITLES.get(name, name)} (preset {part['preset']})"), ("code", part["command"])]
     if TEACHER in part:
         sizes = f"{part['train_images']:,} training, {part['validation_images']:,} validation"
         about = f"{part['data']}: {sizes} and {part['test_images']:,} test images. Teacher: {part['teacher']}. "
@@ -307,29 +307,25 @@ def one_for_all(row):
 
 def methods_table(rows, methods, several_arms):
     """One row per method and setting."""
-    header = ["method", *(["setting"] if several_arms else []), "seeds", "test error", "sd", "validation error", "sd"]
-    header += ["difference", "95 % interval"] if several_arms else []
+    header = ["method", "setting", "seeds", "test error", "sd", "validation error", "sd", "difference", "95 % interval"]
     header += ["epoch chosen", "epochs", "time"]
     lines = []
     for row in rows:
         best, less = row["best_epochs"], (row["less"] or {}).get("validation_error")
         title = methods[row["method"]]["title"] + " (one for all seeds)" * one_for_all(row)
-        line = [
-            title,
-            *([(row["setting"] or "base") + " (best)" * row["best"]] if several_arms else []),
-            len(row["seeds"]),
-        ]
+        line = [title, (row["setting"] or "base") + " (best)" * row["best"], len(row["seeds"])]
         line += [number(row[error][figure]) for error in ERRORS for figure in ("mean", "sd")]
-        if several_arms:
-            line += (
-                ["reference", None]
-                if row["less"] is None
-                else [number(less and less["mean"], sign=True), interval(less)]
-            )
-        epochs = number(row["epochs"]["mean"], 1).removesuffix(".0")
+        line += [number(less and less["mean"], sign=True) if row["less"] else "reference", interval(less)]
         chosen = f"{min(best)} to {max(best)}" if min(best) < max(best) else f"{best[0]}"
-        lines.append([*line, chosen, epochs, duration(row["seconds"]["mean"])])
-    return "table", header, lines
+        line += [chosen, number(row["epochs"]["mean"], 1).removesuffix(".0"), duration(row["seconds"]["mean"])]
+        lines.append(line)
+    return "table", *without([] if several_arms else [1, 7, 8], header, lines)
+
+
+def without(columns, header, rows):
+    """The header and the rows of a table without some of its columns."""
+    header, *rows = ([cell for i, cell in enumerate(row) if i not in columns] for row in [header, *rows])
+    return header, rows
 
 
 def interval(difference):
@@ -340,15 +336,15 @@ def interval(difference):
 
 def differences_table(differences, methods, several_arms):
     """One row per pair of methods: what the first has more errors than the second, on test and validation images."""
+    header = ["paired difference", "setting", "pairs"]
+    header += ["test error", "95 % interval", "p", "validation error", "95 % interval", "p"]
     rows = []
     for pair in differences:
-        line = [f"{methods[pair['method']]['title']} less {methods[pair['less']]['title']}"]
-        line += [pair["setting"] or "base"] if several_arms else []
+        line = [f"{methods[pair['method']]['title']} less {methods[pair['less']]['title']}", pair["setting"] or "base"]
         line.append(max(pair[error]["n"] for error in ERRORS if pair[error]))
         for error in ERRORS:
             found = pair[error] or {"mean": None, "low": None, "p": None}
             p = number(found["p"], 3)
             line += [number(found["mean"], sign=True), interval(found), "<0.001" if p == "0.000" else p]
         rows.append(line)
-    header = ["paired difference", *(["setting"] if several_arms else []), "pairs"]
-    return "table", [*header, "test error", "95 % interval", "p", "validation error", "95 % interval", "p"], rows
+    return "table", *without([] if several_arms else [1], header, rows)
