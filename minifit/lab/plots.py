@@ -99,19 +99,17 @@ def plot_curves(runs, path, title, stages):
         alike = [drawn[s, key] for s in shown if (s, key) in drawn and "test_error" in stages[s]]
         alike = alike if "test_error" in stages[stage] else [found]
         floor = log_axis(axes, np.array([y for own in alike for curve in own for _, y in curve], float))
-        means = {}
-        for curve in found:
+        means, style = {}, {"color": colours[stage], "clip_on": False}
+        for curve in filter(None, found):
             for epoch, y in curve:
                 means.setdefault(epoch, []).append(max(y, floor))
             if len(runs) > 1:
-                axes.plot(*zip(*curve, strict=True), color=colours[stage], lw=0.8, alpha=0.55) if curve else None
-        whole = {epoch: np.mean(ys) for epoch, ys in means.items() if len(ys) == len(runs)}
-        axes.plot(
-            *zip(*sorted(whole.items()), strict=True), color=colours[stage], lw=2, clip_on=False
-        ) if whole else None
+                axes.plot([epoch for epoch, _ in curve], [max(y, floor) for _, y in curve], lw=0.8, alpha=0.55, **style)
+        whole = {epoch: np.mean(ys) for epoch, ys in sorted(means.items()) if len(ys) == sum(map(bool, found))}
+        axes.plot([*whole], [*whole.values()], lw=2, marker="." if len(whole) == 1 else None, **style)
         best = stages[stage]["best_epoch"] if len(runs) == 1 else None
         if best in whole:
-            axes.plot(best, whole[best], "o", ms=7, color=colours[stage], mec="white", mew=1.2, clip_on=False, zorder=4)
+            axes.plot(best, whole[best], "o", ms=7, mec="white", mew=1.2, zorder=4, **style)
         name = CURVES[key] + (f", chosen {whole[best]:.2f}" if best in whole and key == "validation_error" else "")
         axes.text(0.98, 0.95, name, transform=axes.transAxes, ha="right", va="top", fontsize=8.5, color=GREY)
         bare(axes)
@@ -185,57 +183,31 @@ def plot_errors(rows, path, title, methods, published=None):
     diamonds = "; diamonds: the paper" * any(row["method"] in published for row in rows)
     heading(figure, title, f"one point per seed, a grey line joins the points of a seed, a bar is the mean{diamonds}")
     for i, part in enumerate(parts):
-        at = (left + i * (wide + 0.25)) / width, 0.4 / height, wide / width, tall / height
-        axes = figure.add_axes(at)
-        for group, setting in settings:
-            own = [(at, row) for at, row in lines if (row["group"], row["setting"]) == (group, setting)]
-            points = {}
-            for at, row in own:
-                for seed, error in zip(row["seeds"], row[f"{part}_errors"], strict=False):
-                    points.setdefault(seed, []).append((error, at))
-            for joined in points.values():
-                axes.plot(*zip(*joined, strict=True), color="#CCCCCC", lw=0.9, zorder=1)
-        shown = []
+        axes = figure.add_axes(((left + i * (wide + 0.25)) / width, 0.4 / height, wide / width, tall / height))
+        beside, shown, joined = {"transform": axes.get_yaxis_transform(), "va": "center"}, [], {}
         for at, row in lines:
-            errors, colour = row[f"{part}_errors"], colour_of(row["method"], methods)
+            errors, colour, method = row[f"{part}_errors"], colour_of(row["method"], methods), row["method"]
+            for seed, error in zip(row["seeds"], errors, strict=False):
+                joined.setdefault((row["group"], row["setting"], seed), []).append((error, at))
             axes.plot(errors, [at] * len(errors), "o", ms=5.5, color=colour, mec="white", mew=0.8, zorder=3)
             if errors:
-                axes.plot([np.mean(errors)] * 2, [at - 0.33, at + 0.33], color=colour, lw=2.2, zorder=2)
-                axes.text(
-                    1.0,
-                    at,
-                    f"{np.mean(errors):.2f}",
-                    transform=axes.get_yaxis_transform(),
-                    ha="right",
-                    va="center",
-                    fontsize=8,
-                    color=colour,
-                )
-            if part == "test" and row["method"] in published:
-                axes.plot(published[row["method"]], at, "D", ms=6, mfc="none", mec=FIRST, zorder=4)
-                shown.append(published[row["method"]])
-            shown += errors
+                mean = np.mean(errors)
+                axes.plot([mean] * 2, [at - 0.33, at + 0.33], color=colour, lw=2.2, zorder=2)
+                axes.text(1.0, at, f"{mean:.2f}", ha="right", fontsize=8, color=colour, **beside)
+            if part == "test" and method in published:
+                axes.plot(published[method], at, "D", ms=6, mfc="none", mec=FIRST, zorder=4)
+            shown += [*errors, *([published[method]] if part == "test" and method in published else [])]
+        for points in joined.values():
+            axes.plot(*zip(*points, strict=True), color="#CCCCCC", lw=0.9, zorder=1)
+        names = [f"{row['setting']}: " * bool(row["setting"]) + methods[row["method"]]["label"] for _, row in lines]
+        axes.set_yticks([at for at, _ in lines], names) if i == 0 else axes.set_yticks([])
+        for group, at in groups.items() if i == 0 else ():
+            axes.text(-left / wide + 0.04, at, group, fontsize=9, fontweight="bold", **beside)
         axes.set_ylim(y - 0.5, -0.7)
-        axes.set_yticks([at for at, _ in lines], [_line_name(row, methods) for _, row in lines] if not i else [])
-        for group, at in groups.items() if not i else ():
-            axes.text(
-                -left / wide + 0.04,
-                at,
-                group,
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                fontsize=9,
-                fontweight="bold",
-            )
         axes.set_title(f"{part} error, %", loc="left", fontsize=10)
         bare(axes, "x")
         error_axis(axes, shown)
     save(figure, path)
-
-
-def _line_name(row, methods):
-    setting = row["setting"] + ": " if row["setting"] else ""
-    return setting + methods[row["method"]]["label"]
 
 
 def error_axis(axes, errors):
@@ -283,16 +255,14 @@ def plot_filters(weights, path, title):
         captions.append(f"{name}: {K} filters, {R}x{S}{shown}")
 
     # Placed by hand, in inches: at 120 dots an inch a tile's 72 pixels are the PNG's own, and frames stay even.
-    tile, margin, heading = 0.6, 0.15, 0.4
+    tile, margin, gap = 0.6, 0.15, 0.4
     heights = [len(mosaic) / 72 * tile for mosaic in mosaics]
-    width, height = max(4.5, wide * tile + 2 * margin), 0.65 + sum(heights) + heading * len(mosaics) + margin
+    width, height = max(4.5, wide * tile + 2 * margin), 0.65 + sum(heights) + gap * len(mosaics) + margin
     figure = Figure(figsize=(width, height))
-    figure.text(margin / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold")
-    legend = "each filter scaled by its largest weight"
-    figure.text(margin / width, 1 - 0.5 / height, legend, fontsize=8, color=GREY)
+    heading(figure, title, "each filter scaled by its largest weight")
     top = height - 0.65
     for mosaic, caption, tall in zip(mosaics, captions, heights, strict=True):
-        top -= heading + tall
+        top -= gap + tall
         axes = figure.add_axes((margin / width, top / height, wide * tile / width, tall / height))
         axes.imshow(mosaic, interpolation="nearest")
         axes.set_title(caption, loc="left", fontsize=10, x=4 / (72 * wide))
@@ -328,24 +298,19 @@ def plot_hints(images, hints, before, after, path, title):
     width, height = 0.3 + 1.5 + 3 * (wide + 0.2), 0.7 + n * (tall + 0.35) + 0.1
     figure = Figure(figsize=(width, height))
     P, Q = hints.shape[1:3]
-    heading(
-        figure,
-        title,
-        f"all {k} channels, {P}x{Q} each; an image's three panels share their colours; L_HT: eq. 3 of the image alone",
-    )
+    about = f"all {k} channels, {P}x{Q} each; an image's three panels share their colours"
+    heading(figure, title, f"{about}; L_HT: eq. 3 of the image alone")
     colours = matplotlib.colormaps["magma"].with_extremes(bad="white")
+    panels = {"hint of the teacher": hints, "regressor before stage 1": before, "after stage 1": after}
     for i in range(n):
         bottom = height - 0.7 - (i + 1) * (tall + 0.35)
         axes = figure.add_axes((0.15 / width, (bottom + (tall - 1.3) / 2) / height, 1.3 / width, 1.3 / height))
         show(axes, images[i])
         low, high = min(hints[i].min(), after[i].min()), max(hints[i].max(), after[i].max())
-        for j, (name, maps) in enumerate(
-            [("hint of the teacher", hints), ("regressor before stage 1", before), ("after stage 1", after)]
-        ):
+        scale = {"cmap": colours, "vmin": low, "vmax": high}
+        for j, (name, maps) in enumerate(panels.items()):
             axes = figure.add_axes(((1.65 + j * (wide + 0.2)) / width, bottom / height, wide / width, tall / height))
-            axes.imshow(
-                mosaic(maps[i], columns), cmap=colours, vmin=low, vmax=high, interpolation="nearest", aspect="auto"
-            )
+            axes.imshow(mosaic(maps[i], columns), interpolation="nearest", aspect="auto", **scale)
             axes.set_axis_off()
             loss = f": L_HT {0.5 * ((maps[i] - hints[i]) ** 2).sum():.4g}" if j else ""
             axes.set_title(name + loss, loc="left", fontsize=9, pad=3)
