@@ -33,21 +33,27 @@ from minifit.layers import (
     Conv2d,
     Dropout,
     Flatten,
+    GlobalAverage,
     Layer,
     Linear,
+    Log,
     Maxout,
     MaxPool2d,
     Mean,
     ReLU,
     Reshape,
+    Scale,
     Sequential,
     Sigmoid,
     Softmax,
     leaves,
 )
 from minifit.networks import (
+    Average,
+    Bottleneck,
     Conv,
     FullyConnected,
+    Micro,
     Network,
     Output,
     SigmoidConv,
@@ -192,14 +198,23 @@ def maxout(integer, rng, pieces, maps=True):
     return of_layer(Maxout(pieces), spaced((*shape, pieces * integer(1, 4)), rng))
 
 
-def pool(integer, rng, size=None, stride=None):
-    layer = MaxPool2d(size or integer(1, 5), stride or integer(1, 4))
-    return of_layer(layer, spaced(images(integer), rng))
+def pool(integer, rng, size=None, stride=None, ceil=True):
+    layer = MaxPool2d(size or integer(1, 5), stride or integer(1, 4), ceil)
+    return of_layer(layer, spaced(images(integer, 1 if ceil else layer.size), rng))
 
 
 def whatever(integer, rng, layer, seed=None):
     """A layer that takes any shape."""
     return of_layer(layer, spaced(images(integer), rng), seed)
+
+
+def scale(integer, rng):
+    k = integer(1, 6)
+    return of_layer(Scale(rng.normal(size=k), rng.normal(size=k)), rng.normal(size=(integer(1, 4), k)))
+
+
+def log(integer, rng, tau):
+    return of_layer(Log(tau), rng.uniform(0.1, 2, (integer(1, 4), integer(1, 6))))
 
 
 def reshape(integer, rng):
@@ -332,6 +347,11 @@ def entropy(integer, rng, loss, **settings):
     return of_loss(loss, 3 * rng.normal(size=(n, classes)), *teacher, rng.integers(0, classes, n), **settings)
 
 
+def hinge(integer, rng, gamma):
+    n, classes = integer(1, 5), integer(2, 6)
+    return of_loss(losses.squared_hinge, rng.normal(size=(n, classes)), rng.integers(0, classes, n), gamma=gamma)
+
+
 def hint_loss(integer, rng, **settings):
     shape = images(integer)
     return of_loss(losses.hint_loss, rng.normal(size=shape), rng.normal(size=shape), **settings)
@@ -365,6 +385,11 @@ CASES = [
     Case("MaxPool2d 2/2", partial(pool, size=2, stride=2)),
     Case("MaxPool2d 4/2", partial(pool, size=4, stride=2)),
     Case("MaxPool2d 8/8", partial(pool, size=8, stride=8)),
+    Case("MaxPool2d in floor-mode", partial(pool, ceil=False)),
+    Case("GlobalAverage", partial(whatever, layer=GlobalAverage()), affine=True),
+    Case("Scale", scale, affine=True),
+    Case("Log tau 1", partial(log, tau=1.0)),
+    Case("Log tau 3", partial(log, tau=3.0)),
     Case("ReLU", partial(whatever, layer=ReLU())),
     Case("Sigmoid", partial(whatever, layer=Sigmoid())),
     Case("Bias", bias, affine=True),
@@ -396,6 +421,9 @@ CASES = [
     Case("block fc ReLU", partial(block, block=FullyConnected(3, pieces=None)), kinks=True),
     Case("block conv sigmoid pool", partial(block, block=SigmoidConv(3, 2, pool=(2, 2))), kinks=True),
     Case("block fc sigmoid", partial(block, block=SigmoidFullyConnected(3))),
+    Case("block bottleneck", partial(block, block=Bottleneck(2)), affine=True),
+    Case("block mlpconv", partial(block, block=Micro((3, 2), pool=(3, 2), keep=0.5), seed=4), kinks=True),
+    Case("block average", partial(block, block=Average()), affine=True),
     Case("block output", partial(block, block=Output(4)), affine=True),
     Case("student", partial(part, index=slice(None)), kinks=True),
     Case("student of many images", partial(part, index=slice(None), batch=MANY), kinks=True),
@@ -408,6 +436,8 @@ CASES = [
     ),
     Case("regressor none", partial(mapping, kind="none", pieces=None), affine=True),
     Case("cross_entropy", partial(entropy, loss=losses.cross_entropy)),
+    Case("squared_hinge", partial(hinge, gamma=0.0), kinks=True),
+    Case("squared_hinge gamma 3", partial(hinge, gamma=3.0), kinks=True),
     Case("distillation_loss tau 3 lam 4", partial(eq_2, tau=3.0, lam=4.0)),
     Case("distillation_loss tau 1 lam 1", partial(eq_2, tau=1.0, lam=1.0)),
     Case("distillation_loss tau 20 lam 9", partial(eq_2, tau=20.0, lam=9.0)),

@@ -439,13 +439,14 @@ class MaxPool2d(Layer):
 
     x (N, H, W, C)    y (N, P, Q, C)    P = min(1 + max(0, ceil((H - size) / stride)), ceil(H / stride))
 
+    Without `ceil`, floor-mode: only windows that end inside the map, P = 1 + floor((H - size) / stride).
     A tie sends the whole gradient to the first of the tied inputs, in reading order.
     """
 
-    def __init__(self, size, stride):
+    def __init__(self, size, stride, ceil=True):
         if not all(isinstance(n, Integral) and n >= 1 for n in (size, stride)):
             raise ValueError(f"MaxPool2d: size {size}, stride {stride}; wanted integers, 1 or more")
-        self.size, self.stride = size, stride
+        self.size, self.stride, self.ceil = size, stride, ceil
 
     def forward(self, x, rng=None):
         self._check(x)
@@ -462,6 +463,10 @@ class MaxPool2d(Layer):
     def _check(self, x):
         if x.ndim != 4 or not (x.shape[1] and x.shape[2]):
             raise ValueError(f"MaxPool2d: input {x.shape}; wanted (N, H, W, C) of at least one pixel")
+        if not self.ceil and min(x.shape[1:3]) < self.size:
+            raise ValueError(
+                f"MaxPool2d: input {x.shape}; wanted at least {self.size}x{self.size} pixels, a whole window"
+            )
 
     def backward(self, dy, cache):
         shape, across, larger_across, larger_down = cache
@@ -469,7 +474,9 @@ class MaxPool2d(Layer):
 
     def _windows(self, extent):
         """For each offset in a window: the inputs it meets, and how many windows reach that far."""
-        starts = min(1 + max(0, -(-(extent - self.size) // self.stride)), -(-extent // self.stride))
+        beyond = extent - self.size
+        starts = min(1 + max(0, -(-beyond // self.stride)), -(-extent // self.stride))
+        starts = starts if self.ceil else 1 + beyond // self.stride
         for offset in range(min(self.size, extent)):
             count = min(starts, -(-(extent - offset) // self.stride))
             yield slice(offset, offset + (count - 1) * self.stride + 1, self.stride), slice(count)
@@ -506,6 +513,60 @@ class MaxPool2d(Layer):
             dx[(*before, inputs)] += taken
         dx[(*before, first[0])] += left
         return dx
+
+
+class GlobalAverage(Layer):
+    """The mean of each channel over its map: y[n, c] = 1/(H W) sum_{h, w} x[n, h, w, c].
+
+    x (N, H, W, C)    y (N, C)    Lin et al. 2014.
+    """
+
+    def forward(self, x, rng=None):
+        if x.ndim != 4 or not (x.shape[1] and x.shape[2]):
+            raise ValueError(f"GlobalAverage: input {x.shape}; wanted (N, H, W, C) of at least one pixel")
+        return x.mean(axis=(1, 2)), x.shape
+
+    def backward(self, dy, cache):
+        share = dy / (cache[1] * cache[2])
+        return array_module(dy).broadcast_to(share[:, None, None, :], cache).copy(), {}
+
+
+class Scale(Layer):
+    """Each feature times a number, plus a number: y = x scale + shift. Statistics that stay with a network.
+
+    x, y (N, K)    scale, shift (K,)
+    """
+
+    def __init__(self, scale, shift):
+        if scale.ndim != 1 or shift.shape != scale.shape:
+            raise ValueError(f"Scale: scale {scale.shape} and shift {shift.shape}; wanted (K,) and (K,)")
+        self.params = {"scale": scale, "shift": shift}
+
+    def forward(self, x, rng=None):
+        scale, shift = self.params["scale"], self.params["shift"]
+        if x.ndim != 2 or x.shape[1] != len(scale):
+            raise ValueError(f"Scale: input {x.shape}; wanted (N, {len(scale)})")
+        return x * scale + shift, x
+
+    def backward(self, dy, cache):
+        return dy * self.params["scale"], {"scale": (dy * cache).sum(axis=0), "shift": dy.sum(axis=0)}
+
+
+class Log(Layer):
+    """y = tau log x, which softmax(y / tau) undoes for probabilities x. Smaller ones count as the type's smallest."""
+
+    def __init__(self, tau=1.0):
+        if not tau > 0:
+            raise ValueError(f"Log: tau {tau} is not positive")
+        self.tau = tau
+
+    def forward(self, x, rng=None):
+        xp, tiny = array_module(x), np.finfo(x.dtype).tiny
+        return self.tau * xp.log(xp.maximum(x, tiny)), x
+
+    def backward(self, dy, cache):
+        xp, x, tiny = array_module(dy), cache, np.finfo(cache.dtype).tiny
+        return dy * (x >= tiny) * (self.tau / xp.maximum(x, tiny)), {}
 
 
 class ReLU(Layer):

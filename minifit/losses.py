@@ -31,6 +31,23 @@ def cross_entropy(logits, labels):
     return -_weighed(xp, hit, log_p).sum() / n, (_probabilities(xp, log_p) - hit) / n
 
 
+def squared_hinge(logits, labels, gamma=0.0):
+    """[sum_j max(0, 1 - s_j a_j)^2 - gamma]_+, mean over the batch; s_j = 1 for the label, -1 for every other class.
+
+    logits (N, K), K of 2 or more    labels (N,)    gamma: an example that costs no more than this costs nothing
+
+    Deeply-supervised nets (Lee et al. 2015): each class against the rest, as in their code.
+    """
+    n, _ = _check("squared_hinge", logits, labels)
+    if not gamma >= 0:
+        raise ValueError(f"squared_hinge: gamma {gamma}; wanted 0 or more")
+    xp = array_module(logits, labels)
+    sign = 2 * (labels[:, None] == xp.arange(logits.shape[1])).astype(logits.dtype) - 1  # (N, K)
+    short = xp.maximum(1 - sign * logits, 0)
+    excess = (short * short).sum(axis=1) - gamma  # (N,)
+    return xp.maximum(excess, 0).sum() / n, (-2 / n) * sign * short * (excess > 0)[:, None]
+
+
 def distillation_loss(logits, teacher_logits, labels, tau, lam, student_tau=None):
     """H(y, P_S) + lam H(P_T^tau, P_S^tau), with P^tau = softmax(a / tau).   FitNets, eqs. 1 and 2.
 

@@ -10,17 +10,32 @@ from math import prod
 import numpy as np
 
 from minifit.backend import array_module
-from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU, Sequential, Sigmoid, leaves
+from minifit.layers import (
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAverage,
+    Linear,
+    Maxout,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    leaves,
+)
 
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution, its non-linearity, and the pooling (size, stride) behind it. pieces=None is a ReLU."""
+    """A convolution, its non-linearity, and the pooling behind it. pieces=None is a ReLU, pieces=1 nothing.
+
+    pool: (size, stride), or (size, stride, False) in floor-mode
+    """
 
     channels: int
     kernel: int
     pad: int = 0
-    pool: tuple[int, int] | None = None
+    pool: tuple | None = None
     pieces: int | None = 2
     max_norm: float | None = None  # the largest norm of a filter, each piece counted as one
 
@@ -85,6 +100,51 @@ class Output:
 
     def layers(self, shape, xp, dtype):
         return [*flatten(shape), Linear(*zeros((prod(shape), self.classes), xp, dtype), self.max_norm)]
+
+    def widened(self, scale):
+        return self
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """A fully connected layer without a non-linearity, before a wide one: a mimic net's factors U V of a matrix W."""
+
+    units: int
+
+    def layers(self, shape, xp, dtype):
+        return [*flatten(shape), Linear(*zeros((prod(shape), self.units), xp, dtype))]
+
+    def widened(self, scale):
+        return replace(self, units=max(1, round(scale * self.units)))
+
+
+@dataclass(frozen=True)
+class Micro:
+    """What follows the convolution of an mlpconv layer: ReLU, 1x1 convolutions and their ReLUs, pooling, dropout."""
+
+    channels: tuple[int, ...]
+    pool: tuple | None = None
+    keep: float = 1.0  # of what the next layer is given, in training
+    relu: bool = True  # after the last convolution too
+
+    def layers(self, shape, xp, dtype):
+        made, below = [], shape[2]
+        for channels in self.channels:
+            made += [ReLU(), Conv2d(*zeros((1, 1, below, channels), xp, dtype))]
+            below = channels
+        noise = [Dropout(self.keep)] if self.keep < 1 else []
+        return [*made, *[ReLU()] * self.relu, *([MaxPool2d(*self.pool)] if self.pool else []), *noise]
+
+    def widened(self, scale):
+        return replace(self, channels=tuple(max(1, round(scale * channels)) for channels in self.channels))
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean of every map: of maps of the classes, their logits."""
+
+    def layers(self, shape, xp, dtype):
+        return [GlobalAverage()]
 
     def widened(self, scale):
         return self
@@ -193,6 +253,54 @@ DEPTH_107M = (
     cifar_student("107M, 9 layers", (32, 32), (64, 80, 80), (96, 128)),
     replace(FITNET_2, name="107M, 11 layers"),
 )
+
+
+def nin(name, image, classes, convolutions, micro, relu=True, microbatch=16):
+    """Network in network (Lin et al. 2014): three mlpconv layers, and the mean of every class's map.
+
+    convolutions: (channels, kernel) of each    micro: channels of the 1x1 convolutions behind each, but for the classes
+    relu: of the maps of classes, as in its code; deeply-supervised nets have none
+    """
+    blocks = []
+    for i, ((channels, kernel), behind) in enumerate(zip(convolutions, micro, strict=True)):
+        blocks.append(Conv(channels, kernel, pad=kernel // 2, pieces=1))
+        last = i == len(micro) - 1
+        blocks.append(Micro((*behind, classes), relu=relu) if last else Micro(behind, pool=(3, 2), keep=0.5))
+    return Network(name, image, (*blocks, Average()), microbatch)
+
+
+def nin_mnist(classes=10, image=(28, 28, 1), relu=True):
+    widths = ((96, 5), (128, 5), (128, 5)), ((64, 48), (96, 48), (96,))
+    return nin("network in network", image, classes, *widths, relu, microbatch=32)
+
+
+def nin_cifar(classes=10, image=(32, 32, 3), relu=True):
+    widths = ((192, 5), (192, 5), (192, 3)), ((160, 96), (192, 192), (192,))
+    return nin("network in network", image, classes, *widths, relu)
+
+
+def nin_svhn(classes=10, image=(32, 32, 3), relu=True):
+    widths = ((128, 5), (320, 5), (384, 5)), ((96, 64), (256, 128), (256,))
+    return nin("network in network, SVHN", image, classes, *widths, relu)
+
+
+def mimic(image, classes, bottleneck, hidden, channels=None, pool=(3, 2)):
+    """A mimic net (Ba and Caruana 2014): one hidden layer behind a linear bottleneck; with channels, a convolution."""
+    first = [Conv(channels, 5, pad=2, pool=pool, pieces=None)] if channels else []
+    name = f"mimic net {f'{channels}c-' * bool(channels)}{bottleneck}L-{hidden}"
+    return Network(name, image, (*first, Bottleneck(bottleneck), FullyConnected(hidden, None), Output(classes)), 64)
+
+
+def mimic_cifar(channels, image=(32, 32, 3), classes=10):
+    """Those of Table 1, 64 channels for 54M weights and 128 for 70M: only maps of 15x15 give these counts."""
+    return mimic(image, classes, 1200, 30_000, channels, pool=(3, 2, False))
+
+
+def maxout_dense(image=(28, 28, 1), classes=10):
+    """The maxout network that knows nothing of where a pixel is (Goodfellow et al. 2013, section 5.1)."""
+    dense = FullyConnected(240, pieces=5, max_norm=1.9365)
+    return Network("permutation-invariant maxout", image, (dense, dense, Output(classes, max_norm=1.9365)), 64)
+
 
 NETWORKS = (
     MNIST_TEACHER,

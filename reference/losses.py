@@ -22,6 +22,19 @@ def cross_entropy(logits, labels):
     return sum(-_log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)) / N
 
 
+def squared_hinge(logits, labels, gamma=0.0):
+    """[sum_j max(0, 1 - s_j a_j)^2 - gamma]_+, mean over the batch; s_j = 1 for the label, else -1.   Lee et al., 2015.
+
+    logits (N, E)    labels (N,)
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    total = 0.0
+    for row, label in zip(logits, labels, strict=True):
+        costs = [max(0.0, 1 - (1 if e == label else -1) * value) ** 2 for e, value in enumerate(row)]
+        total += max(0.0, sum(costs) - gamma)
+    return total / len(logits)
+
+
 def distillation_loss(logits, teacher_logits, labels, tau, lam, student_tau=None):
     """L_KD = H(y, P_S) + lam H(P_T^tau, P_S^tau), mean over the batch.   FitNets, eq. 2.
 

@@ -52,17 +52,19 @@ def maxout(z, pieces):
     return y
 
 
-def maxpool2d(x, size, stride):
+def maxpool2d(x, size, stride, ceil=True):
     """y[n, p, q, c] = max of x[n, :, :, c] over the size x size window whose first corner is (p stride, q stride).
 
     x (N, H, W, C)    y (N, P, Q, C), P = 1 + max(0, ceil((H - size) / stride)) as long as the last window starts inside
 
     Ceil-mode, as in pylearn2: the last window may hang over the border and sees only what is inside, as if x were
-    padded with -inf. (With the floor in its place, the published parameter counts do not come out.)
+    padded with -inf. (With the floor in its place, the published parameter counts do not come out.) Without `ceil`
+    P is 1 + floor((H - size) / stride): every window lies inside.
     """
     (x,) = _float64(x)
     N, H, W, C = x.shape
-    y = np.zeros((N, _windows(H, size, stride), _windows(W, size, stride), C))
+    P, Q = (_windows(n, size, stride) if ceil else 1 + (n - size) // stride for n in (H, W))
+    y = np.zeros((N, P, Q, C))
     for n, p, q, c in np.ndindex(y.shape):
         top, left = p * stride, q * stride
         y[n, p, q, c] = np.max(x[n, top : top + size, left : left + size, c])
@@ -74,6 +76,43 @@ def _windows(length, size, stride):
     while (count - 1) * stride >= length:  # happens only when stride > size
         count -= 1
     return count
+
+
+def global_average(x):
+    """y[n, c] = 1/(H W) sum_{h, w} x[n, h, w, c].   Lin et al., 2014.
+
+    x (N, H, W, C)    y (N, C)
+    """
+    (x,) = _float64(x)
+    N, H, W, C = x.shape
+    y = np.zeros((N, C))
+    for n, c in np.ndindex(N, C):
+        y[n, c] = sum(x[n, h, w, c] for h, w in np.ndindex(H, W)) / (H * W)
+    return y
+
+
+def scale(x, factor, shift):
+    """y[n, e] = factor[e] x[n, e] + shift[e].
+
+    x, y (N, E)    factor, shift (E,)
+    """
+    x, factor, shift = _float64(x, factor, shift)
+    y = np.zeros(x.shape)
+    for n, e in np.ndindex(x.shape):
+        y[n, e] = factor[e] * x[n, e] + shift[e]
+    return y
+
+
+def log(x, tau=1.0):
+    """y[i] = tau log x[i]: logits whose softmax at temperature tau is x.
+
+    x, y (...), positive
+    """
+    (x,) = _float64(x)
+    y = np.zeros(x.shape)
+    for i in np.ndindex(x.shape):
+        y[i] = tau * math.log(x[i])
+    return y
 
 
 def linear(x, w, b):

@@ -18,19 +18,21 @@ from minifit.layers import (
     Conv2d,
     Dropout,
     Flatten,
+    GlobalAverage,
     Layer,
     Linear,
+    Log,
     Maxout,
     MaxPool2d,
     Mean,
     ReLU,
     Reshape,
+    Scale,
     Sequential,
     Sigmoid,
     Softmax,
     leaves,
 )
-from minifit.losses import reconstruction_loss
 from reference import losses, ops, optimizers, train
 
 FAR = np.array([[1e4, -1e4, 0.0], [-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4]])
@@ -262,12 +264,17 @@ def as_reference(layer):
     if isinstance(layer, Maxout):
         return ops.maxout, layer.pieces
     if isinstance(layer, MaxPool2d):
-        return ops.maxpool2d, layer.size, layer.stride
+        return ops.maxpool2d, layer.size, layer.stride, layer.ceil
     if isinstance(layer, Softmax):
         return ops.softmax, layer.tau
+    if isinstance(layer, Scale):
+        return ops.scale, p["scale"], p["shift"]
+    if isinstance(layer, Log):
+        return ops.log, layer.tau
     if isinstance(layer, Reshape):
         return ops.reshape, layer.shape
-    return {ReLU: (ops.relu,), Sigmoid: (ops.sigmoid,), Flatten: (ops.flatten,), Dropout: []}[type(layer)]
+    simple = {ReLU: ops.relu, Sigmoid: ops.sigmoid, Flatten: ops.flatten, GlobalAverage: ops.global_average}
+    return [] if isinstance(layer, Dropout) else (simple[type(layer)],)
 
 
 def by_reference(problem):
@@ -284,11 +291,7 @@ def by_reference(problem):
         if isinstance(subject, fitnets.Stage):
             target = x if subject.target is None else train.forward([as_reference(subject.target)], x)
             return loss_by_reference(subject.loss)(y, target, examples[-1])
-        if subject is reconstruction_loss:
-            return losses.reconstruction_loss(y, *examples)
-        *teachers, last = examples
-        loss = losses.hint_loss if last.dtype.kind == "f" else losses.cross_entropy
-        return (losses.distillation_loss if teachers else loss)(y, *examples, **problem.settings)
+        return getattr(losses, subject.__name__)(y, *examples, **problem.settings)
 
     return f
 
