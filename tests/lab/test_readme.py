@@ -1,0 +1,159 @@
+"""The front page keeps its word: its code is the code, its numbers are in the results, its links lead somewhere."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minifit import fitnets
+from minifit.lab import report
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    page
+    for page in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "results/README.md",
+        "results/mnist/README.md",
+        "benchmarks/README.md",
+        "reference/README.md",
+        "tests/mutants.md",
+    )
+    if (ROOT / page).exists()
+]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Numbers that are no results, and what they are.
+NAMES = {
+    "1": "a stage, a line, an equation, one seed, a layer of one pixel, one hour",
+    "2": "a stage, an equation",
+    "4": "Table 4",
+    "0": "a seed, a lower limit of pixels",
+    "28": "pixels of a digit",
+    "3.11": "the oldest Python",
+    "2015": "the year of the paper",
+    "1e-8": "the tolerance of differences: minifit/gradcheck.py",
+    "1e-13": "the tolerance of the complex step: minifit/gradcheck.py",
+    ".005": "the range of the paper's start",
+}
+
+
+def blocks(page, kind):
+    return re.findall(rf"^```{kind}\n(.*?)^```$", page, re.M | re.S)
+
+
+def anchor(heading):
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def numbers(text):
+    return re.findall(r"(?<![\w.-])-?(?:\d[\d,]*(?:\.\d+)?(?:e-?\d+)?|\.\d+)(?![\w])", text)
+
+
+def figures():
+    """Every number in results/ and benchmarks/, as their pages and records write it, and rounded as tables do."""
+    found = set()
+    for page in (*ROOT.glob("results/**/*.md"), ROOT / "benchmarks" / "README.md"):
+        found |= {*numbers(page.read_text(encoding="utf-8"))}
+    for record in ROOT.glob("results/**/summary.json"):
+        for stage in json.loads(record.read_text(encoding="utf-8"))["stages"].values():
+            for value in stage.values():
+                if isinstance(value, int | float):
+                    found |= {f"{value:,}", f"{value:.2f}", f"{value:.1f}"}
+    return found
+
+
+def test_algorithm_1_on_the_front_page_is_the_code():
+    assert inspect.getsource(fitnets.fitnet) in blocks(README, "python")
+
+
+def test_every_number_of_the_front_page_is_in_the_results():
+    prose = re.sub(r"^```(\w*)\n(.*?)^```$", lambda m: m[2] if m[1] == "text" else " ", README, flags=re.M | re.S)
+    said = numbers(re.sub(r"`[^`\n]+`|<[^>]+>|\]\([^)]+\)", " ", prose))
+    assert len(said) > 40
+    known = figures() | {*NAMES}
+    assert [number for number in said if number.lstrip("-") not in known] == []
+
+
+def test_a_number_that_is_nowhere_is_caught():
+    assert numbers("0.43 of 360,816 and U(-.005, .005), 1e-8, FitNet1, 29,944.") == [
+        "0.43",
+        "360,816",
+        "-.005",
+        ".005",
+        "1e-8",
+        "29,944",
+    ]
+    assert "0.4321" not in figures()
+
+
+def test_the_sample_of_output_is_what_a_run_prints():
+    [sample] = blocks(README, "text")
+    rows = [line for line in sample.splitlines()[3:] if re.match(r"\S", line)]
+    stages, places = {}, ["teacher", "backprop", "kd", "fitnet"]
+    for name, line in zip(places, rows, strict=True):
+        title, weights, test, validation, best, epochs, minutes = re.fullmatch(
+            r"(.+?) {2,}([\d,]+) +([\d.]+) +([\d.]+) +(\d+) of (\d+) +([\d.]+)", line
+        ).groups()
+        stages[name] = {"method": name, "title": title, "label": name, "weights": int(weights.replace(",", ""))}
+        stages[name] |= {"test_error": float(test), "validation_error": float(validation), "test_loss": 0.0}
+        stages[name] |= {"best_epoch": int(best), "epochs": int(epochs), "seconds": 60 * float(minutes)}
+    hint = stages["fitnet"] | {"seconds": 18.0}
+    del hint["test_error"], hint["validation_error"]
+    stages["fitnet"] |= {"best_epoch": 12, "epochs": 12, "seconds": 60 * 0.9 - 18.0}
+    last = stages.pop("fitnet")
+    summary = {"data": "digits", "seed": 0, "preset": "default", "test_images": 5000, "validation_images": 1000}
+    summary |= {"train_images": 5000, "teacher": "", "student": "", "stages": stages | {"hint": hint, "fitnet": last}}
+    assert report.results_table(summary).startswith(sample.rstrip())
+
+
+def test_the_commands_are_those_that_everything_relies_on():
+    lines = README.splitlines()
+    start = "python3 -m venv .venv && .venv/bin/pip install -q -e "
+    assert f"{start}. && .venv/bin/python run.py digits" in lines
+    assert f"{start}'.[test]' && .venv/bin/python -m pytest -q" in lines
+    assert len([line for line in lines if re.match("python3 -m venv .*pytest", line)]) == 1
+
+
+def test_a_trained_student_is_used_as_the_front_page_says(tmp_path):
+    from minifit import networks
+    from minifit.lab import files
+
+    folder = tmp_path / "runs" / "digits" / "seed0"
+    folder.mkdir(parents=True)
+    student = networks.build(networks.MNIST_FITNET)
+    networks.initialise(student, np.random.default_rng(0))
+    student.params["6.1.b" if "6.1.b" in student.params else "6.0.b"][7] = 1e6
+    files.save(folder / "fitnet.h5", {"epoch": 1}, best=dict(student.params))
+    [code] = [block for block in blocks(README, "python") if "h5py" in block]
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "[7]\n"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_of_a_page_leads_somewhere(name):
+    page = (ROOT / name).read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```$", " ", page, flags=re.M | re.S)
+    links = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r'src="([^"]+)"', prose)
+    broken = []
+    for link in links:
+        path, _, part = link.partition("#")
+        if re.match("https?:", link):
+            continue
+        target = (ROOT / name).parent / path if path else ROOT / name
+        if not target.exists():
+            broken.append(link)
+        elif part:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.M)
+            broken += [link] * (part not in map(anchor, headings))
+    assert broken == []
+
+
+def test_the_front_page_is_short():
+    assert len(README.splitlines()) <= 140
