@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPER = (
     "settings",
     "backend",
+    "files",
     "patches",
     "fast_convolution",
     "convolution",

@@ -1,118 +1,15 @@
-"""The files of a run: HDF5 for weights and state, JSON for records, each written whole or not at all."""
+"""The files of a run: those of weights and state, and its records in JSON."""
 
-import hashlib
-import io
 import json
-import os
 import subprocess
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import h5py
-import numpy as np
-
 from minifit import UserError
-from minifit.backend import array_module, to_host
+from minifit.files import digest, load, load_record, restore, save, write_atomically
 
-
-def write_atomically(path, write):
-    """write(temporary path), then fsync and rename: a reader sees the old file or the new one, never half of one.
-
-    UserError where the disk refuses, with the old file as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that what a killed run left is written over
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the rename itself
-        os.close(folder)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save(path, record, **groups):
-    """A record {name: JSON value} and groups of {name: array} in one file; the same content gives the same bytes.
-
-    The file is HDF5, then the record, then the length of the record in eight bytes, the record's SHA-256, and the
-    SHA-256 of all before it. HDF5 does not look behind its own end, so no damage goes unnoticed and none is left to the
-    HDF5 library, which may not come back from it; and the record can be read without the arrays.
-    """
-
-    def write(temporary):
-        content = io.BytesIO()  # and not the disk: HDF5 does not survive one that is full
-        with h5py.File(content, "w") as file:
-            for group, arrays in groups.items():
-                for name, array in sorted(arrays.items()):
-                    file.create_dataset(f"{group}/{name}", data=array)
-                file.require_group(group)
-        content.seek(0, io.SEEK_END)
-        written = json.dumps(record, sort_keys=True).encode()
-        content.write(written + len(written).to_bytes(8, "big") + hashlib.sha256(written).digest())
-        with open(temporary, "wb") as file:
-            file.write(content.getbuffer())
-            file.write(hashlib.sha256(content.getbuffer()).digest())
-
-    write_atomically(path, write)
-
-
-def load(path):
-    """(record, {group: {name: array}}) of a file that `save` wrote; UserError where it is not one."""
-    with _reading(path):
-        content = memoryview(path.read_bytes())
-        if hashlib.sha256(content[:-TAIL_SUM]).digest() != content[-TAIL_SUM:]:
-            raise ValueError("its checksum is wrong")
-        record, length = _record(content[-TAIL:], lambda n: content[-TAIL - n : -TAIL])
-        with h5py.File(io.BytesIO(content[: -TAIL - length]), "r") as file:
-            groups = {group: {name: np.array(d) for name, d in items.items()} for group, items in file.items()}
-    return record, groups
-
-
-def load_record(path):
-    """The record alone of a file that `save` wrote, without reading its arrays; UserError where it is not one."""
-
-    def before(file, n):
-        file.seek(-TAIL - n, os.SEEK_END)
-        return file.read(n)
-
-    with _reading(path), open(path, "rb") as file:
-        return _record(before(file, 0) + file.read(), lambda n: before(file, n))[0]
-
-
-TAIL_SUM = 32  # bytes of a SHA-256
-TAIL = 8 + 2 * TAIL_SUM  # of the record's length and of both sums
-
-
-def _record(tail, before):
-    length = int.from_bytes(tail[:8], "big")
-    written = bytes(before(length)) if length < 2**24 else b""
-    if hashlib.sha256(written).digest() != tail[8:-TAIL_SUM]:
-        raise ValueError("it has no record, as of an earlier version or cut short")
-    return json.loads(written), length
-
-
-@contextmanager
-def _reading(path):
-    try:
-        yield
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        message = f"{path}: not a whole minifit file ({error}); remove it to train again"
-        raise UserError(message.replace("\n", " ")) from None
-
-
-def restore(params, saved, source):
-    """Copies saved arrays into parameters, in place; UserError where a name or a shape does not fit."""
-    for name, p in params.items():
-        if name not in saved or saved[name].shape != p.shape:
-            found = saved[name].shape if name in saved else "nothing"
-            raise UserError(f"{source}: parameter {name} needs an array {p.shape}, and the file has {found}")
-        p[...] = array_module(p).asarray(saved[name])
+__all__ = ["commit", "digest", "load", "load_record", "read_json", "restore", "save", "write_atomically"]
+__all__ += ["write_json", "write_text"]
 
 
 def read_json(path):
@@ -129,14 +26,6 @@ def write_json(path, value):
 
 def write_text(path, text):
     write_atomically(path, lambda temporary: temporary.write_text(text))
-
-
-def digest(arrays):
-    """A fingerprint of arrays: of images, or of a network's weights."""
-    sha = hashlib.sha256()
-    for a in arrays:
-        sha.update(np.ascontiguousarray(to_host(a)))
-    return sha.hexdigest()[:16]
 
 
 @cache  # the code at work is the one that was imported
