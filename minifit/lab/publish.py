@@ -71,7 +71,8 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
         if begun and record["missing"]:
             tell(f"{name}{f' of {member.arm}' * bool(member.arm)}: goes on in {member.run.folder}")
         if record["missing"]:
-            jobs.setdefault(name, []).extend([sys.argv[0], *member.words, "--stage", goal] for goal in member.goals)
+            goals = ["all"] if "all" in member.goals else member.goals
+            jobs.setdefault(name, []).extend([sys.argv[0], *member.words, "--stage", goal] for goal in goals)
     claim(part)
     seeds = {member.run.seed for member in members}
     if len(jobs) < len(seeds):
