@@ -1,15 +1,40 @@
 """What the tests of runs share: runs trained as `runner.train` does, without a plan, words or pictures."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from threadpoolctl import threadpool_limits
 
 from minifit import UserError
+from minifit.experiments import DIGITS, EXPERIMENTS, Experiment
 from minifit.lab import files, runner, training
+from minifit.networks import Conv, Network, Output
 from minifit.optimizers import Ramp, Schedule
 
 SCHEDULE = Schedule("rmsprop", lr=0.01, lr_scale=Ramp(1.0, 0.5, 2), epochs=2, patience=2, batch=20)
+
+# On the digits; the student's second layer is guided by the teacher's first.
+WIDE = Conv(5, 8, pool=(6, 6), max_norm=0.9), Conv(6, 3, pool=(2, 2)), Output(10)
+TEACHER = Network("wide", (28, 28, 1), WIDE)
+DEEP = Conv(3, 8, pool=(4, 4), max_norm=0.9), Conv(3, 2), Conv(4, 2, pool=(2, 2)), Output(10)
+STUDENT = Network("deep", (28, 28, 1), DEEP)
+SMALL = Experiment("digits", TEACHER, STUDENT, {})
+LIGHT = replace(SMALL, presets=EXPERIMENTS["digits"].presets)
+CONFIG = replace(
+    DIGITS,
+    train=48,
+    validation=16,
+    test=16,
+    teacher=replace(SCHEDULE, optimizer="sgd", momentum=Ramp(0.5)),
+    stage1=SCHEDULE,
+    student=SCHEDULE,
+    guided_layer=(2,),
+    hint_layer=(1,),
+    lam=Ramp(4.0, 1.0, 4),
+    dropout_keep_input=0.8,
+    dropout_keep=0.5,
+)
 
 
 def perform(run, goal="all", tell=None):
@@ -66,6 +91,13 @@ def interrupt_at(stage, epoch):
             raise KeyboardInterrupt
 
     return tell
+
+
+def double_best(path):
+    """Changes the weights in a stage's file, and the checksum with them."""
+    record, groups = files.load(path)
+    groups["best"] = {name: 2 * a for name, a in groups["best"].items()}
+    files.save(path, record, **groups)
 
 
 def no_training(monkeypatch):

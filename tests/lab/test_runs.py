@@ -11,9 +11,16 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from small import (
+    CONFIG,
+    DEEP,
     SCHEDULE,
+    SMALL,
+    STUDENT,
+    TEACHER,
+    WIDE,
     best,
     contents,
+    double_best,
     epochs,
     everything,
     interrupt_at,
@@ -25,33 +32,14 @@ from small import (
 
 from minifit import UserError, data, fitnets, task
 from minifit.data.preprocessing import Unit
-from minifit.experiments import DIGITS, EXPERIMENTS, Experiment
+from minifit.experiments import DIGITS, EXPERIMENTS
 from minifit.lab import files, training
 from minifit.lab.plan import outline
 from minifit.lab.runner import Run, stage_of
-from minifit.networks import Conv, Network, Output, build
+from minifit.networks import build
 from minifit.optimizers import Ramp
 
 STAGES = ["teacher", "backprop", "kd", "hint", "fitnet"]
-WIDE = Conv(5, 8, pool=(6, 6), max_norm=0.9), Conv(6, 3, pool=(2, 2)), Output(10)
-TEACHER = Network("wide", (28, 28, 1), WIDE)
-DEEP = Conv(3, 8, pool=(4, 4), max_norm=0.9), Conv(3, 2), Conv(4, 2, pool=(2, 2)), Output(10)
-STUDENT = Network("deep", (28, 28, 1), DEEP)
-SMALL = Experiment("digits", TEACHER, STUDENT, {})
-CONFIG = replace(
-    DIGITS,
-    train=48,
-    validation=16,
-    test=16,
-    teacher=replace(SCHEDULE, optimizer="sgd", momentum=Ramp(0.5)),
-    stage1=SCHEDULE,
-    student=SCHEDULE,
-    guided_layer=(2,),
-    hint_layer=(1,),
-    lam=Ramp(4.0, 1.0, 4),
-    dropout_keep_input=0.8,
-    dropout_keep=0.5,
-)
 
 
 @pytest.fixture(scope="module")
@@ -303,13 +291,6 @@ def test_a_test_loss_is_that_of_the_epoch_that_was_chosen(new_run, tmp_path):
     x, _, labels = run.sets["test"].batch(slice(None))
     losses = [fitnets.measure(stage, x, stage.target(x), labels, epoch)[0] for epoch in (1, 2)]
     assert record["test_loss"] == pytest.approx(losses[0], rel=1e-5) != pytest.approx(losses[1], rel=1e-5)
-
-
-def double_best(path):
-    """Changes the weights in a stage's file, and the checksum with them."""
-    record, groups = files.load(path)
-    groups["best"] = {name: 2 * a for name, a in groups["best"].items()}
-    files.save(path, record, **groups)
 
 
 @pytest.mark.parametrize(("stage", "needed"), [("kd", "teacher"), ("fitnet", "hint")])
