@@ -6,18 +6,25 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from minifit import UserError
-from minifit.data import cifar, digits, mnist
+from minifit.data import cifar, digits, faces, mnist, own, svhn
+from minifit.data.stored import part
+from minifit.files import slices
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images as stored, uint8 (N, H, W, C), in the source's order, and their labels int64 (N,)."""
+    """Images as stored, uint8 (N, H, W, C), in the source's order, and their labels int64 (N,).
+
+    Images are in memory or, as stored.Rows, in a file.
+    """
 
     name: str  # what results may call it
     images: np.ndarray
     labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    groups: np.ndarray | None = None  # of each image: images of one group must stay on one side of any split
+    test_groups: np.ndarray | None = None
     digests: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # by sizes
 
     def parts(self, train, validation, test):
@@ -29,10 +36,15 @@ class Dataset:
                 f"{train}, --validation {validation} and --test {test or 'all'} want more"
             )
         last, tests = len(self.images) - validation, test or len(self.test_images)
+        if self.groups is not None and len(shared := np.intersect1d(self.groups[:train], self.groups[last:])):
+            raise UserError(
+                f"{self.name}: with --train {train} and --validation {validation}, group {shared[0]} lies in both; a "
+                f"little less of --train would part them"
+            )
         return {
-            "train": (self.images[:train], self.labels[:train]),
-            "validation": (self.images[last:], self.labels[last:]),
-            "test": (self.test_images[:tests], self.test_labels[:tests]),
+            "train": (part(self.images, slice(train)), self.labels[:train]),
+            "validation": (part(self.images, slice(last, None)), self.labels[last:]),
+            "test": (part(self.test_images, slice(tests)), self.test_labels[:tests]),
         }
 
     def digest(self, train, validation, test):
@@ -40,29 +52,42 @@ class Dataset:
         sizes = train, validation, test
         if sizes not in self.digests:
             sha = hashlib.sha256()
-            for part in self.parts(*sizes).values():
-                for array in part:
-                    sha.update(np.ascontiguousarray(array))
+            for images, labels in self.parts(*sizes).values():
+                for rows in slices(images):
+                    sha.update(np.ascontiguousarray(rows))
+                sha.update(np.ascontiguousarray(labels))
             self.digests[sizes] = sha.hexdigest()[:16]
         return self.digests[sizes]
 
 
-def load(name, data_dir=None, progress=True, train=None, test=None, **settings):
-    """The Dataset called `name`: "mnist", "cifar10" or "cifar100", read from `data_dir`, or found, or downloaded; or
-    "digits", drawn here.
+def load(name, data_dir=None, progress=True, train=None, test=None, file=None, **settings):
+    """The Dataset called `name`: one of those below, read from `data_dir`, or found, or downloaded; or drawn here.
 
     train, test: how many images are wanted, if not any number: as many are drawn, while what is read is read whole
-    settings: of digits, `seed`; of the others, `mirrors`
+    file: of faces and of own data, where they are    settings: of digits, `seed`; of what is downloaded, `mirrors`
     """
-    if name == "mnist":
-        name, images, labels, test_images, test_labels = mnist.load(data_dir, progress, **settings)
-    elif name in cifar.SETS:
-        name, images, labels, test_images, test_labels = cifar.load(name, data_dir, progress, **settings)
+    groups = ()
+    if name in FILES:
+        if data_dir is not None:
+            raise UserError(f"--data-dir {data_dir}: {name} are read from --data FILE; leave it out")
+        if file is None:
+            raise UserError(f"{name}: wanted --data FILE, {FILES[name].WANTED}")
+        *arrays, groups = FILES[name].load(file)
     elif name == "digits":
         if data_dir is not None:
             raise UserError(f"--data-dir {data_dir}: digits are drawn here, not read; leave it out")
         settings |= {part: count for part, count in (("train", train), ("test", test)) if count is not None}
-        name, images, labels, test_images, test_labels = digits.load(**settings)
+        arrays = digits.load(**settings)
+    elif name in cifar.SETS:
+        arrays = cifar.load(name, data_dir, progress, **settings)
+    elif name in PUBLISHED:
+        arrays = PUBLISHED[name].load(data_dir, progress, **settings)
     else:
-        raise UserError(f"there is no data set {name!r}: choose mnist, digits, cifar10 or cifar100")
-    return Dataset(name, images, labels.astype(np.int64), test_images, test_labels.astype(np.int64))
+        known = ", ".join([*PUBLISHED, *cifar.SETS, "digits", *FILES])
+        raise UserError(f"there is no data set {name!r}: choose one of {known}")
+    title, images, labels, test_images, test_labels = arrays
+    return Dataset(title, images, labels.astype(np.int64), test_images, test_labels.astype(np.int64), *groups)
+
+
+PUBLISHED = {"mnist": mnist, "svhn": svhn}
+FILES = {"faces": faces, "own": own}

@@ -16,8 +16,9 @@ from threadpoolctl import threadpool_limits
 from minifit import UserError, __version__
 from minifit.backend import array_module, to_host
 from minifit.data import augment
-from minifit.data.preprocessing import ZCA, Unit, Whitened, fit
+from minifit.data.preprocessing import ZCA, Local, Unit, Whitened, fit
 from minifit.data.progress import Bar
+from minifit.data.stored import join
 from minifit.lab import files
 from minifit.lab.parallel import Team, shared
 
@@ -50,7 +51,8 @@ class Examples:
     def on(self, xp):
         """The same on another library's device."""
         given = self.teacher if callable(self.teacher) else each(xp.asarray, self.teacher)
-        return Examples(xp.asarray(self.images), xp.asarray(self.labels), self.prepare.on(xp), given)
+        images = xp.asarray(np.asarray(self.images))  # of stored.Rows too
+        return Examples(images, xp.asarray(self.labels), self.prepare.on(xp), given)
 
 
 def each(function, value):
@@ -73,14 +75,16 @@ class Sets:
     @property
     def statistics(self):
         """The file of what whitening takes of the training images; None where images are not whitened."""
-        if self.config.preprocessing == "unit":
+        if self.config.preprocessing != "whitened":
             return None
         return self.cache / f"whitening-{files.digest([self.stored['train'][0]])}.h5"
 
     @cached_property
     def prepare(self):
         """Bytes to what networks see, which the training images alone decide."""
-        return whitening(self.statistics, self.stored["train"][0]) if self.statistics else Unit()
+        if self.statistics:
+            return whitening(self.statistics, self.stored["train"][0])
+        return {"unit": Unit(), "local": Local(), "local-red": Local(channels=1)}[self.config.preprocessing]
 
     def __getitem__(self, part):
         return Examples(*self.stored[part], self.prepare)
@@ -88,8 +92,8 @@ class Sets:
     @property
     def on_all(self):
         """Training and validation images as one set."""
-        parts = zip(self.stored["train"], self.stored["validation"], strict=True)
-        return Examples(*map(np.concatenate, parts), self.prepare)
+        (images, labels), (more, their_labels) = self.stored["train"], self.stored["validation"]
+        return Examples(join(images, more), np.concatenate([labels, their_labels]), self.prepare)
 
     @property
     def draw(self):

@@ -1,0 +1,63 @@
+"""Faces, or not, of 16x16 pixels: what FitNets' section 3.4 asks of AFLW, read from an HDF5 file of the user's own.
+
+The file has `images` uint8 (N, 16, 16, C), `labels` (N,) with 1 for a face, and may have `split` (N,) with 1 for a test
+image and `group` (N,): images of one group, such as crops of one picture, stay on one side of every split.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from minifit import UserError
+from minifit.data import own, stored
+
+WANTED = "an HDF5 file with images uint8 (N, 16, 16, C) and labels (N,), 1 for a face; it may have split and group"
+NAME = "faces (stand-in for AFLW)"
+FIELDS = ("images", "labels", "split", "group")
+SIZE, TESTS, SEED = 16, 10, 0  # without a split, a tenth of the groups is for testing: paper 3.4
+
+
+def load(path):
+    """The set's name, images and labels for training, the same two for testing, and the groups of both.
+
+    Images of a group lie together, the groups otherwise in the file's order.
+    """
+    path = Path(path)
+    images, labels, split, group = _read(path)
+    if split is None:
+        named = np.random.default_rng(SEED).permutation(np.unique(group))
+        split = np.isin(group, named[: max(1, len(named) // TESTS)]).astype(np.int64)
+    first, of_group = np.unique(group, return_index=True, return_inverse=True)[1:]
+    order = np.argsort(first[of_group], kind="stable")
+    train, test = order[split[order] == 0], order[split[order] == 1]
+    both = np.intersect1d(group[train], group[test])
+    if len(both):
+        raise UserError(f"{path}: split: group {both[0]} is found on both sides; wanted each group on one")
+    for part, which in (("training", train), ("test", test)):
+        if len(np.unique(labels[which])) < 2:
+            raise UserError(f"{path}: labels: found one class among the {part} images; wanted faces and others")
+    groups = group[train], group[test]
+    return NAME, images[train], labels[train], images[test], labels[test], groups
+
+
+def _read(path):
+    """images, labels, split and group of a file, in memory; the last two may be None, or each image its own group."""
+    if not path.is_file():
+        raise UserError(f"--data {path}: {'not a file' if path.exists() else 'no such file'}; wanted {WANTED}")
+    found = stored.hdf5(path, FIELDS)
+    own.check(path, found)
+    shape = found["images"].shape
+    if shape[1:3] != (SIZE, SIZE):
+        raise UserError(f"{path}: images: found {found['images']}; wanted uint8 (N, {SIZE}, {SIZE}, C)")
+    values = {name: array.values for name, array in found.items() if name != "images"}
+    for name, value in values.items():
+        if value is None or len(value) != shape[0]:
+            raise UserError(f"{path}: {name}: found {found[name]}; wanted whole numbers ({shape[0]},)")
+    for name in ("labels", "split"):
+        wrong = values[name][~np.isin(values[name], (0, 1))] if name in values else []
+        if len(wrong):
+            raise UserError(f"{path}: {name}: found {wrong[0]}; wanted 0 or 1")
+    source, found = stored.in_one_piece(path, found)
+    images = stored.Rows(source, found["images"].offset, shape)[:]
+    group = values.get("group", np.arange(shape[0]))
+    return images, values["labels"].astype(np.int64), values.get("split"), group

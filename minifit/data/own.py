@@ -1,0 +1,230 @@
+"""A data set of your own: an HDF5 file, an .npz archive, or a folder of pictures.
+
+An HDF5 file or .npz has `images` uint8 (N, H, W, C) and `labels` (N,), the classes being 0, 1, 2 ...; it may have
+`test_images` and `test_labels`. A folder has one folder of pictures for each class, in the order of their names. Images
+may have any size and 1 to 4 channels.
+"""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from minifit import UserError
+from minifit.data import stored
+from minifit.data.stored import Array, Rows, believable
+
+WANTED = "an HDF5 file or .npz with images and labels, or a folder with one folder of pictures per class"
+FIELDS = ("images", "labels", "test_images", "test_labels")
+HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+TEST_SHARE, SEED = 5, 0  # without a test part, a fifth of each class is one; every run has the same
+SIDE, CHANNELS = 4096, {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+
+
+def load(path):
+    """The set's name, images (N, H, W, C) and labels (N,), the same two for testing, and no groups.
+
+    The training images are in a random order in which every stretch has its share of each class.
+    """
+    path = Path(path)
+    source, found = _opened(path)
+    check(path, found)
+    images, labels = _images(source, found["images"]), found["labels"].values.astype(np.int64)
+    order = stratified(labels, np.random.default_rng(SEED))
+    if "test_images" in found:
+        tests, test_labels = _images(source, found["test_images"]), found["test_labels"].values.astype(np.int64)
+        _check_classes(path, labels)
+        if test_labels.max() > labels.max():
+            raise UserError(
+                f"{path}: test_labels: label {test_labels.max()}, where 0 to {labels.max()} are the classes"
+            )
+        return path.name, images.part(order), labels[order], tests, test_labels, ()
+    _check_classes(path, labels)
+    cut = len(order) - max(1, len(order) // TEST_SHARE)
+    name = f"{path.name} (1/{TEST_SHARE} of each class drawn for testing, seed {SEED})"
+    train, test = order[:cut], order[cut:]
+    return name, images.part(train), labels[train], images.part(test), labels[test], ()
+
+
+def stratified(labels, rng):
+    """The images' numbers in a random order in which every stretch has about its share of each class."""
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        of_class = rng.permutation(np.flatnonzero(labels == label))
+        place[of_class] = (np.arange(len(of_class)) + rng.random()) / len(of_class)
+    return np.argsort(place, kind="stable")
+
+
+def _opened(path):
+    """(the file with the images, {field: Array}): the path itself, or a copy whose images can be read row by row."""
+    if path.is_dir():
+        files = _pictures(path)
+        copy = stored.copied(path, list(files), _copy_pictures, files)
+        return copy, stored.hdf5(copy, FIELDS)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise UserError(f"--data {path}: {error.strerror}; wanted {WANTED}") from None
+    if start.startswith(ZIP):
+        found = stored.guarded(_npz, path)
+        check(path, found)
+        copy = stored.copied(path, [path], _copy_npz)
+        return copy, stored.hdf5(copy, FIELDS)
+    if start != HDF5:
+        raise UserError(f"{path}: begins with {start!r}; wanted {WANTED}")
+    found = stored.hdf5(path, FIELDS)
+    check(path, found)
+    return stored.in_one_piece(path, found)
+
+
+def _images(path, array):
+    return Rows(path, array.offset, array.shape)
+
+
+def check(path, found):
+    """UserError where a field is missing, or has another shape or type than wanted."""
+    for name in ("images", "labels"):
+        if name not in found:
+            raise UserError(f"{path}: has no {name}; wanted images uint8 (N, H, W, C) and labels (N,)")
+    if ("test_images" in found) != ("test_labels" in found):
+        has, lacks = ("test_images", "test_labels")[:: 1 if "test_images" in found else -1]
+        raise UserError(f"{path}: has {has} and no {lacks}; wanted both or neither")
+    for prefix in ("", "test_"):
+        if f"{prefix}images" not in found:
+            continue
+        images, labels = found[f"{prefix}images"], found[f"{prefix}labels"]
+        shape, sides = images.shape, images.shape[1:3]
+        if images.dtype != "uint8" or len(shape) != 4 or not 1 <= shape[3] <= 4 or not all(shape):
+            grey = "; a grey image has C = 1" if len(shape) == 3 else ""
+            wanted = f"wanted uint8 (N, H, W, C), C of 1 to 4{grey}"
+            raise UserError(f"{path}: {prefix}images: found {images}; {wanted}")
+        if max(sides) > SIDE:
+            raise UserError(f"{path}: {prefix}images: found {images}; wanted at most {SIDE} pixels a side")
+        if np.dtype(labels.dtype).kind not in "iu" or labels.shape != shape[:1]:
+            raise UserError(f"{path}: {prefix}labels: found {labels}; wanted whole numbers ({shape[0]},)")
+        if labels.values is not None and labels.values.min() < 0:
+            raise UserError(f"{path}: {prefix}labels: found {labels.values.min()}; wanted classes 0, 1, 2 ...")
+    if "test_images" in found and found["test_images"].shape[1:] != found["images"].shape[1:]:
+        wanted = f"(N, {str(found['images'].shape[1:])[1:]}, as images"
+        raise UserError(f"{path}: test_images: found {found['test_images']}; wanted {wanted}")
+
+
+def _check_classes(path, labels):
+    """UserError unless there are two classes at least, and images of each."""
+    if labels.max() >= len(labels):
+        raise UserError(f"{path}: labels: found {labels.max()}; wanted classes 0, 1, 2 ... with images of each")
+    counts = np.bincount(labels)
+    if len(counts) < 2:
+        raise UserError(f"{path}: labels: found one class; wanted 2 at least")
+    if not counts.all():
+        missing = int(np.flatnonzero(counts == 0)[0])
+        raise UserError(
+            f"{path}: labels: found none of {missing}; wanted images of each class from 0 to {len(counts) - 1}"
+        )
+
+
+def _npz(path):
+    """{field: Array} of an .npz."""
+    with _zip(path) as archive:
+        return {name: _header(path, archive, name)[0] for name in FIELDS if f"{name}.npy" in archive.namelist()}
+
+
+def _zip(path):
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise UserError(f"{path}: damaged, or no .npz: {error}") from None
+
+
+def _header(path, archive, name):
+    """(Array, the open member, at its first number) of a field of an .npz."""
+    info, place = archive.getinfo(f"{name}.npy"), f"{path}: {name}"
+    believable(place, info.file_size, info.compress_size)
+    try:
+        member = archive.open(info)
+        version = np.lib.format.read_magic(member)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, columns_first, dtype = read[version](member)
+    except (ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{place}: damaged, or no array of numbers: {error}") from None
+    if columns_first and len(shape) > 1:
+        raise UserError(f"{place}: its columns come first in memory; wanted np.ascontiguousarray of it")
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if dtype.hasobject or size > info.file_size:
+        raise UserError(f"{place}: found {dtype} {shape} in {info.file_size:,} bytes; they take {size:,}")
+    return Array(shape, str(dtype)), member
+
+
+def _copy_npz(path, copy):
+    with _zip(path) as archive:
+        fields = {name: _header(path, archive, name) for name in FIELDS if f"{name}.npy" in archive.namelist()}
+        with stored.Copy(copy, {name: array.shape for name, (array, _) in fields.items()}) as out:
+            for name, (array, member) in fields.items():
+                row = int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize
+                left, step = array.shape[0], max(1, stored.SLICE // row)
+                while left:
+                    n = min(step, left)
+                    try:
+                        content = member.read(n * row)
+                    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
+                        raise UserError(f"{path}: {name}: damaged: {error}") from None
+                    if len(content) != n * row:
+                        raise UserError(f"{path}: {name}: cut off")
+                    out.write(name, np.frombuffer(content, array.dtype).reshape(n, *array.shape[1:]))
+                    left -= n
+
+
+def _pictures(folder):
+    """{path: class} of the pictures of a folder, by the names of classes and files; names that begin with . are not."""
+
+    def inside(path):
+        return sorted(p for p in path.iterdir() if not p.name.startswith("."))
+
+    try:
+        classes = [path for path in inside(folder) if path.is_dir()]
+        stray = next((path for path in inside(folder) if not path.is_dir()), None)
+        files = {path: label for label, of_class in enumerate(classes) for path in inside(of_class)}
+        empty = next((path for path in classes if not inside(path)), None)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+    if stray is not None or empty is not None or len(classes) < 2:
+        what = f"{stray.name}, which is no folder" if stray else f"nothing in {empty.name}" if empty else None
+        raise UserError(f"{folder}: found {what or f'{len(classes)} folders'}; wanted one folder of pictures per class")
+    return files
+
+
+def _copy_pictures(folder, copy, files):
+    """Writes pictures of one size and kind to the file `copy`."""
+    first = _picture(next(iter(files)))
+    shape, total = first.shape, len(files) * first.size
+    believable(folder, total, sum(path.stat().st_size for path in files), "bytes of pixels")
+    with stored.Copy(copy, {"images": (len(files), *shape), "labels": (len(files),)}) as out:
+        for path, label in files.items():
+            picture = _picture(path, shape)
+            out.write("images", picture[None])
+            out.write("labels", np.array([label]))
+
+
+def _picture(path, wanted=None):
+    """The pixels of a picture, uint8 (H, W, C)."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            mode = {"1": "L", "P": "RGBA" if "transparency" in picture.info else "RGB"}.get(picture.mode, picture.mode)
+            if mode not in CHANNELS:
+                raise UserError(f"{path}: found a picture of kind {mode}; wanted one of {', '.join(CHANNELS)}")
+            shape = (picture.height, picture.width, CHANNELS[mode])
+            if max(shape) > SIDE:
+                raise UserError(f"{path}: found {shape}; wanted at most {SIDE} pixels a side")
+            if wanted and shape != wanted:
+                raise UserError(f"{path}: found a picture {shape}; wanted {wanted}, as the first one")
+            return np.asarray(picture.convert(mode)).reshape(shape)
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: found no picture; wanted {', '.join(FORMATS)}") from None
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        raise UserError(f"{path}: a damaged picture: {error}") from None

@@ -1,0 +1,260 @@
+"""Images in files of any size: read row by row where they are asked for, and copied to such a file where they are not.
+
+A file of one contiguous array of bytes is read in place, with as many bytes in memory as the rows asked for take.
+Anything else (compressed arrays, archives, pictures) is copied once, in slices, to such a file in the cache.
+
+What is read may be damaged or hostile. It is read by a child process of limited memory and time, whose end is a
+complaint of one line, and sizes are compared with the bytes that there are before they are believed.
+"""
+
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pooch
+
+from minifit import UserError
+from minifit.files import SLICE, slices
+
+PLENTY = 2**26  # bytes that any file may inflate to ...
+RATIO = 100  # ... and beyond that, how many times its own size: photographs compress to a half or so
+MEMORY = 2**30  # bytes that a reader may need beyond what this process has
+SECONDS, SPEED = 60, 2**20  # of processor time that it may need, and bytes that it must read in another second
+
+
+class Rows:
+    """Some rows of an array of bytes in a file; indexing reads them.
+
+    A reader cannot tell them from an array uint8 (N, ...) but by the memory that they do not take.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, path, offset, shape, index=None, file=None):
+        """offset: of the first byte of an array of this shape    index: which of its rows these are; None: all"""
+        self.path, self.offset, self.whole = path, offset, tuple(shape)
+        self.index = np.arange(shape[0]) if index is None else index
+        self.file = file or open(path, "rb", buffering=0)
+
+    @property
+    def shape(self):
+        return (len(self.index), *self.whole[1:])
+
+    @property
+    def ndim(self):
+        return len(self.whole)
+
+    def __len__(self):
+        return len(self.index)
+
+    def __getitem__(self, index):
+        """Rows as an array; index: a number, a slice, or an array of numbers or of truth values."""
+        rows = np.atleast_1d(self.index[index])
+        y = np.empty((len(rows), *self.whole[1:]), np.uint8)
+        size, start = prod(self.whole[1:]), 0
+        for end in (*np.flatnonzero(np.diff(rows) != 1) + 1, len(rows)):  # neighbours are read together
+            if end > start:
+                self._read(memoryview(y[start:end]).cast("B"), self.offset + int(rows[start]) * size)
+            start = end
+        return y if np.ndim(self.index[index]) else y[0]
+
+    def _read(self, into, position):
+        while into:
+            count = os.preadv(self.file.fileno(), [into[:SLICE]], position)  # needs no place that processes would share
+            if not count:
+                raise UserError(f"{self.path}: it was cut off while it was read")
+            into, position = into[count:], position + count
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def part(self, index):
+        """Some of these rows, unread."""
+        return Rows(self.path, self.offset, self.whole, self.index[index], self.file)
+
+
+def part(images, index):
+    """Some of the images, unread where they are Rows; a view of an array where the index is a slice."""
+    return images.part(index) if isinstance(images, Rows) else images[index]
+
+
+def join(a, b):
+    """The images of a and then those of b, unread where they are Rows of one file."""
+    if isinstance(a, Rows) and isinstance(b, Rows) and (a.path, a.offset) == (b.path, b.offset):
+        return Rows(a.path, a.offset, a.whole, np.concatenate([a.index, b.index]), a.file)
+    return np.concatenate([a, b])
+
+
+def believable(place, claimed, there, what="bytes"):
+    """UserError where a file claims more bytes than those that it has can be."""
+    if claimed > max(PLENTY, RATIO * there):
+        raise UserError(f"{place}: claims {claimed:,} {what} and has {there:,}; no images compress so well")
+
+
+def guarded(function, *arguments, size=0):
+    """function(*arguments), computed by a child process of limited memory and time; UserError where that ends it.
+
+    size: bytes that it reads, for which it may take longer. Its value must be small, as it is sent through a pipe.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(theirs, function, arguments, size), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        value, complaint = ours.recv()
+    except (EOFError, OSError):
+        value, complaint = None, f"{arguments[0]}: damaged: what reads it was ended"
+    finally:
+        ours.close()
+        child.join()
+    if complaint:
+        raise UserError(complaint)
+    return value
+
+
+def _answer(pipe, function, arguments, size):
+    place = arguments[0]
+    try:
+        with open("/proc/self/statm") as file:
+            mapped = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY,) * 2)
+    except (OSError, ValueError):  # elsewhere than on Linux
+        pass
+    seconds = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2])) + SECONDS + size // SPEED
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        answer = function(*arguments), None
+    except UserError as error:
+        answer = None, str(error)
+    except MemoryError:
+        answer = None, f"{place}: damaged: reading it would take more than {MEMORY:,} bytes of memory"
+    except OSError as error:
+        answer = None, f"{place}: {error.strerror or error}"
+    except Exception as error:  # whatever a damaged file leads its reader to
+        answer = None, f"{place}: damaged: {type(error).__name__}: {error}"
+    value, complaint = answer
+    pipe.send((value, complaint and " ".join(complaint.split())))
+    pipe.close()
+    os._exit(0)
+
+
+@dataclass(frozen=True)
+class Array:
+    """What a file says of one of its arrays, and where its bytes are."""
+
+    shape: tuple
+    dtype: str
+    offset: int | None = None  # of the first byte, if they lie in one piece
+    values: np.ndarray | None = None  # of one dimension: the array itself
+
+    def __str__(self):
+        return f"{self.dtype} {self.shape}"
+
+
+def hdf5(path, names):
+    """{name: Array} of those of the names that an HDF5 file has."""
+    return guarded(_hdf5, path, names, size=path.stat().st_size)
+
+
+def _hdf5(path, names):
+    try:
+        with h5py.File(path, "r") as file:
+            return {name: _described(path, file, name) for name in names if name in file}
+    except UserError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged, or no HDF5 file: {error}") from None
+
+
+def _described(path, file, name):
+    place, d = f"{path}: {name}", file[name] if not _elsewhere(file, name) else None
+    if d is None or not isinstance(d, h5py.Dataset) or d.external or d.is_virtual or d.shape is None:
+        raise UserError(f"{place} is {'elsewhere' if d is None else d}; wanted a data set of this file")
+    bytes_, there = d.size * d.dtype.itemsize, d.id.get_storage_size()
+    believable(place, bytes_, there)
+    if d.chunks and prod(d.chunks) * d.dtype.itemsize > PLENTY:
+        raise UserError(f"{place} has chunks of {d.chunks}; wanted chunks of at most {PLENTY:,} bytes")
+    offset = d.id.get_offset() if not d.chunks and not file.userblock_size else None
+    if offset is not None and offset + bytes_ > path.stat().st_size:
+        raise UserError(f"{place}: cut off: its {bytes_:,} bytes begin at {offset:,} of {path.stat().st_size:,}")
+    read = d.ndim == 1 and d.dtype.kind in "iu"
+    return Array(d.shape, str(d.dtype), offset, d[()] if read else None)
+
+
+def _elsewhere(file, name):
+    return isinstance(file.get(name, getlink=True), h5py.ExternalLink)
+
+
+def in_one_piece(path, found):
+    """(file, {name: Array}) of the same arrays where images lie in one piece: the path itself, or else a copy of it."""
+    if all(array.offset is not None for array in found.values() if len(array.shape) > 1):
+        return path, found
+    copy = copied(path, [path], copy_hdf5, tuple(found))
+    return copy, hdf5(copy, tuple(found))
+
+
+def copy_hdf5(path, copy, names):
+    """Writes those of the names that an HDF5 file has, in one piece each, to the file `copy`."""
+    with h5py.File(path, "r") as file, Copy(copy, {name: file[name].shape for name in names if name in file}) as out:
+        for name in out.names:
+            for rows in slices(file[name]):
+                out.write(name, rows)
+
+
+class Copy:
+    """An HDF5 file of arrays in one piece each, written in slices: bytes where they have four dimensions, else int64."""
+
+    def __init__(self, path, shapes):
+        needed = sum(prod(shape) for shape in shapes.values())
+        if needed > shutil.disk_usage(path.parent).free - SLICE:
+            raise UserError(f"{path.parent}: a copy of {needed:,} bytes does not fit on its disk")
+        self.file, self.names, self.written = h5py.File(path, "w"), list(shapes), dict.fromkeys(shapes, 0)
+        for name, shape in shapes.items():
+            self.file.create_dataset(name, shape, np.uint8 if len(shape) > 1 else np.int64)
+
+    def write(self, name, rows):
+        start = self.written[name]
+        self.file[name][start : start + len(rows)] = rows
+        self.written[name] += len(rows)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.file.close()
+
+
+def copied(place, sources, make, *arguments):
+    """The path of the copy in the cache that make(place, path, *arguments) writes, unless it is there.
+
+    sources: the files whose name, size and time of change tell one copy from another
+    """
+    known = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
+    key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    folder = Path(pooch.os_cache("minifit")) / "copies"
+    path, size = folder / f"{key}.h5", sum(size for _, size, _ in known)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f".{key}.lock", "w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # of two runs that start together, one copies and the other waits for it
+            if not path.exists():
+                temporary = folder / f".{key}.tmp"
+                try:
+                    guarded(make, place, temporary, *arguments, size=RATIO * size)
+                    os.replace(temporary, path)
+                finally:
+                    temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: the cache cannot be written ({error.strerror or error})") from None
+    return path
