@@ -60,6 +60,7 @@ LAB = (
     "lab.runner",
     "lab.publish",
     "lab.cli",
+    "__main__",  # the command line, under the name by which Python asks for it
 )
 ORDER = PAPER + LAB
 
@@ -87,7 +88,7 @@ def text(path):
 
 
 def in_lab(path):
-    return named(path).startswith("minifit/lab/")
+    return named(path).startswith(("minifit/lab/", "minifit/__main__.py"))
 
 
 MINIFIT, REFERENCE, BENCHMARKS = files("minifit"), files("reference"), files("benchmarks")

@@ -26,6 +26,20 @@ from minifit.task import Task
 from reference import paper
 
 SETTINGS = Rule("settings such as tau=1,init=uniform", lambda value: True, ("SETTING=VALUE,...",))
+ABOUT = """minifit trains the FitNets of Romero et al. (ICLR 2015), compares methods,
+and audits every gradient.
+
+python run.py digits                   all stages on digits drawn by minifit
+python run.py mnist --stage hint       stage 1 of Algorithm 1, and its teacher
+python run.py mnist --preset paper     the paper's settings
+python run.py cifar10-fitnet1          CIFAR-10; all experiments are listed below
+python run.py compare mnist --seeds 5  all stages of five seeds, compared
+python run.py compare RUN RUN ...      run directories that exist, compared
+python run.py results mnist            pages and pictures again, from the records
+python run.py networks                 the networks' weights and multiplications
+python run.py audit                    every gradient against its derivative
+python run.py mnist --help             the common settings; --help-all: all
+"""
 COMPARE = (
     "Compares run directories that exist. python run.py compare EXPERIMENT ... trains what it compares, and has more "
     "options: python run.py compare EXPERIMENT --help."
@@ -288,12 +302,12 @@ def read_alone(command, about, words, start):
     return read(words, start)
 
 
-def main(words, about=__doc__):
-    """Carries out a command; an exit status.   about: what help says without a command"""
+def main(words):
+    """Carries out a command; an exit status."""
     commands = {"compare": compare, "results": results, "networks": show_networks, "audit": audit}
     if not words or words[0] in HELP:
         listed = textwrap.fill(", ".join(experiments.EXPERIMENTS), WIDTH, break_on_hyphens=False)
-        say(f"{about.strip()}\n\nThe experiments:\n{listed}")
+        say(f"{ABOUT}\nThe experiments:\n{listed}")
         return 0
     name, *rest = words
     try:

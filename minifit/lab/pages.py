@@ -57,7 +57,8 @@ def html(title, blocks, folder):
             lines.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
         else:
             lines.append(f"<p>{escape(content[0])}</p>")
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
     body = "\n".join(lines)
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
 
