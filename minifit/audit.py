@@ -28,6 +28,7 @@ from minifit.gradcheck import Comparison, GradientError, KinkCrossed, comparison
 from minifit.layers import (
     Autoassociator,
     Bias,
+    Binary,
     Branches,
     Composite,
     Conv2d,
@@ -49,7 +50,7 @@ from minifit.layers import (
     leaves,
 )
 from minifit.networks import (
-    Average,
+    BinaryOutput,
     Bottleneck,
     Conv,
     FullyConnected,
@@ -337,6 +338,10 @@ def bias(integer, rng):
 
 
 def reconstruction(integer, rng):
+def binary(integer, rng):
+    return of_layer(Binary(), rng.normal(size=(integer(1, 5), 1)))
+
+
     shape = images(integer)
     return of_loss(losses.reconstruction_loss, spaced(shape, rng), rng.random(shape))
 
@@ -394,6 +399,7 @@ CASES = [
     Case("Sigmoid", partial(whatever, layer=Sigmoid())),
     Case("Bias", bias, affine=True),
     Case("Autoassociator", autoassociator),
+    Case("Binary", binary, affine=True),
     Case("Autoassociator of maps", autoassociator_of_maps),
     Case("Softmax tau 1", partial(whatever, layer=Softmax(1.0))),
     Case("Softmax tau 3", partial(whatever, layer=Softmax(3.0))),
@@ -426,6 +432,7 @@ CASES = [
     Case("block average", partial(block, block=Average()), affine=True),
     Case("block output", partial(block, block=Output(4)), affine=True),
     Case("student", partial(part, index=slice(None)), kinks=True),
+    Case("block binary output", partial(block, block=BinaryOutput()), affine=True),
     Case("student of many images", partial(part, index=slice(None), batch=MANY), kinks=True),
     Case("student[:2]", partial(part, index=slice(2)), kinks=True),
     Case("student[1:3]", partial(part, index=slice(1, 3)), kinks=True),

@@ -635,6 +635,22 @@ class Dropout(Layer):
         return dy if cache is None else dy * cache, {}
 
 
+class Binary(Layer):
+    """One logit made two: y = (0, x), whose softmax is (1 - sigm(x), sigm(x)).
+
+    x (N, 1)    y (N, 2)
+    """
+
+    def forward(self, x, rng=None):
+        if x.ndim != 2 or x.shape[1] != 1:
+            raise ValueError(f"Binary: input {x.shape}; wanted (N, 1)")
+        xp = array_module(x)
+        return xp.concatenate([xp.zeros_like(x), x], axis=1), None
+
+    def backward(self, dy, cache):
+        return dy[:, 1:], {}
+
+
 class Flatten(Layer):
     """Each example as one row: x (N, ...) -> y (N, D)."""
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from minifit.backend import array_module
 from minifit.layers import (
+    Binary,
     Conv2d,
     Dropout,
     Flatten,
@@ -103,6 +104,16 @@ class Output:
 
     def widened(self, scale):
         return self
+
+
+@dataclass(frozen=True)
+class BinaryOutput(Output):
+    """The logits of two classes from one sum, as a sigmoid has it: that of the first class is 0."""
+
+    classes: int = 2
+
+    def layers(self, shape, xp, dtype):
+        return [*flatten(shape), Linear(*zeros((prod(shape), 1), xp, dtype), self.max_norm), Binary()]
 
 
 @dataclass(frozen=True)
@@ -243,6 +254,44 @@ FITNET_1_100, FITNET_2_100, FITNET_3_100, FITNET_4_100 = map(with_100_classes, (
 # Table 6: deeper and thinner at about the same number of multiplications.
 DEPTH_30M = (
     cifar_student("30M, 5 layers", (64,), (64,), (64,)),
+# Appendix A.3, norms and pads from pylearn2, as for CIFAR. The student of 3.2 and Table 3 is FitNet 3.
+SVHN_TEACHER = Network(
+    "SVHN teacher",
+    (32, 32, 3),
+    (
+        Conv(64, 5, pad=4, pool=(3, 2), max_norm=0.9),
+        Conv(128, 5, pad=3, pool=(3, 2), max_norm=1.9365),
+        Conv(128, 5, pad=3, pool=(3, 2), max_norm=1.9365),
+        FullyConnected(400, pieces=5, max_norm=1.9),
+        Output(10, max_norm=1.9365),
+    ),
+    microbatch=32,
+)
+SVHN_FITNET = replace(FITNET_3, name="SVHN FitNet")
+
+# Appendix A.4: of ReLUs, with a sigmoid for output.
+AFLW_TEACHER = Network(
+    "AFLW teacher",
+    (16, 16, 3),
+    (
+        Conv(128, 3, pool=(2, 2), pieces=None),
+        Conv(512, 2, pieces=None),
+        Conv(512, 5, pieces=None),
+        BinaryOutput(),
+    ),
+    microbatch=32,
+)
+
+
+def aflw_student(name, first, others):
+    """Appendix A.4: seven 3x3 layers without padding, from 16x16 to 2x2; it prints eight widths."""
+    blocks = (Conv(channels, 3, pieces=None) for channels in (first, *[others] * 6))
+    return Network(name, (16, 16, 3), (*blocks, BinaryOutput()), microbatch=32)
+
+
+AFLW_FITNET_1 = aflw_student("AFLW FitNet 1", 16, 32)
+AFLW_FITNET_2 = aflw_student("AFLW FitNet 2", 32, 64)
+
     cifar_student("30M, 7 layers", (16, 32), (32, 64), (64,)),
     cifar_student("30M, 9 layers", (16, 32), (32, 32, 32), (48, 64)),
     replace(FITNET_1, name="30M, 11 layers"),
@@ -318,6 +367,11 @@ NETWORKS = (
     *DEPTH_30M,
     *DEPTH_107M,
 )
+    SVHN_TEACHER,
+    SVHN_FITNET,
+    AFLW_TEACHER,
+    AFLW_FITNET_1,
+    AFLW_FITNET_2,
 
 
 def widened(network, scale):

@@ -268,6 +268,18 @@ def reshape(x, shape):
     return y
 
 
+def binary(x):
+    """y = (0, x): two logits, the softmax of which is (1 - sigm(x), sigm(x)).
+
+    x (N, 1)    y (N, 2)
+    """
+    (x,) = _float64(x)
+    y = np.zeros((len(x), 2))
+    for n in range(len(x)):
+        y[n, 1] = x[n, 0]
+    return y
+
+
 def conv_regressor(v, w, b, pieces):
     """r(v): a valid convolution with R = H - P + 1, then maxout, or ReLU where pieces is None.   FitNets, 2.2.
 

@@ -43,7 +43,7 @@ class Rows:
         """offset: of the first byte of an array of this shape    index: which of its rows these are; None: all"""
         self.path, self.offset, self.whole = path, offset, tuple(shape)
         self.index = np.arange(shape[0]) if index is None else index
-        self.file = file or open(path, "rb", buffering=0)
+        self.file = file or open(path, "rb", buffering=0)  # noqa: SIM115 - as long as its rows
 
     @property
     def shape(self):
@@ -213,7 +213,7 @@ def copy_hdf5(path, copy, names):
 
 
 class Copy:
-    """An HDF5 file of arrays in one piece each, written in slices: bytes where they have four dimensions, else int64."""
+    """An HDF5 file of arrays in one piece each, written in slices: images are bytes, arrays of one dimension int64."""
 
     def __init__(self, path, shapes):
         needed = sum(prod(shape) for shape in shapes.values())

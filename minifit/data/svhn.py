@@ -55,7 +55,7 @@ def load(data_dir=None, progress=True, mirrors=MIRRORS):
 
 def _order(labels, train):
     """The images' numbers in random order, validation last.   train: how many come from the training file"""
-    rng = np.random.RandomState(SEED)  # noqa: NPY002 - pylearn2's generator, and the order in which it is asked
+    rng = np.random.RandomState(SEED)  # pylearn2's generator, asked in its order
     chosen = []
     for start, part, each in ((0, labels[:train], VALIDATION["train"]), (train, labels[train:], VALIDATION["extra"])):
         for digit in (*range(1, CLASSES), 0):

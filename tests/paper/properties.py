@@ -15,6 +15,7 @@ from minifit.layers import (
     Autoassociator,
     Bias,
     Branches,
+    Binary,
     Conv2d,
     Dropout,
     Flatten,
@@ -273,7 +274,13 @@ def as_reference(layer):
         return ops.log, layer.tau
     if isinstance(layer, Reshape):
         return ops.reshape, layer.shape
-    simple = {ReLU: ops.relu, Sigmoid: ops.sigmoid, Flatten: ops.flatten, GlobalAverage: ops.global_average}
+    simple = {
+        Binary: ops.binary,
+        ReLU: ops.relu,
+        Sigmoid: ops.sigmoid,
+        Flatten: ops.flatten,
+        GlobalAverage: ops.global_average,
+    }
     return [] if isinstance(layer, Dropout) else (simple[type(layer)],)
 
 
