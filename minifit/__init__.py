@@ -15,3 +15,12 @@ __version__ = "0.1.0"
 
 class UserError(ValueError):
     """What the user got wrong, in one line that says what and where; run.py prints it and exits with status 2."""
+
+
+def __getattr__(name):
+    """`from minifit import load` fetches it now, and not before: the modules import what is above from here."""
+    if name == "load":
+        from minifit.model import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

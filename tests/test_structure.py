@@ -22,6 +22,7 @@ PAPER = (
     "losses",
     "optimizers",
     "networks",
+    "spec",
     "regressors",
     "data.progress",
     "data.augment",
@@ -35,6 +36,7 @@ PAPER = (
     "data.own",
     "data.faces",
     "data",
+    "model",
     "experiments",
     "task",
     "fitnets",
@@ -96,10 +98,15 @@ THE_PAPER = [path for path in MINIFIT if not in_lab(path)]
 EVERY = [*MINIFIT, *REFERENCE, *BENCHMARKS, *files("tests"), *sorted(ROOT.glob("*.py"))]
 
 
-def imports(source, package):
-    """Every dotted name that a source imports, `from a import b` being a.b; package: where its dots start from."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
+def imports(source, package, on_demand=True):
+    """Every dotted name that a source imports, `from a import b` being a.b; package: where its dots start from.
+
+    on_demand: also what a module's `__getattr__` imports, after the module itself
+    """
+    found, tree = [], ast.parse(source)
+    if not on_demand:
+        tree.body = [node for node in tree.body if getattr(node, "name", None) != "__getattr__"]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -113,6 +120,11 @@ def imports(source, package):
 
 def imports_of(path):
     return imports(text(path), ".".join(path.relative_to(ROOT).parent.parts))
+
+
+def at_once(path):
+    """What a module imports when it is imported itself."""
+    return imports(text(path), ".".join(path.relative_to(ROOT).parent.parts), on_demand=False)
 
 
 def module(path):
@@ -130,7 +142,8 @@ def longest(name, known):
 def upward(source, package, here):
     """What a module of minifit ("": the package's own __init__) imports from its own level or above."""
     level = {f"minifit.{name}": place for place, name in enumerate(ORDER)}
-    taken = {longest(name, level) for name in imports(source, package)} - {None, f"minifit.{here}"}
+    found = imports(source, package, on_demand=here != "")
+    taken = {longest(name, level) for name in found} - {None, f"minifit.{here}"}
     return sorted(name for name in taken if level[name] >= level.get(f"minifit.{here}", -1))
 
 
@@ -190,7 +203,7 @@ def test_every_place_in_the_order_is_taken():
 
 def test_no_imports_go_in_a_circle():
     known = {module(path): path for path in (*MINIFIT, *REFERENCE, *BENCHMARKS)}
-    arrows = {name: {longest(i, known) for i in imports_of(path)} - {None, name} for name, path in known.items()}
+    arrows = {name: {longest(i, known) for i in at_once(path)} - {None, name} for name, path in known.items()}
     try:
         TopologicalSorter(arrows).prepare()
     except CycleError as error:
@@ -244,6 +257,8 @@ def test_an_upward_import_is_caught():
     assert upward("from minifit import layers", "minifit", "layers") == []
     assert upward("from minifit import UserError", "minifit", "backend") == []
     assert upward("from . import backend", "minifit", "") == ["minifit.backend"]
+    assert upward("def __getattr__(name):\n    from . import backend", "minifit", "") == []
+    assert upward("def __getattr__(name):\n    from . import task", "minifit", "layers") == ["minifit.task"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from minifit.lab.files import digest
 from minifit.lab.rundir import RunDirectory, refuse_other_settings
 from minifit.lab.sets import Sets
 from minifit.lab.training import DataParallel, fit
+from minifit.model import describe
 from minifit.regressors import TRAINING
 from minifit.task import MEASURED, Task
 from reference import paper
@@ -303,10 +304,23 @@ def trained(run, stage, tell=None):
         run.progress,
         until,
         draw,
+        about(run, stage),
     )
     record = figures(run, stage, state)
     directory.add(run.heading(), key, record)
     return record, True
+
+
+def about(run, stage):
+    """What the file of a stage says of its network, for whoever reads it without this run."""
+    of, c = run.networks[stage.of], run.settings
+    known = {
+        "part": stage.part,
+        "stage": stage.key,
+        **{name: c[name] for name in ("experiment", "seed", "data", "images")},
+    }
+    classifies = stage.classifies and stage.below is None
+    return describe(stage.network, of.name, of.input, run.sets.prepare, run.sets.statistics, classifies, **known)
 
 
 def load(run, stage, settings):

@@ -112,7 +112,21 @@ def share(layer):
             leaf.params[name][...] = p
 
 
-def fit(stage, sets, rng, path, identity, microbatch, workers, log, tell=None, progress=True, until=None, draw=None):
+def fit(
+    stage,
+    sets,
+    rng,
+    path,
+    identity,
+    microbatch,
+    workers,
+    log,
+    tell=None,
+    progress=True,
+    until=None,
+    draw=None,
+    about=None,
+):
     """Trains stage.network, keeps its state in `path` after every epoch, and leaves it at its best epoch.
 
     Without validation images to choose by, that is the last.
@@ -121,6 +135,7 @@ def fit(stage, sets, rng, path, identity, microbatch, workers, log, tell=None, p
     log(record) before an epoch is saved, so that none is missing after a kill; tell(record) when it is safe.
     until: training goes on until the validation loss is no larger than this; the last epoch is kept
     draw: (rng, n) -> how each of n training images is augmented, anew in every epoch; None: they stay as they are
+    about: what the file says of its network
     Returns what was chosen: epochs run, best epoch, its validation loss and errors.
     """
     schedule = stage.schedule
@@ -191,7 +206,7 @@ def fit(stage, sets, rng, path, identity, microbatch, workers, log, tell=None, p
             if not state["finished"]:  # nothing goes on from a finished stage
                 groups["weights"] = {name: to_host(p) for name, p in params.items()}
                 groups["optimizer"] = {name: to_host(a) for name, a in optimizer.state.items()}
-            files.save(path, {"identity": identity, **state}, **groups)
+            files.save(path, {"identity": identity, **state, "network": about}, **groups)
             if tell:
                 tell(record)
     files.restore(params, best, path)

@@ -1,0 +1,191 @@
+"""A trained network from its file, which says of itself all that it takes to rebuild it.
+
+    from minifit import load
+
+    model = load("runs/mnist/seed0/fitnet.h5")
+    probabilities = model(images)    # bytes (N, H, W, C) to (N, classes)
+
+The description is JSON, in the file's record under "network". Each layer has its kind, its settings, the names and
+shapes of its parameters, and the shape of one output; each kind of layer has its definition in words.
+"""
+
+import inspect
+import json
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minifit import UserError, files, layers
+from minifit.backend import array_module
+from minifit.data import preprocessing
+from minifit.layers import Branches, Composite, Layer, Mean, Sequential, Softmax, leaves
+
+FORMAT = 1  # of the description
+BATCH = 64  # images that pass the network at once
+AXES = (
+    "Images are uint8 (N, H, W, C), N of them of height H, width W and C channels. Arrays are in row-major order, and "
+    "Flatten reads (H, W, C) in that order. Filters are (R, S, C, K): height, width, input and output channels. "
+    "Dropout works in training only; otherwise it is the identity. A Sequential passes x from child to child."
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network that classifies images as they are stored, with what prepares them."""
+
+    layers: Layer
+    prepare: object  # bytes to what the layers see
+    about: dict  # its description
+
+    @property
+    def input(self):
+        return tuple(self.about["input"])
+
+    @property
+    def classes(self):
+        return self.about["classes"]
+
+    def __call__(self, images):
+        """Probabilities (N, classes) of images uint8 (N, H, W, C)."""
+        return Softmax()(self.logits(images))
+
+    def logits(self, images):
+        self.check(images)
+        return np.concatenate([np.zeros((0, self.classes), np.float32), *map(self._logits, sliced(images))])
+
+    def _logits(self, images):
+        return last(self.layers(self.prepare(images)))
+
+    def check(self, images):
+        """UserError for images that the network was not made for."""
+        if getattr(images, "dtype", None) != np.uint8 or images.shape[1:] != self.input:
+            found = f"{images.dtype} {images.shape}" if hasattr(images, "dtype") else type(images).__name__
+            raise UserError(f"images are {found}; {self.about['name']} wants uint8 (N, {str(self.input)[1:]}")
+
+
+def sliced(images):
+    return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+
+
+def last(outputs):
+    """The logits, which of several outputs are the last."""
+    return outputs[-1] if isinstance(outputs, tuple) else outputs
+
+
+def load(path):
+    """The Model in a stage's file; UserError, one line, where it is none or holds no whole classifier."""
+    path = Path(path)
+    try:
+        record, groups = files.load(path)
+    except UserError as error:
+        raise UserError(str(error).replace("; remove it to train again", "")) from None
+    about = record.get("network") if isinstance(record, dict) else None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(f"{path}: does not describe its network, as of another version of minifit; train it again")
+    if not about.get("classifies"):
+        raise UserError(f"{path}: holds {about.get('name')}{about.get('part', '')}, which does not classify images")
+    try:
+        rebuilt = rebuild(about["layers"], groups["best"])
+        prepare = prepared_by(about["preprocessing"], path)
+        model = Model(rebuilt, prepare, about)
+        found = last(rebuilt(np.zeros((0, *model.input), np.float32))).shape[1:]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: its description does not fit its arrays ({error})".replace("\n", " ")) from None
+    if found != (model.classes,):
+        raise UserError(f"{path}: its description does not fit its arrays: {found}, wanted ({model.classes},)")
+    return model
+
+
+def describe(network, name, image, prepare, statistics=None, classifies=True, **more):
+    """What the file of a trained network says of it, as JSON.
+
+    image: the shape (H, W, C) of one    prepare: what makes what the network sees of bytes
+    statistics: the file of the arrays of `prepare`, if it has any    classifies: whether it maps images to logits
+    """
+    shapes, none = {}, array_module(*network.params.values()).zeros((0, *image), np.float32)
+
+    def see(layer, x):
+        shapes[id(layer)] = list(layer(x).shape[1:])
+
+    try:
+        outputs = network.visit(none, see)
+    except ValueError:  # it sees the output of other layers
+        outputs = none
+    kinds = {type(leaf).__name__: inspect.getdoc(type(leaf)) for leaf in leaves(network)}
+    about = {
+        "format": FORMAT,
+        "name": name,
+        "classifies": classifies,
+        "input": list(image),
+        "classes": last(outputs).shape[-1] if classifies else None,
+        **more,
+        "preprocessing": preparation(prepare, statistics),
+        "layers": tree(network, shapes),
+        "kinds": kinds,
+        "axes": AXES,
+    }
+    return json.loads(json.dumps(about))
+
+
+def tree(layer, shapes, prefix=""):
+    """The description of one layer, those that it is made of included."""
+    kind = {"kind": type(layer).__name__}
+    if isinstance(layer, Composite):
+        below = [{"name": n} | tree(child, shapes, f"{prefix}{n}.") for n, child in layer.children.items()]
+        return kind | {"children": below}
+    parameters = {prefix + name: list(p.shape) for name, p in layer.params.items()}
+    of_shape = {"output": shapes[id(layer)]} if id(layer) in shapes else {}
+    return kind | settings(layer) | ({"parameters": parameters} if parameters else {}) | of_shape
+
+
+def settings(layer):
+    """What the constructor of a layer without children is given, but for parameters: all that it is not trained for."""
+    return {name: v for name, v in vars(layer).items() if name not in ("params", "max_norm", "lr_scale")}
+
+
+def rebuild(described, arrays):
+    """The layer that `tree` described, with these arrays for parameters."""
+    given = {name: value for name, value in described.items() if name not in ("name", "output")}
+    kind, children = getattr(layers, given.pop("kind")), given.pop("children", None)
+    if not issubclass(kind, Layer):
+        raise ValueError(f"{kind.__name__} is no layer")
+    if children is not None:
+        made = {child["name"]: rebuild(child, arrays) for child in children}
+        if kind is Branches:
+            trunk = Sequential(layer for name, layer in made.items() if not name.startswith("head"))
+            return Branches(trunk, {int(n.removeprefix("head")): h for n, h in made.items() if n.startswith("head")})
+        if kind not in (Sequential, Mean):
+            raise ValueError(f"a {kind.__name__} is of training alone")
+        return kind(made.values())
+    parameters = {}
+    for name, shape in given.pop("parameters", {}).items():
+        if list(arrays[name].shape) != shape:
+            raise ValueError(f"{name} is {arrays[name].shape}, wanted {tuple(shape)}")
+        parameters[name.rpartition(".")[2]] = arrays[name]
+    return kind(**parameters, **given)
+
+
+def preparation(prepare, statistics=None):
+    """{"kind": "Unit"} or the like: the class in minifit.data.preprocessing, its numbers, the file of its arrays."""
+    plain = {f.name: getattr(prepare, f.name) for f in fields(prepare) if not is_dataclass(getattr(prepare, f.name))}
+    held = {"statistics": Path(statistics).name} if statistics else {}
+    return {"kind": type(prepare).__name__, **plain, **held, "definition": inspect.getdoc(type(prepare))}
+
+
+def prepared_by(described, path):
+    """What `preparation` described. A file of statistics lies beside `path`, or in .cache of a folder above it."""
+    given = {name: value for name, value in described.items() if name not in ("kind", "statistics", "definition")}
+    if "statistics" in described:
+        name, above = described["statistics"], path.resolve().parents
+        places = [place for folder in above for place in (folder / name, folder / ".cache" / name)]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise UserError(f"{path}: its images are whitened, and {name} is neither beside it nor in .cache above it")
+        given["zca"] = preprocessing.ZCA(**files.load(found)[1]["zca"])
+    kind = getattr(preprocessing, described["kind"])
+    if not is_dataclass(kind):
+        raise ValueError(f"{described['kind']} prepares no images")
+    return kind(**given)
