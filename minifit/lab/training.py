@@ -147,6 +147,7 @@ def fit(
     best = {}
     if path.exists():
         state, saved = files.load(path)
+        state.pop("network", None)
         if state.pop("identity") != identity:
             raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
         best = saved["best"]

@@ -12,8 +12,8 @@ from minifit import layers as all_layers
 from minifit.data import preprocessing
 from minifit.data.preprocessing import ZCA, Unit, Whitened
 from minifit.layers import (
-    Binary,
     Bias,
+    Binary,
     Branches,
     Composite,
     Conv2d,
