@@ -61,6 +61,8 @@ LAB = (
     "lab.plan",
     "lab.runner",
     "lab.publish",
+    "lab.export",
+    "lab.tools",
     "lab.cli",
     "__main__",  # the command line, under the name by which Python asks for it
 )

@@ -16,7 +16,7 @@ import numpy as np
 from minifit import UserError, baselines, data, experiments, fitnets, networks
 from minifit.backend import BACKENDS, use
 from minifit.lab import compare as comparison
-from minifit.lab import publish, report, runner
+from minifit.lab import publish, report, runner, tools
 from minifit.lab.options import HELP, WIDTH, changed, changes, nearest, option_of, options, read, show_help
 from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.runner import Run
@@ -38,6 +38,8 @@ python run.py compare RUN RUN ...      run directories that exist, compared
 python run.py results mnist            pages and pictures again, from the records
 python run.py networks                 the networks' weights and multiplications
 python run.py audit                    every gradient against its derivative
+python run.py export FILE.h5 OUT       a trained network as ONNX or safetensors
+python run.py predict FILE.h5 PICTURE  the class of a picture
 python run.py mnist --help             the common settings; --help-all: all
 """
 COMPARE = (
@@ -305,6 +307,7 @@ def read_alone(command, about, words, start):
 def main(words):
     """Carries out a command; an exit status."""
     commands = {"compare": compare, "results": results, "networks": show_networks, "audit": audit}
+    commands |= {name: lambda words, do=do: do(words, say) for name, do in tools.COMMANDS.items()}
     if not words or words[0] in HELP:
         listed = textwrap.fill(", ".join(experiments.EXPERIMENTS), WIDTH, break_on_hyphens=False)
         say(f"{ABOUT}\nThe experiments:\n{listed}")

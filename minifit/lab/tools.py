@@ -1,0 +1,168 @@
+"""What is done with a trained network's file: export it, and let it classify pictures."""
+
+import json
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from minifit import UserError, data, experiments, files, model
+from minifit.data import stored
+from minifit.lab import export
+from minifit.lab.options import HELP, read, show_help
+from minifit.settings import flag, setting
+
+SOME = 1000  # test images on which an exported model is compared with minifit
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # what Pillow calls pictures of so many channels
+ARRAYS = ".npy", ".h5", ".hdf5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Where the test images of a network are."""
+
+    data_dir: Path | None = setting("read the test images of a published data set from here", default=None, common=True)
+    data: Path | None = setting("read the test images of a data set of your own from here", default=None, common=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """How predictions are printed."""
+
+    json: bool = setting(
+        "print one JSON object per image, with the probabilities of all classes", default=False, common=True
+    )
+
+
+def places_and(command, about, words, start):
+    """The words that are no options, wherever they stand, and the options."""
+    if HELP & {*words}:
+        show_help(f"run.py {command}", about, start, words, {})
+    takes, places, options, left = {flag(f.name) for f in fields(start) if f.type is not bool}, [], [], list(words)
+    while left:
+        word = left.pop(0)
+        (options if word.startswith("--") else places).append(word)
+        if word in takes:
+            options += left[:1]
+            left = left[1:]
+    return places, read(options, start)
+
+
+def export_(words, say):
+    """Writes a trained network as ONNX or safetensors."""
+    about = (
+        "Writes the network of a stage's file as ONNX, from bytes (N, H, W, C) to probabilities, or as safetensors: "
+        "the ending of OUT decides. An ONNX model is first compared with minifit on test images."
+    )
+    places, asked = places_and("export FILE.h5 OUT", about, words, Images())
+    if len(places) != 2:
+        raise UserError("export: wanted a stage's file and the file to write, as in export RUN/STAGE.h5 student.onnx")
+    source, out = map(Path, places)
+    if out.suffix not in (".onnx", ".safetensors"):
+        raise UserError(f"export: {out} ends in {out.suffix or 'nothing'}; wanted .onnx or .safetensors")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: there is no such folder")
+    network = model.load(source)
+    weights = f"{network.about['name']}, {sum(p.size for p in network.layers.params.values()):,} parameters"
+    if out.suffix == ".safetensors":
+        export.write_safetensors(network, out)
+        say(f"{out}: {weights}; the metadata describe the network")
+        return 0
+    images, which = examples(source, network, asked)
+    worst = export.write_onnx(network, out, images)
+    say(f"{out}: {weights}; opset {export.OPSET}, from images (N, {str(network.input)[1:]} uint8 to probabilities")
+    say(f"Its logits differ from minifit's by at most {worst:.1e} of the largest, on {len(images):,} {which}.")
+    return 0
+
+
+def examples(path, network, asked):
+    """(images, what they are): the network's first test images, or random ones where those are not here."""
+    wanted = files.load_record(path)["identity"].get("settings", {})
+    experiment = experiments.EXPERIMENTS.get(wanted.get("experiment"))
+    if experiment is not None:
+        sizes = {"train": wanted["train"] + wanted["validation"], "test": wanted["test"]}
+        try:
+            found = data.load(experiment.data, asked.data_dir, False, file=asked.data, **sizes)
+            images = found.test_images[: min(SOME, wanted["test"] or SOME)]
+            network.check(images)
+            return images, f"test images of {found.name}"
+        except UserError:
+            if asked.data_dir or asked.data:
+                raise
+    return export.noise(network.input), "random images, as the test images are not here (--data-dir, --data)"
+
+
+def predict(words, say):
+    """Prints the class of each image, and its probability."""
+    about = (
+        "Prints the class and its probability for each picture, or for each image of an .npy file or of the data set "
+        "`images` of an .h5 file, uint8 (N, H, W, C). Pictures of another size are resized, of other colours converted."
+    )
+    places, asked = places_and("predict FILE.h5 INPUT...", about, words, Predict())
+    if len(places) < 2:
+        raise UserError("predict: wanted a stage's file and images, as in predict RUN/STAGE.h5 digit.png")
+    network = model.load(places[0])
+    inputs = [(place, opened(Path(place), network)) for place in places[1:]]  # a complaint comes before any answer
+    for place, images in inputs:
+        several, start = Path(place).suffix in ARRAYS, 0
+        for part in model.sliced(images):
+            for i, probabilities in enumerate(network(part), start):
+                best = int(probabilities.argmax())
+                if asked.json:
+                    about = {"input": place, "index": i, "class": best, "probability": float(probabilities[best])}
+                    say(json.dumps(about | {"probabilities": list(map(float, probabilities))}))
+                else:
+                    say(f"{place}{f'[{i}]' if several else ''}  {best}  {probabilities[best]:.4f}")
+            start += len(part)
+    return 0
+
+
+def opened(path, network):
+    """The images in a file as the network wants them, one for a picture; those of an array are read when asked for."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if path.suffix not in ARRAYS:
+        return picture(path, network.input)
+    if path.suffix == ".npy":
+        try:
+            images = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(f"{path}: no array of numbers ({error})".replace("\n", " ")) from None
+        if images.ndim == 3 and images.shape == network.input:
+            images = images[None]
+    else:
+        found = stored.hdf5(path, ("images",)).get("images")
+        if found is None:
+            raise UserError(f"{path}: has no images; wanted uint8 (N, {str(network.input)[1:]}")
+        if found.dtype != "uint8" or found.shape[1:] != network.input:
+            raise UserError(f"{path}: images: found {found}; wanted uint8 (N, {str(network.input)[1:]}")
+        source, found = stored.in_one_piece(path, {"images": found})
+        images = stored.Rows(source, found["images"].offset, found["images"].shape)
+    if size == 0 or images.dtype != np.uint8 or images.shape[1:] != network.input:
+        raise UserError(f"{path}: found {images.dtype} {images.shape}; wanted uint8 (N, {str(network.input)[1:]}")
+    return images
+
+
+def picture(path, shape):
+    """The pixels of a picture as one image (1, H, W, C), resized and converted where it is another."""
+    from PIL import Image
+
+    height, width, channels = shape
+    if channels not in MODES:
+        raise UserError(f"{path}: the network sees {channels} channels, which no picture has; wanted an .npy or .h5")
+    try:
+        with Image.open(path) as found:
+            found = found.convert("RGBA" if "transparency" in found.info else found.mode)
+            pixels = found.convert(MODES[channels])
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        raise UserError(f"{path}: not a picture ({' '.join(str(error).split())})") from None
+    if pixels.size != (width, height):
+        print(f"{path}: resized from {pixels.height}x{pixels.width} to {height}x{width}", file=sys.stderr)
+        pixels = pixels.resize((width, height), Image.Resampling.BOX if pixels.width > width else None)
+    return np.asarray(pixels, np.uint8).reshape(1, *shape)
+
+
+COMMANDS = {"export": export_, "predict": predict}
