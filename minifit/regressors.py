@@ -6,7 +6,7 @@ import numpy as np
 
 from minifit import UserError
 from minifit.backend import refuse_more_than_memory
-from minifit.layers import Conv2d, Flatten, Linear, Maxout, ReLU, Reshape, Sequential, leaves
+from minifit.layers import Conv2d, Flatten, Linear, ReLU, Reshape, Sequential, leaves
 from minifit.networks import activation, zeros
 
 KINDS = "conv", "fc", "none"
@@ -69,6 +69,8 @@ def pieces_of(layer):
     """The maxout pieces of a layer's last non-linearity (None for ReLU): what a regressor to its output must share."""
     inner = list(leaves(layer))
     for leaf in reversed(inner):
-        if isinstance(leaf, Maxout | ReLU):
-            return leaf.pieces if isinstance(leaf, Maxout) else None
+        if isinstance(leaf, ReLU):
+            return None
+        if hasattr(leaf, "pieces"):  # a Maxout, or a teacher trained elsewhere that says what its hint ends in
+            return leaf.pieces
     raise UserError(f"a hint layer needs a maxout or ReLU; this block is {[type(leaf).__name__ for leaf in inner]}")

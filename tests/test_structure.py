@@ -52,6 +52,8 @@ LAB = (
     "lab.files",
     "lab.options",
     "lab.rundir",
+    "lab.export",
+    "lab.teachers",
     "lab.sets",
     "lab.training",
     "lab.compare",
@@ -61,7 +63,7 @@ LAB = (
     "lab.plan",
     "lab.runner",
     "lab.publish",
-    "lab.export",
+    "lab.speed",
     "lab.tools",
     "lab.cli",
     "__main__",  # the command line, under the name by which Python asks for it

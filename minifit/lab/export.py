@@ -7,6 +7,7 @@ minifit on images before it is written.
 import json
 from dataclasses import dataclass, field
 from functools import singledispatch
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def library(name="onnx"):
         return onnxruntime
     except ImportError:
         raise UserError(f"{name} is not installed: pip install -e '.[onnx]'") from None
+
+
+def there(name):
+    """Whether a library is installed."""
+    return find_spec(name) is not None
 
 
 @dataclass(frozen=True)

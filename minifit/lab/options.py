@@ -23,6 +23,7 @@ KINDS = {
     Path: ("PATH", "a path"),
     Ramp: ("FIRST [LAST END [START]]", "FIRST, or FIRST LAST END [START]: two numbers and two epochs"),
     tuple[int, ...]: ("N ...", "whole numbers"),
+    tuple[float, ...]: ("X ...", "numbers"),
     tuple[str, ...]: ("NAME ...", "names"),
 }
 
@@ -79,13 +80,13 @@ def kind_of(f):
 
 def made(kind, given):
     """A value of a type from its words; ValueError where they do not make one."""
-    if kind in (Ramp, tuple[int, ...]):
+    if kind in (Ramp, tuple[int, ...], tuple[float, ...]):
         given = " ".join(given).split()
-    if kind == tuple[int, ...] and given:
-        return tuple(map(int, given))
+    if kind in (tuple[int, ...], tuple[float, ...]) and given:
+        return tuple(map(get_args(kind)[0], given))
     if kind is Ramp and len(given) in (1, 3, 4):
         return Ramp(*map(float, given[:2]), *map(int, given[2:]))
-    if kind in (Ramp, tuple[int, ...]) or len(given) != 1 or not given[0]:
+    if kind in (Ramp, tuple[int, ...], tuple[float, ...]) or len(given) != 1 or not given[0]:
         raise ValueError
     return Path(given[0]).expanduser() if kind is Path else kind(given[0])
 

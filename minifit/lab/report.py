@@ -98,7 +98,8 @@ def results_table(summary, published=None):
     images = summary["test_images"]
     captions = [f"{summary['data']}, {images:,} test images, seed {summary['seed']}, preset {summary['preset']}."]
     if "teacher" in summary:
-        captions.append(f"Teacher: {summary['teacher']}. Student: {summary['student']}.")
+        errs = f", with {summary['teacher_error']:.2f} % of test errors" if "teacher_error" in summary else ""
+        captions.append(f"Teacher: {summary['teacher']}{errs}. Student: {summary['student']}.")
         captions.append(f"Trained on {summary['train_images']:,} images; {_chosen(summary['validation_images'])}.")
     sources = {key: stage["from"] for key, stage in stages.items() if "from" in stage}
     captions += [f"Stage {key} was trained in {source}." for key, source in sources.items()]

@@ -21,6 +21,7 @@ from minifit.data.progress import Bar
 from minifit.data.stored import join
 from minifit.lab import files
 from minifit.lab.parallel import Team, shared
+from minifit.layers import Layer, leaves
 
 CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at once, on a device and on a host
 
@@ -42,17 +43,25 @@ class Examples:
 
     def batch(self, index, choices=None):
         """(x, target, labels) of some images, as networks see them.   choices: how each of them is augmented"""
-        x = self.prepare(self.images[index])
+        stored, given = self.images[index], self.teacher
+        x = self.prepare(stored)
         if choices is not None:
             x = augment.apply(x, choices)
-        given = self.teacher
-        return x, given(x) if callable(given) else each(lambda a: a[index], given), self.labels[index]
+        seen = x
+        if sees_bytes(given):
+            seen = stored if choices is None else augment.apply(stored, choices)
+        return x, given(seen) if callable(given) else each(lambda a: a[index], given), self.labels[index]
 
     def on(self, xp):
         """The same on another library's device."""
         given = self.teacher if callable(self.teacher) else each(xp.asarray, self.teacher)
         images = xp.asarray(np.asarray(self.images))  # of stored.Rows too
         return Examples(images, xp.asarray(self.labels), self.prepare.on(xp), given)
+
+
+def sees_bytes(teacher):
+    """Whether a teacher was trained elsewhere, on what it makes itself of the stored bytes."""
+    return isinstance(teacher, Layer) and any(getattr(leaf, "sees_bytes", False) for leaf in leaves(teacher))
 
 
 def each(function, value):
@@ -142,10 +151,10 @@ def outputs(network, examples, workers, progress=False):
     chunk = HOST_CHUNK if xp is np else CHUNK
 
     def ask(part):
-        return network(xp.asarray(examples.batch(part)[0]))
+        return network(xp.asarray(examples.images[part] if sees_bytes(network) else examples.batch(part)[0]))
 
     none = network(xp.zeros((0, *examples.images.shape[1:]), params.dtype))  # no image at all tells the shape
-    given = each(lambda y: shared((len(examples), *y.shape[1:]), params.dtype), none)
+    given = each(lambda y: shared((len(examples), *y.shape[1:]), y.dtype), none)
 
     def part(start):
         part = slice(start, start + chunk)

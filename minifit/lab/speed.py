@@ -1,0 +1,291 @@
+"""How fast networks classify: minifit, onnxruntime and, if it is installed, PyTorch.   FitNets, Table 5
+
+Every engine is given images as bytes and gives probabilities. The networks of a table take turns, so that what else the
+machine does meets all of them; a speed-up is the median over the turns of the teacher's time over the student's.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from minifit import UserError, experiments, model, networks
+from minifit.data.preprocessing import Unit
+from minifit.lab import export, report, teachers
+from minifit.lab.parallel import available
+from minifit.layers import (
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAverage,
+    Linear,
+    Maxout,
+    MaxPool2d,
+    Mean,
+    ReLU,
+    Sigmoid,
+    leaves,
+)
+from minifit.model import Model, describe
+from reference import paper
+
+BATCHES = 1, 128
+TURNS = 3, 25  # the fewest and the most
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network of a table."""
+
+    name: str
+    model: Model | None  # None: an ONNX model, which onnxruntime alone runs
+    onnx: bytes
+    input: tuple
+    error: float | None = None  # in percent, of the test images
+
+    @property
+    def counts(self):
+        """(layers, weights, multiplications); of an ONNX model (None, its numbers, None)."""
+        if self.model is None:
+            given = export.library().load_from_string(self.onnx).graph.initializer
+            return None, sum(int(np.prod(tensor.dims)) for tensor in given), None
+        counts = networks.count(self.model.layers, np.zeros((0, *self.input), np.float32))
+        return sum(w > 0 for w, _ in counts), sum(w for w, _ in counts), sum(m for _, m in counts)
+
+
+def drawn(network, error=None):
+    """A network with random weights, with which it is as fast as with any other that keep activations in range."""
+    layers = networks.build(network)
+    networks.initialise(layers, np.random.default_rng(0))
+    made = Model(layers, Unit(), describe(layers, network.name, network.input, Unit()))
+    return Contender(network.name, made, exported(made), network.input, error)
+
+
+def exported(made):
+    try:
+        return export.onnx_model(made).SerializeToString()
+    except UserError:
+        return b""  # without the extra, or with a layer that cannot be exported
+
+
+def from_file(path):
+    """The network in a stage's .h5 file, or an ONNX model."""
+    path = Path(path)
+    if path.suffix == ".onnx":
+        found = teachers.Onnx(path)
+        return Contender(path.name, None, found.proto.SerializeToString(), tuple(found.shape[1:]))
+    made = model.load(path)
+    return Contender(made.about["name"], made, exported(made), made.input, error_beside(path))
+
+
+def error_beside(path):
+    """The test error of a stage, in percent, from the records beside its file."""
+    try:
+        return json.loads((path.parent / "summary.json").read_text())["stages"][path.stem]["test_error"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def of_experiments(name, results):
+    """[(teacher, students)] of an experiment, or of those on a data set whose students are in Table 5, or all on it."""
+    every = experiments.EXPERIMENTS
+    found = [name] if name in every else [n for n, e in every.items() if e.data == name]
+    in_table = [n for n in found if every[n].student.name.partition(",")[0] in paper.TABLE_5]
+    if not found:
+        raise UserError(f"speed {name}: wanted an experiment, a data set, or the files of a teacher and a student")
+    found = found if name in every else in_table or found
+    errors = {n: recorded(results / n) for n in found}
+    teacher = drawn(every[found[0]].teacher, errors[found[0]][0])
+    return teacher, [drawn(every[n].student, errors[n][1]) for n in found]
+
+
+def recorded(folder):
+    """(the teacher's mean test error, the best method's), from a results folder, of the paper's settings if there."""
+    for preset in ("paper", "default"):
+        try:
+            rows = json.loads((folder / preset / "results.json").read_text())["questions"][0]["rows"]
+            of = [row["test_error"]["mean"] for row in rows]
+            return of[0], min(of[1:])
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            continue
+    return None, None
+
+
+def engines(threads):
+    """{engine: (Contender) -> (images) -> its answer, or None where the engine cannot run it}, with so many threads."""
+    found = {"minifit": lambda one: one.model}
+    if export.there("onnxruntime") and export.there("onnx"):
+        found["onnxruntime"] = lambda one: one.onnx and _in_onnxruntime(one, threads)
+    if export.there("torch"):
+        found["PyTorch"] = lambda one: one.model and in_torch(one.model, threads)
+    return found
+
+
+def _in_onnxruntime(one, threads):
+    run = export.session(one.onnx, threads)
+    name, kind = run.get_inputs()[0].name, run.get_inputs()[0].type
+    dtype = {"tensor(uint8)": np.uint8, "tensor(double)": np.float64, "tensor(float16)": np.float16}.get(kind, "f4")
+    return lambda images: run.run(None, {name: images.astype(dtype, copy=False)})
+
+
+def in_torch(made, threads):
+    """The same network in PyTorch; None for one that is not layers one after another."""
+    import torch
+    from torch.nn import functional as f
+
+    if isinstance(made.layers, Mean) or not isinstance(made.prepare, Unit):
+        return None
+    steps, x = [], np.zeros((0, *made.input), np.float32)
+    for leaf in leaves(made.layers):
+        y = leaf(x)
+        p = {name: torch.tensor(a) for name, a in leaf.params.items()}
+        if isinstance(leaf, Conv2d):
+            w = p["w"].permute(3, 2, 0, 1).contiguous()
+            steps.append(lambda x, w=w, b=p["b"], pad=leaf.pad: f.conv2d(x, w, b, padding=pad))
+        elif isinstance(leaf, Linear):
+            w = p["w"].T.contiguous()
+            steps.append(lambda x, w=w, b=p["b"]: f.linear(x, w, b))
+        elif isinstance(leaf, Maxout):
+            steps.append(lambda x, m=leaf.pieces: x.unflatten(1, (m, -1)).amax(dim=1))
+        elif isinstance(leaf, MaxPool2d):
+            over = [
+                max(0, (p - 1) * leaf.stride + leaf.size - h) for p, h in zip(y.shape[1:3], x.shape[1:3], strict=True)
+            ]
+            padding = (0, over[1], 0, over[0])
+            steps.append(
+                lambda x, size=leaf.size, stride=leaf.stride, padding=padding: f.max_pool2d(
+                    f.pad(x, padding, value=-torch.inf) if any(padding) else x, size, stride
+                )
+            )
+        elif isinstance(leaf, GlobalAverage):
+            steps.append(lambda x: x.mean(dim=(2, 3)))
+        elif isinstance(leaf, ReLU | Sigmoid):
+            steps.append(torch.relu if isinstance(leaf, ReLU) else torch.sigmoid)
+        elif isinstance(leaf, Flatten):
+            steps.append(lambda x: x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x)
+        elif not isinstance(leaf, Dropout):
+            return None
+        x = y
+
+    def answer(images):
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() / 255
+            for step in steps:
+                x = step(x)
+            return x.softmax(dim=1)
+
+    return answer
+
+
+def measured(contenders, batch, threads, seconds, engine):
+    """{contender: seconds of each turn}, those that the engine runs; each turn asks all of them.
+
+    seconds: about how long all turns may take together
+    """
+    with threadpool_limits(threads):
+        runs: dict[str, Callable] = {}
+        rng = np.random.default_rng(0)
+        for one in contenders:
+            ask = engine(one)
+            if ask:
+                images = rng.integers(0, 256, (batch, *one.input), np.uint8)
+                runs[one.name] = lambda ask=ask, images=images: ask(images)
+        began = time.perf_counter()
+        for run in runs.values():
+            run()  # once for nothing: it fetches memory and plans convolutions
+        once = time.perf_counter() - began
+        took = {name: [] for name in runs}
+        for _ in range(int(np.clip(seconds / max(once, 1e-9), *TURNS))):
+            for name, run in runs.items():
+                began = time.perf_counter()
+                run()
+                took[name].append(time.perf_counter() - began)
+    return took
+
+
+def quartiles(values, form):
+    low, middle, high = (form(q) for q in np.percentile(values, [25, 50, 75]))
+    return f"{middle} ({low}-{high})"
+
+
+def table(teacher, students, seconds, tell):
+    """The lines of the table: sizes, then the speed-ups of every engine, number of threads and of images."""
+    found = {one.name: one.counts for one in (teacher, *students)}
+    rows = [row(one, teacher, found) for one in (teacher, *students)]
+    header = [
+        "network",
+        "layers",
+        "weights",
+        "mult.",
+        "accuracy\n%",
+        "paper\n%",
+        "compression",
+        "paper",
+        "fewer\nmult.",
+    ]
+    header.append("speed-up\nin paper")
+    yield report.table(rows, header)
+    yield ""
+    rows, ratios = [], {}
+    for threads in dict.fromkeys((1, available())):
+        for batch in BATCHES:
+            for name, engine in engines(threads).items():
+                tell(f"measuring {name}, {batch} images, {threads} threads")
+                took = measured([teacher, *students], batch, threads, seconds, engine)
+                if teacher.name not in took:
+                    continue
+                own = np.array(took[teacher.name])
+                cells = [quartiles(1e3 * own / batch, lambda t: f"{t:.3g}")]
+                for one in students:
+                    ratio = own / np.array(took[one.name]) if one.name in took else None
+                    ratios[name, threads, batch, one.name] = None if ratio is None else float(np.median(ratio))
+                    cells.append(None if ratio is None else quartiles(ratio, lambda r: f"{r:.2f}"))
+                rows.append([name, str(threads), str(batch), *cells])
+    header = ["engine", "threads", "images", f"{teacher.name},\nms per image", *(one.name for one in students)]
+    yield "Speed-up over the teacher, medians and quartiles; it holds for this engine, number of threads and of images."
+    yield report.table(rows, header)
+    yield ""
+    for one in students:
+        yield sentence(one, teacher, found, ratios)
+
+
+def row(one, teacher, found):
+    layers, weights, multiplications = found[one.name]
+    _, theirs, of_teacher = found[teacher.name]
+    printed = paper.TABLE_5.get(one.name.partition(",")[0]) if "100 classes" not in one.name else None
+    student = one is not teacher
+    fewer = f"{of_teacher / multiplications:.2f}" if student and of_teacher and multiplications else None
+    return [
+        one.name,
+        layers,
+        f"{weights:,}",
+        multiplications and report.count(multiplications),
+        report.number(None if one.error is None else 100 - one.error),
+        printed and report.number(printed.accuracy),
+        f"{theirs / weights:.2f}" if student else None,
+        printed and report.number(printed.compression),
+        fewer,
+        printed and report.number(printed.speedup),
+    ]
+
+
+def sentence(one, teacher, found, ratios):
+    """What compressing has brought, for the engine that runs both."""
+    of = {key: ratio for key, ratio in ratios.items() if key[3] == one.name and ratio}
+    if not of:
+        return f"{one.name}: no engine here runs it beside {teacher.name}."
+    key = next((key for key in of if key[0] == "onnxruntime"), next(iter(of)))
+    (engine, threads, batch, _), ratio = key, of[key]
+    words = f"{engine}, {batch} image{'s' * (batch > 1)}, {threads} thread{'s' * (threads > 1)}"
+    smaller = found[teacher.name][1] / found[one.name][1]
+    times = f"{ratio:.1f} times faster" if ratio >= 1 else f"{1 / ratio:.1f} times slower"
+    said = f"{one.name} is {smaller:.1f} times smaller and {times} ({words})"
+    if one.error is None or teacher.error is None:
+        return f"{said}; what it loses is not recorded."
+    lost = one.error - teacher.error
+    return f"{said}, and {'loses' if lost >= 0 else 'gains'} {abs(lost):.2f} points."

@@ -1,0 +1,399 @@
+"""Teachers that were trained elsewhere: an ONNX model, or the file of a stage. They are asked, and never trained.
+
+A teacher of this kind is a Layer that sees images as they are stored, whatever the student sees. teacher(images) gives
+logits, eq. 2's target; teacher[:h] is the part up to hint h, and gives eq. 3's target. Give an ONNX model any number of
+images, and its logits and one hidden map are all that distillation needs of it.
+
+From PyTorch, in five lines; `python run.py inspect teacher.onnx` then lists the hidden maps:
+
+    import torch
+    network.eval()
+    images = torch.zeros(2, 1, 28, 28)    # two, as your network sees them
+    free = {"images": {0: "N"}}
+    torch.onnx.export(network, (images,), "teacher.onnx", input_names=["images"], dynamic_axes=free, dynamo=False)
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+
+from minifit import UserError, files, model, networks, spec
+from minifit.backend import array_module, to_host
+from minifit.lab import export
+from minifit.lab.options import nearest
+from minifit.lab.parallel import Team
+from minifit.layers import Layer, Sequential
+from minifit.regressors import pieces_of
+
+MARGIN = 0.1  # of the way from chance to no error: a teacher below it has learned nothing, or sees other images
+PASSED = "Identity", "Dropout", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Cast"
+LAYOUTS = "channels first", "channels last"
+FIRST = "Conv", "ConvTranspose", "MaxPool", "AveragePool", "BatchNormalization", "InstanceNormalization"
+REARRANGED = {(0, 3, 1, 2): True, (0, 2, 3, 1): False}  # the axes of a Transpose -> whether channels are first after it
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a model wants to see of a pixel: (range * byte / 255 - mean) / std, mean and std one for each channel."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    range: float = 1.0
+
+    def __call__(self, images, dtype):
+        x = images.astype(np.float32) * np.float32(self.range / 255)
+        x = (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return x.astype(dtype)
+
+
+class Given(Layer):
+    """A trained teacher for images uint8 (N, H, W, C). `params` are what tells it from another one."""
+
+    sees_bytes = True
+    microbatch = None
+
+    @property
+    def input(self):
+        return self.image
+
+    def __call__(self, images, rng=None):
+        xp = array_module(images)
+        if len(images) and images.dtype != np.uint8:
+            raise UserError(f"{self.name}: was trained elsewhere and sees stored bytes; this method asks it otherwise")
+        y = self.answer(np.ascontiguousarray(to_host(images)).astype(np.uint8, copy=False))
+        return y if xp is np else xp.asarray(y)
+
+    def __len__(self):
+        return len(self.blocks)
+
+    def __getitem__(self, index):
+        """teacher[:h]: the part up to hint h."""
+        if not isinstance(index, slice) or index.start or index.step or not 1 <= (index.stop or 0) <= len(self):
+            raise UserError(f"{self.name}: was trained elsewhere and is not taken apart, as this method does")
+        return self.parts.setdefault(index.stop, self.up_to(index.stop))
+
+    @cached_property
+    def parts(self):
+        return {}
+
+    def errors(self, images, labels, workers=1):
+        """How many of the images it misclassifies; UserError where an output is not finite."""
+
+        def part(start):
+            logits = self(images[start : start + model.BATCH])
+            if not np.isfinite(logits).all():
+                raise UserError(f"{self.name}: its logits have a number that is not finite; {LOOK}")
+            return int((logits.argmax(axis=-1) != labels[start : start + model.BATCH]).sum())
+
+        def told(start):
+            try:
+                return part(start)
+            except UserError as error:  # which a worker could not raise
+                return str(error)
+
+        with Team(workers, {"errors": told}) as team:
+            found = team.run("errors", range(0, len(labels), model.BATCH))
+        for answer in found:
+            if isinstance(answer, str):
+                raise UserError(answer)
+        return sum(found)
+
+    def check(self, images, labels, workers=1):
+        """Its test error in percent; UserError where it knows about as much as chance."""
+        errors, most = self.errors(images, labels, workers), np.bincount(labels, minlength=self.classes).max()
+        accuracy, chance = 1 - errors / len(labels), most / len(labels)
+        if accuracy < chance + MARGIN * (1 - chance):
+            raise UserError(
+                f"{self.name}: {100 * accuracy:.2f} % of the test images right, and the commonest class is "
+                f"{100 * chance:.2f} % of them; {LOOK}"
+            )
+        return 100 * errors / len(labels)
+
+
+LOOK = "look at --teacher-mean, --teacher-std, --teacher-range, the order of its classes and the data that trained it"
+
+
+class FromFile(Given):
+    """The network in the file of a stage that classifies."""
+
+    def __init__(self, path, image, classes):
+        self.path, self.model = Path(path), model.load(path)
+        found = self.model.input, self.model.classes
+        if found != (tuple(image), classes):
+            raise UserError(
+                f"--teacher {path}: for images {found[0]} of {found[1]} classes; wanted {tuple(image)} of {classes}"
+            )
+        self.name, self.image, self.classes = self.model.about["name"], tuple(image), classes
+        self.layers = self.model.layers
+        if not isinstance(self.layers, Sequential):
+            raise UserError(f"--teacher {path}: is no network of layers one after another, and so has no hint layers")
+        self.params, self.blocks = self.layers.params, tuple(self.layers)
+
+    def described(self):
+        return {"name": self.name, "input": self.image, "weights": files.digest(self.params.values())}
+
+    def answer(self, images):
+        return model.last(self.layers(self.model.prepare(images)))
+
+    def up_to(self, h):
+        part = object.__new__(FromFile)
+        part.__dict__ |= {**vars(self), "layers": self.layers[:h]}
+        part.params = part.layers.params
+        return part
+
+    @property
+    def pieces(self):
+        return pieces_of(self.layers)
+
+
+class Onnx:
+    """An ONNX model, read and examined: one input, images in batches of any size, and its tensors."""
+
+    def __init__(self, path):
+        onnx, self.path = export.library(), path
+        try:
+            self.proto = onnx.load(str(self.path))
+            self.graph = onnx.shape_inference.infer_shapes(self.proto).graph
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror or error}") from None
+        except Exception as error:  # protocol buffers raise whatever a damaged file leads them to
+            raise UserError(f"{self.path}: no ONNX model ({' '.join(str(error).split())[:200]})") from None
+        constants = {constant.name for constant in self.graph.initializer}
+        inputs = [value for value in self.graph.input if value.name not in constants]
+        if len(inputs) != 1:
+            raise UserError(f"{self.path}: has {len(inputs)} inputs; wanted one, of images")
+        (self.given,) = inputs
+        tensor = self.given.type.tensor_type
+        self.shape = [d.dim_value or d.dim_param or "?" for d in tensor.shape.dim]
+        self.makes = {name: node for node in self.graph.node for name in node.output if name}
+        try:
+            self.dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        except (KeyError, TypeError):
+            self.dtype = np.dtype(object)
+        said = f"{self.path}: its input {self.given.name} is {self.dtype} {tuple(self.shape)}"
+        if len(self.shape) != 4 or self.dtype.name not in ("float32", "float64", "float16", "uint8"):
+            raise UserError(f"{said}; wanted numbers of four axes, images in channels")
+        if isinstance(self.shape[0], int):
+            raise UserError(f"{said}; wanted any number of images: export it with a first axis that is free")
+        if not all(isinstance(extent, int) for extent in self.shape[1:]):
+            raise UserError(f"{said}; only the number of images may be free: export it for images of one size")
+
+    def layout(self, channels):
+        """ "channels first" or "channels last", whichever its input has so many of."""
+        first, last = self.shape[1], self.shape[3]
+        if channels not in (first, last):
+            said = f"{self.path}: its input {self.given.name} is {tuple(self.shape)}"
+            raise UserError(f"{said}, of {min(first, last)} channels; the images have {channels}")
+        return LAYOUTS[first != channels]
+
+    def logits(self):
+        """The tensor of the logits: the first output, or what its softmax is given."""
+        name = self.graph.output[0].name
+        node = self.makes.get(name)
+        while node is not None and node.op_type == "Identity":
+            name, node = node.input[0], self.makes.get(node.input[0])
+        return node.input[0] if node is not None and node.op_type == "Softmax" else name
+
+    def channels_first(self, name, channels):
+        """Whether a map has its channels before its rows: ONNX defines that of some layers, and others keep it."""
+        while (node := self.makes.get(name)) is not None:
+            axes = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), None)
+            if node.op_type in FIRST or axes in REARRANGED:
+                return node.op_type in FIRST or REARRANGED[axes]
+            name = next((i for i in node.input if i in self.makes or i == self.given.name), None)
+        return self.layout(channels) == LAYOUTS[0]
+
+    def hint_shape(self, name, shape, channels):
+        """The shape of a hint as the student sees it, channels last."""
+        return (*shape[1:], shape[0]) if len(shape) == 3 and self.channels_first(name, channels) else shape
+
+    def rectified(self, name):
+        """Whether a tensor is what a ReLU gives, at most pooled or rearranged."""
+        node = self.makes.get(name)
+        while node is not None and node.op_type in PASSED:
+            node = self.makes.get(node.input[0])
+        return node is not None and node.op_type == "Relu"
+
+    def session(self, names):
+        """A session that gives these tensors."""
+        onnx = export.library()
+        shown = onnx.ModelProto()
+        shown.CopyFrom(self.proto)
+        there = {value.name for value in shown.graph.output}
+        shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
+        try:
+            return export.session(shown.SerializeToString())
+        except Exception as error:  # onnxruntime's own kinds
+            raise UserError(f"{self.path}: onnxruntime refuses it ({' '.join(str(error).split())[:200]})") from None
+
+    def maps(self):
+        """{tensor: its shape without the batch}, of all numbers that are computed for each image."""
+        float_types = {value.name: value.type.tensor_type.elem_type for value in self.graph.value_info}
+        float_types |= {value.name: value.type.tensor_type.elem_type for value in self.graph.output}
+        fixed = {constant.name for constant in self.graph.initializer}
+        known = [name for name in self.makes if float_types.get(name) in (1, 10, 11) and name not in fixed]
+        run, probe = self.session(known), np.zeros((3, *self.shape[1:]), self.dtype)
+        found = dict(zip(known, _run(self.path, run, known, {self.given.name: probe}), strict=True))
+        return {name: y.shape[1:] for name, y in found.items() if y.ndim >= 2 and y.shape[0] == 3}
+
+
+def _run(path, session, names, given):
+    try:
+        return session.run(names, given)
+    except Exception as error:  # onnxruntime's own kinds
+        raise UserError(f"{path}: onnxruntime cannot run it ({' '.join(str(error).split())[:200]})") from None
+
+
+class FromOnnx(Given):
+    """An ONNX model as a teacher.   hints: the tensors that hint layers 1, 2 ... are"""
+
+    def __init__(self, path, image, classes, hints=(), pixels=None):
+        self.path, self.image, self.classes, self.hints = Path(path), tuple(image), classes, tuple(hints)
+        self.onnx = Onnx(self.path)
+        self.name = self.path.name
+        self.pixels = pixels or Pixels()
+        self.layout = self.onnx.layout(image[2])
+        if self.onnx.dtype == np.uint8 and self.pixels != Pixels():
+            raise UserError(f"--teacher {path}: sees bytes, so that --teacher-mean, -std and -range have no meaning")
+        for name in ("mean", "std"):
+            if len(getattr(self.pixels, name)) not in (1, image[2]):
+                raise UserError(f"--teacher-{name}: wanted one number, or one for each of {image[2]} channels")
+        for name in self.hints:
+            if name not in self.onnx.makes:
+                listed = f"; python run.py inspect {path} lists its tensors"
+                raise UserError(
+                    f"--hint-tensor {name}: no such tensor in {path}" + nearest(name, self.onnx.makes, listed)
+                )
+        self.tensor, self.sessions = self.onnx.logits(), {}
+        sha = hashlib.sha256(json.dumps(self.described(), sort_keys=True).encode()).digest()
+        self.params = {"model": np.frombuffer(sha, np.uint8)}
+        self.blocks = (*self.hints, self.tensor)
+        self.shapes = {}
+        probe = np.random.default_rng(0).integers(0, 256, (3, *self.image)).astype(np.uint8)
+        for name in self.blocks:
+            part = self.part(name)
+            y = part.answer(probe)
+            if y.ndim < 2 or len(y) != len(probe) or y.dtype.kind != "f":
+                raise UserError(f"{path}: {name} is {y.dtype} {y.shape} for 3 images; wanted numbers of each image")
+            if not np.isfinite(y).all():
+                raise UserError(f"{path}: {name} has a number that is not finite, for random images")
+            self.shapes[name] = y.shape[1:]
+        if self.shapes[self.tensor] != (classes,):
+            raise UserError(f"{path}: {self.tensor} has the shape {self.shapes[self.tensor]}; wanted {classes} classes")
+
+    def described(self):
+        return {
+            "name": self.name,
+            "input": self.image,
+            "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            "logits": self.tensor,
+            "hints": self.hints,
+            "size": self.size,
+            "layout": self.layout,
+            **asdict(self.pixels),
+        }
+
+    @property
+    def size(self):
+        """The height and width that the model sees."""
+        s = self.onnx.shape
+        return (s[2], s[3]) if self.layout == LAYOUTS[0] else (s[1], s[2])
+
+    def part(self, tensor):
+        part = object.__new__(FromOnnx)
+        part.__dict__ |= vars(self) | {"tensor": tensor, "sessions": {}}
+        return part
+
+    def up_to(self, h):
+        return self.part(self.blocks[h - 1])
+
+    @property
+    def pieces(self):
+        """Of a regressor's maxout: None is a ReLU, as the tensor has, and 1 is linear."""
+        return None if self.onnx.rectified(self.tensor) else 1
+
+    def answer(self, images):
+        if not len(images):
+            return np.zeros((0, *self.shapes[self.tensor]), np.float32)
+        x = images if self.size == self.image[:2] else resized(images, self.size)
+        x = x.astype(np.uint8) if self.onnx.dtype == np.uint8 else self.pixels(x, self.onnx.dtype)
+        if self.layout == LAYOUTS[0]:
+            x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        if os.getpid() not in self.sessions:  # one in each process: threads do not survive a fork
+            self.sessions[os.getpid()] = self.onnx.session([self.tensor])
+        (y,) = _run(self.path, self.sessions[os.getpid()], [self.tensor], {self.onnx.given.name: x})
+        if y.ndim == 4 and self.onnx.channels_first(self.tensor, self.image[2]):
+            y = y.transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(y, np.float32)
+
+
+def resized(images, size):
+    """Images of another size, by linear interpolation between the centres of pixels; float32."""
+    down, across = (_interpolation(old, new) for old, new in zip(images.shape[1:3], size, strict=True))
+    x = np.tensordot(down, images.astype(np.float32), (1, 1)).transpose(1, 0, 2, 3)
+    return np.tensordot(across, x, (1, 2)).transpose(1, 2, 0, 3)
+
+
+def _interpolation(old, new):
+    """The matrix (new, old) that reads a row of `old` pixels at the centres of `new` ones."""
+    place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    left = np.minimum(place.astype(int), max(0, old - 2))
+    matrix = np.zeros((new, old), np.float32)
+    matrix[np.arange(new), left] = 1 - (place - left)
+    if old > 1:
+        matrix[np.arange(new), left + 1] += place - left
+    return matrix
+
+
+ENDINGS = ".onnx", ".h5"
+
+
+@cache
+def given(path, image, classes, hints=(), pixels=None):
+    """The teacher in a file, for images of this shape and so many classes."""
+    path = Path(path).expanduser()
+    if path.suffix == ".onnx":
+        return FromOnnx(path, image, classes, hints, pixels)
+    if hints or (pixels or Pixels()) != Pixels():
+        raise UserError(f"--teacher {path}: --hint-tensor and --teacher-mean, -std, -range are for ONNX models")
+    return FromFile(path, image, classes)
+
+
+def experiment(one, path, hints=(), pixels=None):
+    """An experiment with the trained teacher in a file; the pair of layers is one that goes together.
+
+    An ONNX model's hint layers are its hint tensors. In the file of a stage they are those of the experiment, if there
+    are as many.
+    """
+    student, image = one.student, np.zeros((1, *one.student.input), np.float32)
+    classes = networks.build(student)(image[:0]).shape[1]
+    teacher, maps = given(str(path), tuple(student.input), classes, tuple(hints), pixels), spec.shapes(student)
+    if isinstance(teacher, FromOnnx) and not hints:
+        raise UserError(f"--hint-tensor: wanted a tensor of {path}; python run.py inspect {path} lists them")
+    presets = {}
+    for name, preset in one.presets.items():
+        changes = {"teacher_width_scale": 1.0}
+        if isinstance(teacher, FromOnnx):
+            numbers = range(1, len(hints) + 1)
+        else:
+            numbers = [min(h, len(teacher.blocks) - 1) for h in preset.hint_layer]
+        if isinstance(teacher, FromOnnx) or tuple(numbers) != preset.hint_layer or one.teacher.name != teacher.name:
+            pairs = [beside(maps, teacher[:h](image[:0]).shape[1:]) for h in numbers]
+            changes |= {"hint_layer": tuple(numbers), "guided_layer": tuple(g for g, _ in pairs)}
+            changes["regressor"] = "fc" if "fc" in (kind for _, kind in pairs) else "conv"
+        presets[name] = replace(preset, **changes)
+    return replace(one, teacher=teacher, presets=presets)
+
+
+def beside(maps, hint):
+    """(guided layer, kind of regressor) for a hint of this shape, as spec.pair has it; maps: the student's."""
+    middle = (len(maps) + 1) / 2
+    fitting = [i for i, (h, w, _) in enumerate(maps, start=1) if len(hint) == 3 and h >= hint[0] and w >= hint[1]]
+    if not fitting:
+        return round(middle), "fc"
+    return min(fitting, key=lambda i: (maps[i - 1][0] * maps[i - 1][1], abs(i - middle), i)), "conv"

@@ -1,0 +1,82 @@
+"""`run.py speed`: every engine runs the same network, sizes and accuracies stand beside, and a bad name is one line."""
+
+import json
+
+import numpy as np
+import pytest
+from exported import IMAGE, command, drawn, model_of, pictures, refused, saved, small
+
+from minifit import networks
+from minifit.lab import export, speed
+from minifit.lab.speed import Contender
+
+
+def test_the_table_of_an_experiment_has_sizes_accuracies_and_a_speed_up_of_every_engine(tmp_path, capsys):
+    rows = [{"test_error": {"mean": error}} for error in (0.5, 0.9, 0.7)]
+    (tmp_path / "mnist" / "default").mkdir(parents=True)
+    (tmp_path / "mnist" / "default" / "results.json").write_text(json.dumps({"questions": [{"rows": rows}]}))
+    status, out, err = command(capsys, "speed", "mnist", "--seconds", 0.01, "--results", tmp_path)
+    assert (status, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    student = next(words for words in lines if words[:2] == ["MNIST", "FitNet"])
+    assert student[2:5] == ["7", "29,944", "5.31M"] and "99.30" in student and "12.05" in student and "5.40" in student
+    engines = {words[0] for words in lines if words[1:2] == ["1"]}
+    assert engines == {"minifit", "onnxruntime", "PyTorch"} & {"minifit", *speed.engines(1)}
+    assert "MNIST FitNet is 12.0 times smaller" in out and out.rstrip().endswith("loses 0.20 points.")
+
+
+def test_a_data_set_means_the_students_of_table_5_or_all_of_its_experiments(tmp_path):
+    teacher, students = speed.of_experiments("cifar10", tmp_path)
+    assert teacher.name == "CIFAR-10 teacher" and teacher.counts[:2] == (5, 16_244_360)
+    assert [one.name for one in students] == ["FitNet 1", "FitNet 2", "FitNet 3", "FitNet 4"]
+    assert [one.counts[0] for one in students] == [11, 11, 13, 19]
+    assert len(speed.of_experiments("digits", tmp_path)[1]) == 1
+
+
+def test_a_pair_of_ones_own_is_named_by_files(tmp_path, capsys):
+    one, other = saved(tmp_path / "teacher.h5"), saved(tmp_path / "student.h5")
+    assert "not recorded" in command(capsys, "speed", one, other, "--seconds", 0.01)[1]
+    summary = {"stages": {"teacher": {"test_error": 1.0}, "student": {"test_error": 0.75}}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert "and gains 0.25 points" in command(capsys, "speed", one, other, "--seconds", 0.01)[1]
+
+
+def test_an_onnx_teacher_is_run_by_onnxruntime_alone(tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    path = saved(tmp_path / "a.h5")
+    command(capsys, "export", path, tmp_path / "t.onnx")
+    status, out, _ = command(capsys, "speed", tmp_path / "t.onnx", path, "--seconds", 0.01)
+    assert status == 0 and "onnxruntime " in out and "minifit " not in out
+
+
+def test_pytorch_computes_the_same_network():
+    pytest.importorskip("torch", reason="the extra [bench], PyTorch, is not installed")
+    for network in (networks.MNIST_TEACHER, networks.FITNET_1):
+        network = networks.widened(network, 0.25)
+        made, images = model_of(drawn(network), network.input), pictures(3, network.input)
+        np.testing.assert_allclose(speed.in_torch(made, 1)(images), made(images), rtol=0, atol=1e-5)
+    assert speed.in_torch(model_of(small(), IMAGE), 1) is not None
+
+
+def test_the_networks_of_a_table_take_turns():
+    asked = []
+    contenders = [Contender(name, None, b"", IMAGE) for name in "abc"]
+    took = speed.measured(contenders, 1, 1, 0.0, lambda one: one.name != "b" and (lambda _: asked.append(one.name)))
+    assert took.keys() == {"a", "c"} and {len(times) for times in took.values()} == {speed.TURNS[0]}
+    assert asked == ["a", "c"] * (1 + speed.TURNS[0])
+
+
+def test_what_cannot_be_measured_is_one_line(tmp_path, capsys):
+    path = saved(tmp_path / "a.h5")
+    assert "speed x: wanted an experiment" in refused(capsys, "speed", "x")
+    assert "speed: wanted" in refused(capsys, "speed")
+    assert "No such file" in refused(capsys, "speed", path, tmp_path / "b.h5")
+    assert "--seconds 0.0: wanted a number above 0" in refused(capsys, "speed", "mnist", "--seconds", 0)
+
+
+def test_without_the_extra_minifit_is_measured_alone(tmp_path, capsys, monkeypatch):
+    path = saved(tmp_path / "a.h5")
+    monkeypatch.setattr(export, "there", lambda name: False)
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    status, out, _ = command(capsys, "speed", path, path, "--seconds", 0.01)
+    assert status == 0 and "onnxruntime" not in out and "(minifit, 1 image, 1 thread)" in out

@@ -1,0 +1,358 @@
+"""Teachers trained elsewhere, an ONNX model or a stage's file: asked, recorded, never trained."""
+
+import json
+
+import numpy as np
+import pytest
+from exported import command, pictures, refused, saved
+
+from minifit import UserError, data, experiments, fitnets, layers, networks
+from minifit.data.preprocessing import Unit
+from minifit.lab import runner, teachers
+from minifit.lab.sets import Examples
+from minifit.lab.teachers import FromFile, FromOnnx, Given, Pixels, given
+from minifit.regressors import pieces_of
+from minifit.task import Task
+
+onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+IMAGE, CLASSES = (8, 8, 2), 3
+RNG = np.random.default_rng(5)
+W = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in
+     {"w1": (4, 2, 3, 3), "b1": (4,), "w2": (4, 4, 3, 3), "b2": (4,), "w3": (CLASSES, 64), "b3": (CLASSES,),
+      "one": (4,), "mean": (4,)}.items()} | {"variance": np.ones(4, np.float32)}  # fmt: skip
+
+
+def written(
+    path, shape=("N", 2, 8, 8), kind=TensorProto.FLOAT, softmax=False, weights=W, extra=(), outputs=("logits",)
+):
+    """A network with strides, batch normalisation and a residual sum, as other libraries write them."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["numbers", "w1", "b1"], ["c1"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c1", "one", "b2", "mean", "variance"], ["n1"]),
+        helper.make_node("Relu", ["n1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["r1", "c2"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["r2"]),
+        helper.make_node("MaxPool", ["r2"], ["pooled"], kernel_shape=[1, 1]),
+        helper.make_node("Flatten", ["pooled"], ["rows"]),
+        helper.make_node("Gemm", ["rows", "w3", "b3"], ["logits"], transB=1),
+        *extra,
+    ]
+    if softmax:
+        nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"]))
+        outputs = ("probabilities",)
+    graph = helper.make_graph(
+        nodes,
+        "other",
+        [helper.make_tensor_value_info("images", kind, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def by_hand(images, pixels=None):
+    """(r1, r2 as (N, H, W, C), logits) of the same network, by minifit's layers."""
+    x = (pixels or Pixels())(images, np.float32)
+
+    def conv(x, w, b):
+        return layers.Conv2d(np.ascontiguousarray(W[w].transpose(2, 3, 1, 0)), W[b], pad=1)(x)
+
+    c1 = conv(x, "w1", "b1")[:, ::2, ::2]
+    r1 = np.maximum((c1 - W["mean"]) / np.sqrt(1 + 1e-5) * W["one"] + W["b2"], 0)
+    r2 = np.maximum(r1 + conv(r1, "w2", "b2"), 0)
+    return r1, r2, r2.transpose(0, 3, 1, 2).reshape(len(x), -1) @ W["w3"].T + W["b3"]
+
+
+def teacher(path, hints=("r1",), pixels=None, **more):
+    return FromOnnx(written(path, **more), IMAGE, CLASSES, hints, pixels)
+
+
+def refusal(*arguments, **more):
+    with pytest.raises(UserError) as caught:
+        teacher(*arguments, **more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_its_logits_and_hint_are_those_of_the_network_channels_last(tmp_path):
+    images = pictures(5, IMAGE)
+    for pixels in (None, Pixels((0.2, 0.4), (0.5, 2.0), 1.0), Pixels((3.0,), (4.0,), 255.0)):
+        asked = teacher(tmp_path / "t.onnx", ("r1", "r2"), pixels)
+        r1, r2, logits = by_hand(images, pixels)
+        for part, expected in ((asked, logits), (asked[:1], r1), (asked[:2], r2)):
+            found = part(images)
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+            assert part(images[:0]).shape == (0, *expected.shape[1:])
+
+
+def test_of_a_model_that_ends_in_a_softmax_the_logits_are_asked(tmp_path):
+    images = pictures(5, IMAGE)
+    plain, soft = teacher(tmp_path / "a.onnx")(images), teacher(tmp_path / "b.onnx", softmax=True)(images)
+    np.testing.assert_array_equal(plain, soft)
+
+
+def test_a_model_of_bytes_sees_the_stored_bytes(tmp_path):
+    asked, images = teacher(tmp_path / "t.onnx", kind=TensorProto.UINT8), pictures(3, IMAGE)
+    np.testing.assert_allclose(asked(images), by_hand(images, Pixels(range=255.0))[2], rtol=1e-4, atol=1e-3)
+    assert "sees bytes" in refusal(tmp_path / "t.onnx", ("r1",), Pixels((1.0,)), kind=TensorProto.UINT8)
+
+
+def test_an_exported_network_is_a_teacher_channels_last(tmp_path, capsys):
+    path = saved(tmp_path / "a.h5", image=(8, 8, 2))
+    assert command(capsys, "export", path, tmp_path / "a.onnx")[0] == 0
+    hint = next(n.output[0] for n in onnx.load(tmp_path / "a.onnx").graph.node if n.op_type == "MaxPool")
+    asked, images = FromOnnx(tmp_path / "a.onnx", (8, 8, 2), 3, (hint,)), pictures(4, (8, 8, 2))
+    own = FromFile(path, (8, 8, 2), 3)
+    np.testing.assert_allclose(asked(images), own(images), rtol=0, atol=1e-5)
+    assert asked.layout == "channels last"  # of its input; inside, its maps have channels first
+    below = Unit()(images)
+    for layer in own.layers[0]:
+        below = layer(below)
+    np.testing.assert_allclose(asked[:1](images), below, rtol=0, atol=1e-5)
+
+
+def test_inspect_lists_the_maps_and_the_regressors_beside_a_student(tmp_path, capsys):
+    status, out, err = command(capsys, "inspect", written(tmp_path / "t.onnx"), "--student", "4-4/6")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[6:]}
+    assert (status, err) == (0, "") and "channels first" in out and "logits, of 3 classes" in out
+    assert rows.keys() == {"c1", "n1", "r1", "c2", "sum", "r2", "pooled"}
+    assert rows["r1"] == ["Relu", "4x4x4", "2", "4x4x4", "conv,", "ReLU", "16"]
+    assert rows["c2"] == ["Conv", "4x4x4", "2", "4x4x4", "conv,", "linear", "16"]
+    assert "wanted one model" in refused(capsys, "inspect")
+    assert "No such file" in refused(capsys, "inspect", tmp_path / "none.onnx")
+    assert "found 'x'" in refused(capsys, "inspect", tmp_path / "t.onnx", "--student", "x")
+
+
+def test_images_of_another_size_are_resized_between_the_centres_of_pixels(tmp_path):
+    half = pictures(2, (4, 4, 2))
+    asked = FromOnnx(written(tmp_path / "t.onnx"), (4, 4, 2), CLASSES)
+    np.testing.assert_allclose(asked(half), by_hand(teachers.resized(half, (8, 8)))[2], rtol=1e-4, atol=1e-4)
+    row = np.array([0, 10, 20, 30], np.uint8).reshape(1, 1, 4, 1)
+    wide = teachers.resized(row, (1, 8)).ravel()
+    np.testing.assert_allclose(wide, [0, 2.5, 7.5, 12.5, 17.5, 22.5, 27.5, 30])
+    np.testing.assert_allclose(teachers.resized(row, (3, 2))[0, :, :, 0], [[5, 25]] * 3)
+
+
+def test_the_regressors_non_linearity_is_the_tensors_own(tmp_path):
+    asked = teacher(tmp_path / "t.onnx", ("r1", "c2", "sum", "pooled"))
+    assert [pieces_of(asked[:h]) for h in (1, 2, 3, 4)] == [None, 1, 1, None]
+
+
+def test_two_teachers_or_preparations_differ_in_their_fingerprint(tmp_path):
+    def of(*arguments, **more):
+        return runner.digest_of(teacher(tmp_path / "t.onnx", *arguments, **more))
+
+    one = of()
+    assert one == of()
+    assert len({one, of(("r2",)), of(("r1",), Pixels((0.5,))), of(weights=W | {"b3": W["b3"] + 1})}) == 4
+
+
+def test_what_cannot_be_a_teacher_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "t.onnx"
+    assert "did you mean pooled?" in refusal(path, ("poled",)) and "inspect" in refusal(path, ("zzz",))
+    assert "export it with a first axis that is free" in refusal(path, shape=(1, 2, 8, 8))
+    assert "only the number of images may be free" in refusal(path, shape=("N", 2, "H", 8))
+    assert "the images have 2" in refusal(path, shape=("N", 3, 8, 8))
+    assert "wanted 3 classes" in refusal(path, weights=W | {"w3": W["w3"][:2], "b3": W["b3"][:2]})
+    assert "not finite" in refusal(path, weights=W | {"b3": W["b3"] * np.float32(np.nan)})
+    assert "wanted one number, or one for each of 2" in refusal(path, ("r1",), Pixels((1.0, 2.0, 3.0)))
+    assert "onnxruntime" in refusal(path, weights=W | {"w3": W["w3"][:, :5]})
+    path.write_bytes(written(path).read_bytes()[:300])
+    with pytest.raises(UserError, match="no ONNX model"):
+        FromOnnx(path, IMAGE, CLASSES)
+    path.write_text("text")
+    with pytest.raises(UserError, match="no ONNX model"):
+        FromOnnx(path, IMAGE, CLASSES)
+    with pytest.raises(UserError, match="No such file"):
+        FromOnnx(tmp_path / "none.onnx", IMAGE, CLASSES)
+
+
+def test_a_teacher_near_chance_or_without_numbers_is_refused(tmp_path):
+    asked, images = teacher(tmp_path / "t.onnx"), pictures(200, IMAGE)
+    right = asked(images).argmax(axis=1)
+    assert asked.check(images, right) == 0
+    with pytest.raises(UserError, match="look at --teacher-mean"):
+        asked.check(images, (right + 1) % 3, workers=2)
+    asked.answer = lambda images: np.full((len(images), 3), np.nan, np.float32)
+    with pytest.raises(UserError, match="not finite"):
+        asked.check(images, right, workers=2)
+
+
+def test_it_sees_the_stored_bytes_augmented_as_the_students_images_are(tmp_path):
+    asked, images = teacher(tmp_path / "t.onnx"), pictures(6, IMAGE)
+    labels, choices = np.zeros(6, int), np.array([[1, 2, -3]] * 3)
+    examples = Examples(images, labels, Unit(), asked)
+    x, target, _ = examples.batch(slice(3), choices)
+    seen = np.rint(255 * x).astype(np.uint8)
+    assert not np.array_equal(seen, images[:3])
+    np.testing.assert_array_equal(target, asked(seen))
+    np.testing.assert_array_equal(examples.batch(slice(3, 6))[1], asked(images[3:]))
+
+
+def small_task(asked, dtype=np.float64):
+    blocks = networks.Conv(3, 3, pad=1, pool=(2, 2)), networks.Conv(4, 3, pad=1), networks.Output(CLASSES)
+    student = networks.Network("student", IMAGE, blocks)
+    config = experiments.replace(
+        experiments.DIGITS, guided_layer=(2,), hint_layer=(1,), init="uniform", init_range=0.5, regressor_init="normal"
+    )
+    return Task({"teacher": asked, "student": student}, config, 0, dtype=dtype)
+
+
+def test_gradients_of_eqs_2_and_3_against_it_are_the_derivatives(tmp_path):
+    asked, images = teacher(tmp_path / "t.onnx", ("r1",)), pictures(4, IMAGE)
+    task, stages = small_task(asked), []
+    fitnets.fitnet(task, lambda stage: stages.append(stage) or {"best_epoch": 1})
+    assert stages[0].target.tensor == "r1" and stages[1].target is asked
+    x, labels = images / 255.0, np.array([0, 1, 2, 1])
+    for stage in stages:
+        target = stage.target(images).astype(np.float64)
+        loss, grads = fitnets.gradient(stage, x, target, labels, 1)
+        params, rng = stage.network.params, np.random.default_rng(1)
+        assert grads.keys() == params.keys()
+        v = {name: rng.uniform(0.5, 1.5, p.shape) * rng.choice([-1, 1], p.shape) for name, p in params.items()}
+
+        def at(h, stage=stage, params=params, v=v, target=target):
+            for name, p in params.items():
+                p += h * v[name]
+            value = fitnets.gradient(stage, x, target, labels, 1)[0]
+            for name, p in params.items():
+                p -= h * v[name]
+            return value
+
+        h = 1e-6
+        slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+        expected = sum((grads[name] * v[name]).sum() for name in grads)
+        assert loss > 0 and abs(slope - expected) < 1e-6 * sum(np.abs(grads[n] * v[n]).sum() for n in grads)
+
+
+def test_methods_that_train_teachers_of_their_own_refuse_it(tmp_path):
+    task = small_task(teacher(tmp_path / "t.onnx"))
+    with pytest.raises(UserError, match="wanted a teacher that can be trained"):
+        fitnets.teacher(task, None, "teacher_2")
+
+
+def test_a_stages_file_is_a_teacher_for_networks_of_its_own_shape(tmp_path):
+    path = saved(tmp_path / "a.h5", image=IMAGE)
+    asked, images = given(str(path), IMAGE, 3), pictures(3, IMAGE)
+    assert isinstance(asked, Given) and asked.blocks and not asked.children
+    np.testing.assert_array_equal(asked(images), asked.model.logits(images))
+    np.testing.assert_array_equal(asked[:1](images), asked.layers[:1](Unit()(images)))
+    assert pieces_of(asked[:1]) == 2 and pieces_of(asked[:2]) == 3
+    for image, classes in (((8, 8, 1), 3), (IMAGE, 4)):
+        with pytest.raises(UserError, match="wanted"):
+            given(str(path), image, classes)
+    with pytest.raises(UserError, match="are for ONNX models"):
+        given(str(path), IMAGE, 3, ("r1",))
+
+
+def digits_teacher(path):
+    """Nearest of the mean digits, by one convolution of one step: far from chance, and no network of minifit's."""
+    digits = data.load("digits", train=500, test=10)
+    means = np.stack([digits.images[digits.labels == k].mean(axis=0)[..., 0] for k in range(10)]) / 255
+    weights = {"w": means[:, None].astype(np.float32), "b": -0.5 * (means**2).sum(axis=(1, 2)).astype(np.float32)}
+    nodes = [
+        helper.make_node("AveragePool", ["images"], ["hidden"], kernel_shape=[7, 7], strides=[7, 7]),
+        helper.make_node("Conv", ["images", "w", "b"], ["maps"]),
+        helper.make_node("Flatten", ["maps"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "means",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ("N", 1, 28, 28))],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("N", 10))],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+SIZES = ["--train", "60", "--validation", "20", "--test", "100", "--stage1.epochs", "1", "--student.epochs", "1"]
+
+
+def test_the_stages_are_trained_by_the_documented_command_and_its_accuracy_comes_first(tmp_path, capsys):
+    model, runs = digits_teacher(tmp_path / "means.onnx"), tmp_path / "runs"
+    words = ["digits", *SIZES, "--teacher", model, "--hint-tensor", "hidden", "--runs", runs]
+    status, out, err = command(capsys, *words)
+    assert status == 0, err
+    test = data.load("digits", train=80, test=100)
+    errors = FromOnnx(model, (28, 28, 1), 10).errors(test.test_images, test.test_labels)
+    assert out.startswith(f"means.onnx: test error {errors:.2f} % of 100 images") and errors < 60
+    folder = runs / "digits" / "seed0"
+    record = json.loads((folder / "config.json").read_text())["settings"]["networks"]["teacher"]
+    assert record["hints"] == ["hidden"] and record["range"] == 1.0 and record["layout"] == "channels first"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [*summary["stages"]] == ["backprop", "kd", "hint", "fitnet"] and summary["teacher_error"] == errors
+    before = {path.name: path.read_bytes() for path in folder.glob("*.h5")}
+    assert command(capsys, *words)[0] == 0 and before == {p.name: p.read_bytes() for p in folder.glob("*.h5")}
+    assert "networks.teacher.range 1.0, now 255.0" in command(capsys, *words, "--teacher-range", 255)[2]
+    status, out, _ = command(capsys, "predict", folder / "fitnet.h5", saved_picture(tmp_path))
+    assert status == 0
+
+
+def saved_picture(folder):
+    np.save(folder / "digit.npy", np.zeros((1, 28, 28, 1), np.uint8))
+    return folder / "digit.npy"
+
+
+def test_what_cannot_be_meant_on_the_command_line_writes_nothing(tmp_path, capsys):
+    model, runs = digits_teacher(tmp_path / "means.onnx"), tmp_path / "runs"
+    words = ["digits", *SIZES, "--runs", runs, "--teacher"]
+    for more, reason in {
+        (model,): "--hint-tensor: wanted",
+        (model, "--hint-tensor", "hiden"): "did you mean hidden?",
+        (model, "--hint-tensor", "hidden", "--teacher-std", "0"): "wanted a number above 0",
+        (model, "--hint-tensor", "hidden", "--teacher-mean", "1", "2"): "one for each of 1 channels",
+        (model, "--hint-tensor", "hidden", "--teacher-from", "x"): "wanted one of them",
+        (model, "--hint-tensor", "hidden", "--stage", "teacher"): "--stage teacher: wanted",
+        ("96-192",): "wanted a file that ends in .onnx or .h5",
+        (tmp_path / "none.h5",): "No such file",
+        (saved(tmp_path / "a.h5"),): "wanted (28, 28, 1) of 10",
+    }.items():
+        assert reason in refused(capsys, *words, *more)
+    assert not runs.exists()
+
+
+def test_a_pytorch_network_is_exported_by_the_five_lines_and_errs_on_the_same_images(tmp_path, capsys):
+    torch = pytest.importorskip("torch", reason="the extra [bench], PyTorch, is not installed")
+    from torch import nn
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            return torch.relu(x + self.norm(self.conv(x)))
+
+    torch.manual_seed(0)
+    front = nn.Conv2d(1, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU()
+    network = nn.Sequential(*front, Residual(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    digits = data.load("digits", train=600, test=100)
+    x, tests = (
+        torch.tensor((a.transpose(0, 3, 1, 2) / 255 - 0.2) / 0.3, dtype=torch.float32)
+        for a in (digits.images, digits.test_images)
+    )
+    optimizer, labels = torch.optim.Adam(network.parameters(), 3e-3), torch.tensor(digits.labels)
+    for i in range(0, 4 * 600, 50):
+        part = slice(i % 600, i % 600 + 50)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x[part]), labels[part]).backward()
+        optimizer.step()
+
+    network.eval()
+    images = torch.zeros(2, 1, 28, 28)
+    free = {"images": {0: "N"}}
+    path = str(tmp_path / "t.onnx")
+    torch.onnx.export(network, (images,), path, input_names=["images"], dynamic_axes=free, dynamo=False)
+
+    wrong = (network(tests).argmax(dim=1).numpy() != digits.test_labels).sum()
+    asked = FromOnnx(path, (28, 28, 1), 10, (), Pixels((0.2,), (0.3,)))
+    assert asked.errors(digits.test_images, digits.test_labels) == wrong < 60
+    assert [shape for shape in teachers.Onnx(path).maps().values()].count((8, 6, 6)) >= 4

@@ -1,0 +1,51 @@
+"""results/weights: every file is in the list, with the SHA-256 it has and the command that made it, and can be loaded.
+
+The list is the table of its README: | `file` | network | test error, % | SHA-256 | `command` |.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minifit import load
+
+FOLDER = Path(__file__).resolve().parents[2] / "results" / "weights"
+ROW = re.compile(r"\| `([^`|]+)` \| [^|]+ \| [^|]+ \| `?([0-9a-f]{64})`? \| `(python run\.py [^`]+)`")
+MOST = 4_000_000  # bytes of the networks for MNIST together
+
+needs_weights = pytest.mark.skipif(not FOLDER.is_dir(), reason="there is no results/weights")
+
+
+def listed(text):
+    """{file: (SHA-256, the command that made it)}."""
+    return {name: (sha, command) for name, sha, command in ROW.findall(text)}
+
+
+def test_a_row_of_the_list_is_read():
+    row = f"| `fitnet.h5` | MNIST FitNet | 0.49 | `{'0a' * 32}` | `python run.py mnist --seed 0` |"
+    assert listed(f"| file | network |\n| --- | --- |\n{row}\n") == {
+        "fitnet.h5": ("0a" * 32, "python run.py mnist --seed 0")
+    }
+    assert listed(row.replace("0a", "0A")) == {}
+
+
+@needs_weights
+def test_every_file_is_listed_and_has_its_checksum():
+    known = listed((FOLDER / "README.md").read_text())
+    there = {path.name: path for path in FOLDER.iterdir() if path.name != "README.md"}
+    assert there.keys() == known.keys() and known
+    for name, (sha, _) in known.items():
+        assert hashlib.sha256(there[name].read_bytes()).hexdigest() == sha, name
+    assert sum(path.stat().st_size for name, path in there.items() if name.startswith("mnist")) < MOST
+
+
+@needs_weights
+def test_every_network_can_be_loaded_and_gives_probabilities():
+    for path in sorted(FOLDER.glob("*.h5")):
+        if not path.name.startswith("whitening"):
+            model = load(path)
+            images = np.random.default_rng(0).integers(0, 256, (2, *model.input), np.uint8)
+            np.testing.assert_allclose(model(images).sum(axis=1), 1, atol=1e-5)
