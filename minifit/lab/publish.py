@@ -22,7 +22,7 @@ from minifit.lab.compare import TEACHER, figures, in_order
 from minifit.lab.files import read_json, write_json, write_text
 from minifit.lab.jobs import Job, run_jobs
 from minifit.lab.rundir import differences, whole_lines
-from minifit.lab.sets import Examples, outputs
+from minifit.lab.sets import Examples, outputs, sees_bytes
 from minifit.settings import walk, words
 from reference import paper
 
@@ -241,7 +241,8 @@ def draw_hints(run, key, path, title):
     first = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)][:SHOWN]
     x = run.xp.asarray(run.sets[part].batch(first)[0])
     start, end = (runner.stage_of(run, key, start) for start in (True, False))
-    before, hints, after = (to_host(network(x)) for network in (start.network, start.target, end.network))
+    hint = start.target(run.xp.asarray(images[first]) if sees_bytes(start.target) else x)
+    before, hints, after = map(to_host, (start.network(x), hint, end.network(x)))
     if hints.ndim == 4:
         plots.plot_hints(images[first], hints, before, after, path, f"Hints, {title}, {part} images")
     return hints.ndim == 4
@@ -250,6 +251,7 @@ def draw_hints(run, key, path, title):
 def draw_mistakes(run, key, teacher, path, title):
     """A stage's mistakes on test images, and what the teacher's stage makes of them."""
     student, teacher = (runner.stage_of(run, name).network for name in (key, teacher))
+    teacher = run.given or teacher
     (images, labels), examples = run.sets.stored["test"], run.sets["test"]
     logits = outputs(student, examples, run.workers)
     logits = logits[-1] if isinstance(logits, tuple) else logits

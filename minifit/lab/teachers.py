@@ -155,12 +155,14 @@ class Onnx:
     """An ONNX model, read and examined: one input, images in batches of any size, and its tensors."""
 
     def __init__(self, path):
-        onnx, self.path = export.library(), path
+        onnx, self.path = export.library(), Path(path)
         try:
-            self.proto = onnx.load(str(self.path))
+            self.proto = onnx.load(str(self.path), load_external_data=False)
+            self.digest = self._digest()
+            onnx.external_data_helper.load_external_data_for_model(self.proto, str(self.path.parent))
             self.graph = onnx.shape_inference.infer_shapes(self.proto).graph
         except OSError as error:
-            raise UserError(f"{self.path}: {error.strerror or error}") from None
+            raise UserError(f"{error.filename or self.path}: {error.strerror or error}") from None
         except Exception as error:  # protocol buffers raise whatever a damaged file leads them to
             raise UserError(f"{self.path}: no ONNX model ({' '.join(str(error).split())[:200]})") from None
         constants = {constant.name for constant in self.graph.initializer}
@@ -182,6 +184,14 @@ class Onnx:
             raise UserError(f"{said}; wanted any number of images: export it with a first axis that is free")
         if not all(isinstance(extent, int) for extent in self.shape[1:]):
             raise UserError(f"{said}; only the number of images may be free: export it for images of one size")
+
+    def _digest(self):
+        """The SHA-256 of the file, and of those that its weights lie in where they are not in it."""
+        elsewhere = {e.value for t in self.proto.graph.initializer for e in t.external_data if e.key == "location"}
+        sha = hashlib.sha256()
+        for path in (self.path, *(self.path.parent / name for name in sorted(elsewhere))):
+            sha.update(path.read_bytes())
+        return sha.hexdigest()
 
     def layout(self, channels):
         """ "channels first" or "channels last", whichever its input has so many of."""
@@ -290,7 +300,7 @@ class FromOnnx(Given):
         return {
             "name": self.name,
             "input": self.image,
-            "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            "sha256": self.onnx.digest,
             "logits": self.tensor,
             "hints": self.hints,
             "size": self.size,

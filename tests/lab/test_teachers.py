@@ -154,6 +154,21 @@ def test_two_teachers_or_preparations_differ_in_their_fingerprint(tmp_path):
     assert len({one, of(("r2",)), of(("r1",), Pixels((0.5,))), of(weights=W | {"b3": W["b3"] + 1})}) == 4
 
 
+def test_weights_in_a_file_of_their_own_are_read_and_tell_teachers_apart(tmp_path):
+    whole = teacher(tmp_path / "t.onnx")
+    outside = {"save_as_external_data": True, "location": "t.data", "size_threshold": 0}
+    onnx.save(onnx.load(tmp_path / "t.onnx"), tmp_path / "u.onnx", **outside)
+    images, asked = pictures(3, IMAGE), FromOnnx(tmp_path / "u.onnx", IMAGE, CLASSES)
+    np.testing.assert_array_equal(asked(images), whole(images))
+    content = bytearray((tmp_path / "t.data").read_bytes())
+    content[2] ^= 1
+    (tmp_path / "t.data").write_bytes(content)
+    assert FromOnnx(tmp_path / "u.onnx", IMAGE, CLASSES).onnx.digest != asked.onnx.digest
+    (tmp_path / "t.data").unlink()
+    with pytest.raises(UserError, match="t.data"):
+        FromOnnx(tmp_path / "u.onnx", IMAGE, CLASSES)
+
+
 def test_what_cannot_be_a_teacher_is_refused_in_one_line(tmp_path):
     path = tmp_path / "t.onnx"
     assert "did you mean pooled?" in refusal(path, ("poled",)) and "inspect" in refusal(path, ("zzz",))
