@@ -5,8 +5,9 @@ from zlib import crc32
 
 import numpy as np
 
+from minifit import UserError
 from minifit.experiments import STREAMS, Config
-from minifit.layers import Sequential
+from minifit.layers import Layer, Sequential
 from minifit.networks import build, initialise, unit_variance
 from minifit.regressors import pieces_of, regressor
 
@@ -26,6 +27,11 @@ class Task:
     trained: frozenset = frozenset()  # stages that have finished: a network of the same name is loaded, not drawn
     draw: bool = True  # False leaves all weights 0, where nothing but shapes is asked for
     teacher: Sequential | None = field(default=None, init=False)  # once a method has brought it up
+
+    def __post_init__(self):
+        given = self.networks["teacher"]
+        if isinstance(given, Layer):  # trained elsewhere
+            self.teacher = given
 
     @property
     def pairs(self):
@@ -47,6 +53,8 @@ class Task:
         as_teacher: whether it has the settings of the teacher, dropout among them
         """
         s = self.settings
+        if isinstance(own, Layer):
+            raise UserError(f"{name}: wanted a teacher that can be trained, and --teacher names one that has been")
         if own is not None:
             self.networks[name] = own
         if as_teacher:

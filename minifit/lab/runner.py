@@ -16,6 +16,7 @@ from minifit.lab import files, plan, plots, report
 from minifit.lab.files import digest
 from minifit.lab.rundir import RunDirectory, refuse_other_settings
 from minifit.lab.sets import Sets
+from minifit.lab.teachers import Given
 from minifit.lab.training import DataParallel, fit
 from minifit.model import describe
 from minifit.regressors import TRAINING
@@ -56,6 +57,17 @@ class Run:
         self.chosen = chosen(self.methods)
         self.listed = [m for m in baselines.METHODS if m in self.chosen or m in fitnets.METHODS]
         self.directory = RunDirectory(self.folder, tuple(self.ahead("all")), self.settings, self.xp)
+
+    @property
+    def given(self):
+        """The teacher, where it was trained elsewhere."""
+        teacher = self.networks["teacher"]
+        return teacher if isinstance(teacher, Given) else None
+
+    @cached_property
+    def teacher_error(self):
+        """The test error of a given teacher, in percent."""
+        return self.given.check(*self.sets.stored["test"], self.workers)
 
     @cached_property
     def settings(self):
@@ -99,7 +111,7 @@ class Run:
 
     def plan(self, goal):
         """[(method, the keys of its stages)] that lead to `goal`: "all", or the name of a method or of a stage."""
-        methods = {method.name: method for method in self.chosen}
+        methods = {method.name: method for method in self.chosen if self.keys(method)}  # a given teacher has no stage
         if goal == "all":
             return [(method, self.keys(method)) for method in methods.values()]
         if goal in methods:
@@ -165,6 +177,7 @@ class Run:
             "data": self.data.name,
             "seed": self.seed,
             **{name: self.networks[name].name for name in ("teacher", "student")},
+            **({"teacher_error": self.teacher_error} if self.given else {}),
             **{f"{part}_images": size for part, size in self.sets.sizes.items()},
         }
 
@@ -192,6 +205,8 @@ def chosen(names=()):
 
 def described(network):
     """A network as JSON: every block with its kind."""
+    if isinstance(network, Given):
+        return network.described()
     blocks = [{"kind": type(block).__name__, **asdict(block)} for block in network.blocks]
     return {"name": network.name, "input": network.input, "blocks": blocks}
 
@@ -225,6 +240,8 @@ def train(run, goal, say, teacher_from=None):
 
     teacher_from: the directory of another run, whose trained teacher is taken
     """
+    if run.given:  # before anything is written
+        say(f"{run.given.name}: test error {run.teacher_error:.2f} % of {run.sets.sizes['test']:,} images")
     with run.directory, threadpool_limits(1, user_api="blas"):  # a scaled start's sums depend on the number of threads
         if teacher_from:
             take_teacher(run, teacher_from)
