@@ -74,6 +74,22 @@ def test_every_network_of_the_paper_makes_the_round_trip(network):
     assert export.check(export.onnx_model(model), model, pictures(4, network.input)) < 1e-5
 
 
+OTHERS = (
+    networks.nin_mnist(),
+    networks.nin_cifar(),
+    networks.nin_svhn(relu=False),
+    networks.maxout_dense(),
+    networks.mimic((12, 11, 3), 5, bottleneck=4, hidden=20, channels=6, pool=(3, 2, False)),
+    networks.of_sigmoids(networks.MNIST_FITNET),
+)
+
+
+@pytest.mark.parametrize("network", OTHERS, ids=lambda network: network.name)
+def test_so_does_every_other_system_of_its_tables(network):
+    model = model_of(drawn(network), network.input)
+    assert export.check(export.onnx_model(model), model, pictures(2, network.input)) < 1e-5
+
+
 @pytest.mark.parametrize("prepare", [Unit(), Local(), Local(channels=1), None], ids=repr)
 def test_the_preparation_of_images_is_inside_the_graph(prepare):
     image, flat = (9, 8, 3), np.zeros((1, 9, 8, 3), np.uint8)
