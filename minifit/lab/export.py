@@ -304,7 +304,7 @@ def session(made, threads=1):
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 4
-    return ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(made, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def check(made, model, images):

@@ -185,6 +185,26 @@ def test_every_network_of_the_paper_is_described_with_all_its_parameters(network
     assert [*back.params] == [*built.params] and about["classes"] == built(np.zeros((0, *image), "f4")).shape[1]
 
 
+def test_a_description_that_was_tampered_with_is_one_line(tmp_path):
+    path, rng = tmp_path / "a.h5", np.random.default_rng(0)
+    record, groups = files.load(saved(path, small()))
+    others = [None, -1, 0, 10**9, "x", [], {}, 1.5, True, "Mean", "Branches", "Conv2d", "np"]
+
+    def changed(value):
+        if isinstance(value, dict):
+            return {name: changed(inner) for name, inner in value.items() if rng.random() > 0.02}
+        if isinstance(value, list):
+            return [changed(inner) for inner in value]
+        return others[rng.integers(len(others))] if rng.random() < 0.02 else value
+
+    for _ in range(60):
+        files.save(path, changed(record), **groups)
+        try:
+            load(path)(pictures(2))
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
 def test_images_of_another_kind_are_refused_in_one_line(tmp_path):
     model = load(saved(tmp_path / "a.h5", small()))
     for images in (np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 9, 1), np.uint8), np.zeros((8, 8, 1), np.uint8), [1]):
