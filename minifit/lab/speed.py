@@ -231,7 +231,7 @@ def table(teacher, students, seconds, tell):
     header.append("speed-up\nin paper")
     yield report.table(rows, header)
     if any(r[5] for r in rows):
-        yield "Published counts are of two pieces in every maxout layer; here, as in the text, fully connected ones have five."
+        yield "Published counts are of two pieces in every maxout layer. Here, as in its text, dense ones have five."
     yield ""
     rows, ratios = [], {}
     for threads in dict.fromkeys((1, available())):
