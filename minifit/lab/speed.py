@@ -1,22 +1,24 @@
 """How fast networks classify: minifit, onnxruntime and, if it is installed, PyTorch.   FitNets, Table 5
 
-Every engine is given images as bytes and gives probabilities. The networks of a table take turns, so that what else the
-machine does meets all of them; a speed-up is the median over the turns of the teacher's time over the student's.
+Every engine is given images as bytes and gives probabilities. minifit shares them out to processes, as in training,
+where the others use threads. The networks of a table take turns, so that what else the machine does meets all of them;
+a speed-up is the median over the turns of the teacher's time over the student's.
 """
 
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from minifit import UserError, experiments, model, networks
 from minifit.data.preprocessing import Unit
 from minifit.lab import export, report, teachers
-from minifit.lab.parallel import available
+from minifit.lab.parallel import Team, available, shared
 from minifit.layers import (
     Conv2d,
     Dropout,
@@ -116,13 +118,28 @@ def recorded(folder):
 
 
 def engines(threads):
-    """{engine: (Contender) -> (images) -> its answer, or None where the engine cannot run it}, with so many threads."""
-    found = {"minifit": lambda one: one.model}
+    """{engine: (Contender, ExitStack) -> (images) -> its answer, or None where the engine cannot run it}.
+
+    threads: how many the engine uses; minifit, processes
+    """
+    found = {"minifit": lambda one, stack: one.model and _in_minifit(one.model, threads, stack)}
     if export.there("onnxruntime") and export.there("onnx"):
-        found["onnxruntime"] = lambda one: one.onnx and _in_onnxruntime(one, threads)
+        found["onnxruntime"] = lambda one, stack: one.onnx and _in_onnxruntime(one, threads)
     if export.there("torch"):
-        found["PyTorch"] = lambda one: one.model and in_torch(one.model, threads)
+        found["PyTorch"] = lambda one, stack: one.model and in_torch(one.model, threads)
     return found
+
+
+def _in_minifit(made, processes, stack):
+    shown = shared((max(BATCHES), *made.input), np.uint8)
+    team = stack.enter_context(Team(processes, {"part": lambda place: made(shown[slice(*place)])}))
+
+    def answer(images):
+        shown[: len(images)] = images
+        ends = np.linspace(0, len(images), min(processes, len(images)) + 1).astype(int).tolist()
+        return np.concatenate(team.run("part", pairwise(ends)))
+
+    return answer
 
 
 def _in_onnxruntime(one, threads):
@@ -182,16 +199,16 @@ def in_torch(made, threads):
     return answer
 
 
-def measured(contenders, batch, threads, seconds, engine):
+def measured(contenders, batch, seconds, engine):
     """{contender: seconds of each turn}, those that the engine runs; each turn asks all of them.
 
     seconds: about how long all turns may take together
     """
-    with threadpool_limits(threads):
+    with ExitStack() as stack:
         runs: dict[str, Callable] = {}
         rng = np.random.default_rng(0)
         for one in contenders:
-            ask = engine(one)
+            ask = engine(one, stack)
             if ask:
                 images = rng.integers(0, 256, (batch, *one.input), np.uint8)
                 runs[one.name] = lambda ask=ask, images=images: ask(images)
@@ -238,7 +255,7 @@ def table(teacher, students, seconds, tell):
         for batch in BATCHES:
             for name, engine in engines(threads).items():
                 tell(f"measuring {name}, {batch} images, {threads} threads")
-                took = measured([teacher, *students], batch, threads, seconds, engine)
+                took = measured([teacher, *students], batch, seconds, engine)
                 if teacher.name not in took:
                     continue
                 own = np.array(took[teacher.name])

@@ -1,6 +1,7 @@
 """`run.py speed`: every engine runs the same network, sizes and accuracies stand beside, and a bad name is one line."""
 
 import json
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -58,10 +59,18 @@ def test_pytorch_computes_the_same_network():
     assert speed.in_torch(model_of(small(), IMAGE), 1) is not None
 
 
+def test_minifit_shares_images_out_to_processes():
+    made, images = model_of(small()), pictures(5)
+    for processes in (1, 2, 8):
+        with ExitStack() as stack:
+            answer = speed.engines(processes)["minifit"](Contender("small", made, b"", IMAGE), stack)
+            np.testing.assert_allclose(answer(images), made(images), rtol=0, atol=1e-6)
+
+
 def test_the_networks_of_a_table_take_turns():
     asked = []
     contenders = [Contender(name, None, b"", IMAGE) for name in "abc"]
-    took = speed.measured(contenders, 1, 1, 0.0, lambda one: one.name != "b" and (lambda _: asked.append(one.name)))
+    took = speed.measured(contenders, 1, 0.0, lambda one, _: one.name != "b" and (lambda _: asked.append(one.name)))
     assert took.keys() == {"a", "c"} and {len(times) for times in took.values()} == {speed.TURNS[0]}
     assert asked == ["a", "c"] * (1 + speed.TURNS[0])
 
