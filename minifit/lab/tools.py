@@ -7,15 +7,26 @@ from pathlib import Path
 
 import numpy as np
 
-from minifit import UserError, data, experiments, files, model
+from minifit import UserError, data, experiments, files, model, networks, regressors, spec
 from minifit.data import stored
-from minifit.lab import export
+from minifit.lab import export, report, speed, teachers
 from minifit.lab.options import HELP, read, show_help
-from minifit.settings import flag, setting
+from minifit.settings import ABOVE_0, flag, setting
 
-SOME = 1000  # test images on which an exported model is compared with minifit
+WORK = 4e11  # multiplications at most in comparing an exported model with minifit: all test images of a small network
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # what Pillow calls pictures of so many channels
+MOST_PIXELS = 10**8
 ARRAYS = ".npy", ".h5", ".hdf5"
+UNTRAINED = (
+    "Softmax",
+    "Identity",
+    "Cast",
+    "Transpose",
+    "Split",
+    "Dropout",
+    "Reshape",
+    "Flatten",
+)  # no hints of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,25 @@ class Predict:
 
     json: bool = setting(
         "print one JSON object per image, with the probabilities of all classes", default=False, common=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How speed is measured."""
+
+    seconds: float = setting(
+        "measure each engine, number of threads and of images for about X seconds", ABOVE_0, default=4.0, common=True
+    )
+    results: Path = setting("read accuracies from this folder", default=Path("results"), common=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Beside which student a teacher is inspected."""
+
+    student_spec: str = setting(
+        "the student's layers, as of run.py own, or an experiment", default=experiments.OWN_STUDENT, common=True
     )
 
 
@@ -84,7 +114,9 @@ def examples(path, network, asked):
         sizes = {"train": wanted["train"] + wanted["validation"], "test": wanted["test"]}
         try:
             found = data.load(experiment.data, asked.data_dir, False, file=asked.data, **sizes)
-            images = found.test_images[: min(SOME, wanted["test"] or SOME)]
+            counts = networks.count(network.layers, np.zeros((0, *network.input), np.float32))
+            affordable = int(WORK // max(1, sum(m for _, m in counts)))
+            images = found.test_images[: min(affordable, wanted["test"] or affordable)]
             network.check(images)
             return images, f"test images of {found.name}"
         except UserError:
@@ -155,6 +187,8 @@ def picture(path, shape):
         raise UserError(f"{path}: the network sees {channels} channels, which no picture has; wanted an .npy or .h5")
     try:
         with Image.open(path) as found:
+            if found.width * found.height > MOST_PIXELS:
+                raise ValueError(f"{found.width}x{found.height} pixels; wanted at most {MOST_PIXELS:,}")
             found = found.convert("RGBA" if "transparency" in found.info else found.mode)
             pixels = found.convert(MODES[channels])
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
@@ -165,4 +199,71 @@ def picture(path, shape):
     return np.asarray(pixels, np.uint8).reshape(1, *shape)
 
 
-COMMANDS = {"export": export_, "predict": predict}
+def inspect(words, say):
+    """Lists the hidden maps of a teacher to be, and the regressor that each would need beside a student."""
+    about = (
+        "Lists what an ONNX model computes of an image, and, beside a student, the guided layer and the regressor that "
+        "each would need as a hint: --teacher FILE.onnx --hint-tensor NAME."
+    )
+    places, asked = places_and("inspect FILE.onnx", about, words, Inspect())
+    if len(places) != 1:
+        raise UserError("inspect: wanted one model, as in inspect teacher.onnx")
+    found = teachers.Onnx(Path(places[0]))
+    maps, logits = found.maps(), found.logits()
+    if len(maps.get(logits, ())) != 1:
+        raise UserError(f"{places[0]}: {logits} is {maps.get(logits)}; wanted the logits of classes")
+    layout = found.layout(min(found.shape[1], found.shape[3]))
+    first = layout == teachers.LAYOUTS[0]
+    image = (*found.shape[2:], found.shape[1]) if first else tuple(found.shape[1:])
+    student = student_of(asked.student_spec, image, maps[logits][0])
+    sides, rows = spec.shapes(student), []
+    for name, shape in maps.items():
+        if name == logits or found.makes[name].op_type in UNTRAINED:
+            continue
+        hint = found.hint_shape(name, shape, image[2])
+        pieces = None if found.rectified(name) else 1
+        guided, kind = teachers.beside(sides, hint)
+        n = regressors.weights(kind, sides[guided - 1], hint, pieces)
+        needed = f"{kind}, {'linear' if pieces else 'ReLU'}"
+        rows.append([name, found.makes[name].op_type, size(hint), guided, size(sides[guided - 1]), needed, f"{n:,}"])
+    say(
+        f"{places[0]}: sees {found.given.name}, {found.dtype} {tuple(found.shape)}, {layout}; its logits are {logits}, "
+        f"of {maps[logits][0]} classes."
+    )
+    say(f"Beside {student.name}:\n")
+    say(report.table(rows, ["hint tensor", "of", "map", "guided\nlayer", "its map", "regressor", "weights"]))
+    return 0
+
+
+def size(shape):
+    return "x".join(map(str, shape))
+
+
+def student_of(said, image, classes):
+    """The student of an experiment, or of a SPEC."""
+    if said in experiments.EXPERIMENTS:
+        return experiments.EXPERIMENTS[said].student
+    return spec.network("student", said, image, classes)
+
+
+def measure(words, say):
+    """Measures how fast students are, beside their teacher.   FitNets, Table 5"""
+    about = (
+        "Measures how much faster than their teacher students classify: that of an experiment, those on a data set "
+        "(run.py speed cifar10 is Table 5), or one student, both named by their files, .h5 or .onnx."
+    )
+    places, asked = places_and("speed EXPERIMENT | TEACHER STUDENT", about, words, Speed())
+    if len(places) == 1:
+        teacher, students = speed.of_experiments(places[0], asked.results)
+    elif len(places) == 2:
+        teacher, student = map(speed.from_file, places)
+        students = [student]
+    else:
+        raise UserError("speed: wanted an experiment, or the files of a teacher and a student")
+    bar = sys.stderr.isatty()
+    for line in speed.table(teacher, students, asked.seconds, lambda said: bar and print(said, file=sys.stderr)):
+        say(line)
+    return 0
+
+
+COMMANDS = {"export": export_, "predict": predict, "inspect": inspect, "speed": measure}
