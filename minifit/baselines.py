@@ -1,5 +1,260 @@
-"""The other systems in the paper's tables, its ablations, and all methods there are: one function each."""
+"""The other systems in the paper's tables, its ablations and its curriculum: one function each, and all methods.
 
-from minifit import fitnets
+They are built from the paper's sources: [BC] Ba and Caruana 2014, [NiN] Lin et al. 2014, [DSN] Lee et al. 2015 and
+their code, [MX] Goodfellow et al. 2013. A number without a source is a choice made here. Methods train with the
+schedule of the student, so that they are compared at equal effort, unless they say otherwise.
+"""
 
-METHODS = (*fitnets.METHODS,)  # in the order in which they are listed everywhere
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+from minifit import fitnets, greedy, networks
+from minifit.backend import array_module, to_host
+from minifit.fitnets import LABELS, Loss, Method, Stage, eq_2, eq_3, trained_teacher
+from minifit.layers import Branches, Log, Mean, Scale, Sequential, Softmax
+from minifit.losses import hint_loss, log_softmax, squared_hinge
+from minifit.optimizers import Ramp
+
+MEMBERS = 3  # of an ensemble; [BC] has 4
+ALWAYS = Ramp(1.0)
+
+
+def trained_teachers(task, train, members=MEMBERS):
+    """Several teachers that differ by their starts and their order of images, as a list."""
+    return [trained_teacher(task, train, "teacher" if i == 1 else f"teacher_{i}") for i in range(1, members + 1)]
+
+
+def mimic(task, train, name="mimic", wide=False, members=1):
+    """A mimic net [BC]: one hidden layer behind a linear bottleneck, on a teacher's logits alone, by least squares."""
+    teachers = trained_teachers(task, train, members)
+    teacher = Mean(teachers) if members > 1 else teachers[0]
+    layers, loss = in_units_of(task, teacher, task.network(*mimic_net(task, wide)))
+    train(Stage(name, layers, loss, task.settings.student, teacher, of=mimic_net(task, wide)[0]))
+
+
+def mimic_labels(task, train):
+    """The mimic net on labels alone."""
+    name, network = mimic_net(task)
+    train(Stage("mimic-labels", task.network(name, network), LABELS, task.settings.student, of=name))
+
+
+def kd_ensemble(task, train, members=MEMBERS, average="logits"):
+    """The student on eq. 2, taught by several teachers: a_T of eq. 1 is their mean; or P_T is, the other average."""
+    teachers, tau = trained_teachers(task, train, members), task.settings.tau
+    mean = Mean(teachers if average == "logits" else [teacher + Softmax(tau) for teacher in teachers])
+    target = mean if average == "logits" else Sequential([mean, Log(tau)])  # a_T of which eq. 1 makes that P_T again
+    train(Stage("kd-ensemble", task.network("student"), eq_2(task), task.settings.student, target))
+
+
+def nin(task, train):
+    """Network in network [NiN], on labels."""
+    layers = task.network("nin", brought(task, networks.nin_mnist, networks.nin_cifar))
+    train(Stage("nin", layers, LABELS, momentum(task), of="nin"))
+
+
+def dsn(task, train, weight=None, gamma=0.0):
+    """Deeply-supervised nets [DSN]: network in network, with a companion loss on each convolution, before its ReLU.
+
+    weight: of the companions, as a Ramp. [DSN] has .1 (1 - t / N), the default; its code weighs them by 1 and drops
+    them after a quarter of the epochs, Ramp(1.0, 0.0, N / 4, N / 4).
+    gamma: a companion's cost for an image counts where it exceeds this; [DSN] does not say by how much
+    """
+    network = brought(task, networks.nin_mnist, networks.nin_cifar, relu=False)
+    depths = [i for i, block in enumerate(network.blocks, start=1) if isinstance(block, networks.Conv)]
+    few = network.blocks[-1].classes <= 10  # with more, the squared hinge does not converge: its code has softmax there
+    costs = (SquaredHinge(gamma), SquaredHinge()) if few else (LABELS, LABELS)
+    weight = weight or Ramp(0.1, 0.0, task.settings.student.epochs)
+    deeply_supervised(task, train, "dsn", "dsn", task.network("dsn", network), depths, costs, weight, momentum(task))
+
+
+def dsn_student(task, train):
+    """The student with a companion loss on every layer, whose weight falls from 1 to 0: 88.2 % in Table 1 [P 3.1]."""
+    student, s = task.network("student"), task.settings.student
+    depths, weight = range(1, len(student)), Ramp(1.0, 0.0, s.epochs)
+    deeply_supervised(task, train, "dsn-student", "student", student, depths, (LABELS, LABELS), weight, s)
+
+
+def maxout(task, train):
+    """Maxout networks [MX], on labels: the permutation-invariant one of MNIST; for colours, the teacher's network."""
+    network = task.networks["teacher"]
+    if network.input[2] == 1:
+        network = networks.for_images(networks.maxout_dense(classes_of(task)), network.input)
+    layers = task.network("maxout", network, as_teacher=True)
+    train(Stage("maxout", layers, LABELS, task.settings.teacher, of="maxout"))
+
+
+def labels_then_labels(task, train):
+    """Ablation 1 [P 3.1]: labels up to the guided layer, then labels."""
+    student = guided_by_labels(task, train)
+    train(Stage("labels-then-labels", student, LABELS, task.settings.student))
+
+
+def labels_then_kd(task, train):
+    """Ablation 2 [P 3.1]: labels up to the guided layer, then eq. 2."""
+    student, teacher = guided_by_labels(task, train), trained_teacher(task, train)
+    train(Stage("labels-then-kd", student, eq_2(task), task.settings.student, teacher))
+
+
+def joint_labels(task, train):
+    """Ablation 3 [P 3.1]: labels at the guided layer and at the output, at once."""
+    s = task.settings
+    about = "joint-labels", "student", task.network("student"), s.guided_layer, (LABELS, LABELS), ALWAYS, s.student
+    deeply_supervised(task, train, *about)
+
+
+def joint_hint(task, train):
+    """Ablation 4 [P 3.1]: eq. 3 at the guided layer and eq. 2 at the output, at once."""
+    teacher, student, (g, h) = trained_teacher(task, train), task.network("student"), max(task.pairs)
+    network = Branches(student, {g: task.regressor(student[:g], teacher[:h])})
+    target, loss = Branches(teacher, {h: Sequential([])}), Outputs("eqs. 2 and 3", (eq_3(task), eq_2(task)))
+    train(Stage("joint-hint", network, loss, task.settings.student, target))
+
+
+METHODS = (  # in the order in which they are listed everywhere
+    *fitnets.METHODS,
+    Method("mimic", "mimic net", "mimic", mimic),
+    Method("mimic-conv", "mimic net, convolutional", "mimic conv", partial(mimic, name="mimic-conv", wide=True)),
+    Method(
+        "mimic-ensemble",
+        "mimic net, of an ensemble",
+        "mimic ens.",
+        partial(mimic, name="mimic-ensemble", wide=True, members=MEMBERS),
+    ),
+    Method("mimic-labels", "mimic net, on labels", "mimic labels", mimic_labels),
+    Method("kd-ensemble", "distillation of an ensemble", "KD ens.", kd_ensemble),
+    Method("nin", "network in network", "NiN", nin),
+    Method("dsn", "deeply-supervised net", "DSN", dsn),
+    Method("dsn-student", "student, deeply supervised", "DSN student", dsn_student),
+    Method("maxout", "maxout network", "maxout", maxout),
+    *greedy.METHODS,
+    Method("labels-then-labels", "labels, then labels", "labels+labels", labels_then_labels),
+    Method("labels-then-kd", "labels, then distillation", "labels+KD", labels_then_kd),
+    Method("joint-labels", "labels at two depths at once", "joint labels", joint_labels),
+    Method("joint-hint", "hint and distillation at once", "joint hint", joint_hint),
+)
+
+
+def deeply_supervised(task, train, name, of, layers, depths, costs, weight, schedule):
+    """Layers with a linear classifier at each of these depths, discarded afterwards.
+
+    costs: the loss of these companions, and that of the output    weight: of each companion
+    """
+    heads = {i: task.head(layers[:i], f"{name} head weights", i) for i in depths}
+    loss = Outputs("labels, at several depths", (*[costs[0]] * len(heads), costs[1]), weight)
+    train(Stage(name, Branches(layers, heads), loss, schedule, of=of))
+
+
+def guided_by_labels(task, train):
+    """The student, after a stage on labels up to its guided layer: the start of ablations 1 and 2, which share it."""
+    student, g = task.network("student"), max(task.settings.guided_layer)
+    classifier = student[:g] + task.head(student[:g], "guided head weights")
+    part = f", layers 1-{g}, and classifier"
+    train(Stage("guided-labels", classifier, LABELS, task.settings.stage1, part=part))
+    return student
+
+
+def classes_of(task):
+    return task.networks["student"].blocks[-1].classes
+
+
+def brought(task, mnist, cifar, **settings):
+    """The network that a method brings with it: of two, the one for the task's images and classes."""
+    image = task.networks["student"].input
+    network = (cifar if image[2] == 3 else mnist)(classes_of(task), **settings)
+    return networks.for_images(network, image)
+
+
+def mimic_net(task, wide=False):
+    """(its name in the task, a mimic net).
+
+    About as large as MNIST's FitNet, with or, `wide`, without a convolution; on CIFAR those of Table 1, 54M or 70M.
+    """
+    mnist = (16, 200, 8) if wide else (32, 120)
+    network = brought(
+        task,
+        lambda classes: networks.mimic((28, 28, 1), classes, *mnist),
+        partial(networks.mimic_cifar, 128 if wide else 64),
+    )
+    return "wide mimic net" if wide else "mimic net", network
+
+
+def momentum(task):
+    """The schedule of [NiN] and [DSN]: SGD with momentum .9. Their rate of .1 and .025 is for another start."""
+    return replace(task.settings.student, optimizer="sgd", lr=0.025, momentum=Ramp(0.9))
+
+
+def in_units_of(task, teacher, layers):
+    """(layers, loss): logits whose means and standard deviations are the teacher's from the start.
+
+    They are those of the images that a scaled start measures. The last layer has them, and does not learn.
+    """
+    shape, spread = classes_of(task), ()
+    scale, shift = task.xp.ones(shape, task.dtype), task.xp.zeros(shape, task.dtype)
+    if task.draw:
+        logits = teacher(task.xp.asarray(task.images).astype(task.dtype, copy=False))
+        deviation = logits.std(axis=0)
+        scale[...] = task.xp.where(deviation > 0, deviation, 1)
+        shift[...] = logits.mean(axis=0)
+        spread = tuple(to_host(scale).tolist())
+    units = Scale(scale, shift)
+    units.lr_scale = 0.0
+    return layers + units, Mimic(spread)
+
+
+@dataclass(frozen=True)
+class Mimic(Loss):
+    """1/2 ||(a_S - a_T) / spread||^2, spread being the teacher's standard deviation for each class.   [BC, eq. 1]"""
+
+    title: ClassVar[str] = "L2 on logits"
+    spread: tuple[float, ...]
+
+    def __call__(self, logits, teacher_logits, labels, epoch):
+        spread = array_module(logits).asarray(self.spread, dtype=logits.dtype)
+        loss, d = hint_loss(logits / spread, teacher_logits / spread)
+        return loss, d / spread
+
+
+@dataclass(frozen=True)
+class SquaredHinge(Loss):
+    """Each class against the rest [DSN]."""
+
+    title: ClassVar[str] = "squared hinge"
+    gamma: float = 0.0
+
+    def __call__(self, logits, target, labels, epoch):
+        return squared_hinge(logits, labels, self.gamma)
+
+
+@dataclass(frozen=True)
+class Outputs(Loss):
+    """The loss of a network with several outputs: the last one's, and those of the others times `weight`."""
+
+    title: str
+    losses: tuple[Loss, ...]
+    weight: Ramp = ALWAYS
+
+    def __call__(self, predictions, targets, labels, epoch):
+        targets = targets or (None,) * len(self.losses)
+        weights = (self.weight(epoch),) * (len(self.losses) - 1) + (1.0,)
+        total, slopes = 0.0, []
+        for loss, weight, y, target in zip(self.losses, weights, predictions, targets, strict=True):
+            value, d = loss(y, target, labels, epoch)
+            total, slopes = total + weight * value, [*slopes, weight * d]
+        return total, tuple(slopes)
+
+    def figures(self, epoch):
+        return self.losses[-1].figures(epoch)
+
+
+def pull(teacher_logits, tau):
+    """How strongly each example pulls at a student that does not know anything: the curriculum of section 2.4.
+
+    teacher_logits (N, K)    (N,), (N,): the teacher's confidence max_k P_T, and |dH(P_T^tau, P_S^tau)/da_S|
+
+    The gradient is (P_S^tau - P_T^tau) / tau, and P_S^tau = 1 / K: it grows with the confidence, and is 0 without any.
+    """
+    xp = array_module(teacher_logits)
+    confidence, soft = (xp.exp(log_softmax(teacher_logits / t)) for t in (1.0, tau))
+    error = soft - 1 / soft.shape[1]
+    return confidence.max(axis=1), xp.sqrt((error * error).sum(axis=1)) / tau

@@ -52,11 +52,14 @@ def fitnet(task, train):
     train(Stage("fitnet", student, eq_2(task), s.student, teacher))  # line 6
 
 
-def trained_teacher(task, train):
-    """The teacher as its own method leaves it, trained once for all methods of a task. It never changes after."""
-    if task.teacher is None:
-        task.teacher = teacher(task, train)
-    return task.teacher
+def trained_teacher(task, train, name="teacher"):
+    """The teacher as its own method leaves it, trained once for all methods of a task. It never changes after.
+
+    name: of another one beside it, for an ensemble
+    """
+    if name not in task.teachers:
+        task.teachers[name] = teacher(task, train, name)
+    return task.teachers[name]
 
 
 def held(schedule, epoch, updates, epochs):

@@ -19,7 +19,7 @@ from minifit.backend import array_module
 from minifit.fitnets import LABELS, Loss, Method, Stage
 from minifit.layers import Autoassociator, Sequential, Sigmoid, sigmoid
 from minifit.losses import reconstruction_loss
-from minifit.networks import Network, Output, SigmoidFullyConnected, initialise, of_sigmoids
+from minifit.networks import Network, Output, SigmoidFullyConnected, for_images, initialise, of_sigmoids
 from minifit.optimizers import Schedule
 
 UNITS = 1000, 1000, 1000  # 500 to 1000 in each of 3 to 5 layers; the Deep Learning Tutorials, of that laboratory: these
@@ -96,7 +96,8 @@ def deep(task):
     """784-1000-1000-1000-10, or as many inputs and classes as the data have; the rates of its source."""
     s, given = task.settings, task.networks["student"]
     blocks = *map(SigmoidFullyConnected, UNITS), Output(given.blocks[-1].classes)
-    layers = task.network("greedy", Network("deep sigmoids", given.input, blocks, microbatch=64))
+    network = Network("deep sigmoids", (28, 28, 1), blocks, microbatch=64)
+    layers = task.network("greedy", for_images(network, given.input))
     greedy, last = (Schedule("sgd", LR, t.epochs, t.patience, t.batch) for t in (s.stage1, s.student))
     return Start("greedy", layers, greedy, last)
 

@@ -136,7 +136,6 @@ class Micro:
     channels: tuple[int, ...]
     pool: tuple | None = None
     keep: float = 1.0  # of what the next layer is given, in training
-    relu: bool = True  # after the last convolution too
 
     def layers(self, shape, xp, dtype):
         made, below = [], shape[2]
@@ -144,18 +143,22 @@ class Micro:
             made += [ReLU(), Conv2d(*zeros((1, 1, below, channels), xp, dtype))]
             below = channels
         noise = [Dropout(self.keep)] if self.keep < 1 else []
-        return [*made, *[ReLU()] * self.relu, *([MaxPool2d(*self.pool)] if self.pool else []), *noise]
+        return [*made, ReLU(), *([MaxPool2d(*self.pool)] if self.pool else []), *noise]
 
     def widened(self, scale):
         return replace(self, channels=tuple(max(1, round(scale * channels)) for channels in self.channels))
 
 
 @dataclass(frozen=True)
-class Average:
-    """The mean of every map: of maps of the classes, their logits."""
+class ClassMaps:
+    """A map for each class by a 1x1 convolution, and, as logits, the means of these maps."""
+
+    classes: int
+    relu: bool = True  # of the maps
 
     def layers(self, shape, xp, dtype):
-        return [GlobalAverage()]
+        w, b = zeros((1, 1, shape[2], self.classes), xp, dtype)
+        return [Conv2d(w, b), *[ReLU()] * self.relu, GlobalAverage()]
 
     def widened(self, scale):
         return self
@@ -251,9 +254,6 @@ FITNET_3 = cifar_student("FitNet 3", (32, 48, 64, 64), (80, 80, 80, 80), (128, 1
 FITNET_4 = cifar_student("FitNet 4", (32, 32, 32, 48, 48), (80,) * 6, (128,) * 6)
 FITNET_1_100, FITNET_2_100, FITNET_3_100, FITNET_4_100 = map(with_100_classes, (FITNET_1, FITNET_2, FITNET_3, FITNET_4))
 
-# Table 6: deeper and thinner at about the same number of multiplications.
-DEPTH_30M = (
-    cifar_student("30M, 5 layers", (64,), (64,), (64,)),
 # Appendix A.3, norms and pads from pylearn2, as for CIFAR. The student of 3.2 and Table 3 is FitNet 3.
 SVHN_TEACHER = Network(
     "SVHN teacher",
@@ -292,6 +292,9 @@ def aflw_student(name, first, others):
 AFLW_FITNET_1 = aflw_student("AFLW FitNet 1", 16, 32)
 AFLW_FITNET_2 = aflw_student("AFLW FitNet 2", 32, 64)
 
+# Table 6: deeper and thinner at about the same number of multiplications.
+DEPTH_30M = (
+    cifar_student("30M, 5 layers", (64,), (64,), (64,)),
     cifar_student("30M, 7 layers", (16, 32), (32, 64), (64,)),
     cifar_student("30M, 9 layers", (16, 32), (32, 32, 32), (48, 64)),
     replace(FITNET_1, name="30M, 11 layers"),
@@ -305,50 +308,50 @@ DEPTH_107M = (
 
 
 def nin(name, image, classes, convolutions, micro, relu=True, microbatch=16):
-    """Network in network (Lin et al. 2014): three mlpconv layers, and the mean of every class's map.
+    """Network in network (Lin et al. 2014): three mlpconv layers, the last of which ends in maps of the classes.
 
     convolutions: (channels, kernel) of each    micro: channels of the 1x1 convolutions behind each, but for the classes
     relu: of the maps of classes, as in its code; deeply-supervised nets have none
     """
     blocks = []
-    for i, ((channels, kernel), behind) in enumerate(zip(convolutions, micro, strict=True)):
-        blocks.append(Conv(channels, kernel, pad=kernel // 2, pieces=1))
-        last = i == len(micro) - 1
-        blocks.append(Micro((*behind, classes), relu=relu) if last else Micro(behind, pool=(3, 2), keep=0.5))
-    return Network(name, image, (*blocks, Average()), microbatch)
+    for (channels, kernel), behind in zip(convolutions, micro, strict=True):
+        pool = {"pool": (3, 2), "keep": 0.5} if len(blocks) < 4 else {}
+        blocks += [Conv(channels, kernel, pad=kernel // 2, pieces=1), Micro(behind, **pool)]
+    return Network(name, image, (*blocks, ClassMaps(classes, relu)), microbatch)
 
 
-def nin_mnist(classes=10, image=(28, 28, 1), relu=True):
+def nin_mnist(classes=10, relu=True):
     widths = ((96, 5), (128, 5), (128, 5)), ((64, 48), (96, 48), (96,))
-    return nin("network in network", image, classes, *widths, relu, microbatch=32)
+    return nin("network in network, MNIST", (28, 28, 1), classes, *widths, relu, microbatch=32)
 
 
-def nin_cifar(classes=10, image=(32, 32, 3), relu=True):
+def nin_cifar(classes=10, relu=True):
     widths = ((192, 5), (192, 5), (192, 3)), ((160, 96), (192, 192), (192,))
-    return nin("network in network", image, classes, *widths, relu)
+    return nin("network in network, CIFAR", (32, 32, 3), classes, *widths, relu)
 
 
-def nin_svhn(classes=10, image=(32, 32, 3), relu=True):
+def nin_svhn(classes=10, relu=True):
     widths = ((128, 5), (320, 5), (384, 5)), ((96, 64), (256, 128), (256,))
-    return nin("network in network, SVHN", image, classes, *widths, relu)
+    return nin("network in network, SVHN", (32, 32, 3), classes, *widths, relu)
 
 
 def mimic(image, classes, bottleneck, hidden, channels=None, pool=(3, 2)):
     """A mimic net (Ba and Caruana 2014): one hidden layer behind a linear bottleneck; with channels, a convolution."""
     first = [Conv(channels, 5, pad=2, pool=pool, pieces=None)] if channels else []
-    name = f"mimic net {f'{channels}c-' * bool(channels)}{bottleneck}L-{hidden}"
+    name = f"mimic net {f'{channels}c-' if channels else ''}{bottleneck}L-{hidden}"
     return Network(name, image, (*first, Bottleneck(bottleneck), FullyConnected(hidden, None), Output(classes)), 64)
 
 
-def mimic_cifar(channels, image=(32, 32, 3), classes=10):
-    """Those of Table 1, 64 channels for 54M weights and 128 for 70M: only maps of 15x15 give these counts."""
-    return mimic(image, classes, 1200, 30_000, channels, pool=(3, 2, False))
+def mimic_cifar(channels, classes=10):
+    """Those of Table 1, with 64 channels for 54M weights and 128 for 70M: only maps of 15x15 give these counts."""
+    return mimic((32, 32, 3), classes, 1200, 30_000, channels, pool=(3, 2, False))
 
 
-def maxout_dense(image=(28, 28, 1), classes=10):
+def maxout_dense(classes=10):
     """The maxout network that knows nothing of where a pixel is (Goodfellow et al. 2013, section 5.1)."""
     dense = FullyConnected(240, pieces=5, max_norm=1.9365)
-    return Network("permutation-invariant maxout", image, (dense, dense, Output(classes, max_norm=1.9365)), 64)
+    output = Output(classes, max_norm=1.9365)
+    return Network("permutation-invariant maxout", (28, 28, 1), (dense, dense, output), 64)
 
 
 NETWORKS = (
@@ -364,14 +367,14 @@ NETWORKS = (
     FITNET_2_100,
     FITNET_3_100,
     FITNET_4_100,
-    *DEPTH_30M,
-    *DEPTH_107M,
-)
     SVHN_TEACHER,
     SVHN_FITNET,
     AFLW_TEACHER,
     AFLW_FITNET_1,
     AFLW_FITNET_2,
+    *DEPTH_30M,
+    *DEPTH_107M,
+)
 
 
 def widened(network, scale):
@@ -397,6 +400,11 @@ def of_sigmoids(network):
         return SigmoidFullyConnected(block.units)
 
     return replace(network, name=f"{network.name} of sigmoids", blocks=tuple(map(block_of_sigmoids, network.blocks)))
+
+
+def for_images(network, image):
+    """The network for images of this shape; where they are smaller, so are its channels and units, in proportion."""
+    return replace(widened(network, min(1, prod(image) / prod(network.input))), input=image)
 
 
 def as_counted(network):

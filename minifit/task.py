@@ -8,7 +8,7 @@ import numpy as np
 from minifit import UserError
 from minifit.experiments import STREAMS, Config
 from minifit.layers import Layer, Sequential
-from minifit.networks import build, initialise, unit_variance
+from minifit.networks import Output, build, initialise, unit_variance
 from minifit.regressors import pieces_of, regressor
 
 MEASURED = 128  # training images on which a scaled start measures its layers
@@ -26,12 +26,17 @@ class Task:
     dtype: type = np.float32
     trained: frozenset = frozenset()  # stages that have finished: a network of the same name is loaded, not drawn
     draw: bool = True  # False leaves all weights 0, where nothing but shapes is asked for
-    teacher: Sequential | None = field(default=None, init=False)  # once a method has brought it up
+    teachers: dict = field(default_factory=dict, init=False)  # name -> those that a method has brought up
 
     def __post_init__(self):
         given = self.networks["teacher"]
         if isinstance(given, Layer):  # trained elsewhere
-            self.teacher = given
+            self.teachers["teacher"] = given
+
+    @property
+    def teacher(self):
+        """The teacher, once a method has brought it up."""
+        return self.teachers.get("teacher")
 
     @property
     def pairs(self):
@@ -67,6 +72,15 @@ class Task:
             initialise(layers, self.rng(f"{name} weights"), s.init_range if s.init == "uniform" else None)
             if s.init == "scaled":
                 unit_variance(layers, self.xp.asarray(self.images[:MEASURED]))
+        return layers
+
+    def head(self, below, stream, index=1):
+        """A linear classifier on what some layers give, with its start."""
+        s, image = self.settings, self.xp.zeros((0, *self.networks["student"].input), self.dtype)
+        output = Output(self.networks["student"].blocks[-1].classes)
+        layers = Sequential(output.layers(below(image).shape[1:], self.xp, self.dtype))
+        if self.draw:
+            initialise(layers, self.rng(stream, index), s.init_range if s.init == "uniform" else None)
         return layers
 
     def regressor(self, guided, hint, pair=1):

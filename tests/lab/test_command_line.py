@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import run
-from minifit import UserError, data, fitnets, networks
+from minifit import UserError, baselines, data, fitnets, networks
 from minifit.data import mnist
 from minifit.experiments import EXPERIMENTS, Experiment
 from minifit.lab import cli, plan, runner
@@ -522,6 +522,7 @@ def test_the_stages_are_those_of_the_methods(monkeypatch, capsys):
 
     method = fitnets.Method("mixed", "a mixture", "mix", ensemble)
     monkeypatch.setattr(fitnets, "METHODS", (*fitnets.METHODS, method))
+    monkeypatch.setattr(baselines, "METHODS", (*baselines.METHODS, method))
     assert "fitnet, ensemble, mixed, all" in " ".join(helped(capsys, "digits", "--help").split())
     assert parse("digits", ["--stage", "ensemble"]).stage == "ensemble"
     assert parse("digits", ["--teacher-all", "3", "--stage", "teacher_all"]).teacher_all == 3

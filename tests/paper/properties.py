@@ -4,18 +4,19 @@ Each raises AssertionError, or lets the library's own error through where someth
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy import special
 
-from minifit import fitnets, gradcheck, greedy
+from minifit import baselines, fitnets, gradcheck, greedy
 from minifit.audit import EPOCH, each, joined
 from minifit.layers import (
     Autoassociator,
     Bias,
-    Branches,
     Binary,
+    Branches,
     Conv2d,
     Dropout,
     Flatten,
@@ -310,9 +311,22 @@ def loss_by_reference(loss):
         return lambda y, target, labels: losses.distillation_loss(y, target, labels, *eq_2)
     if isinstance(loss, fitnets.Hint):
         return lambda y, target, labels: losses.hint_loss(y, target, loss.reduction)
+    if isinstance(loss, baselines.Mimic):
+        return lambda y, target, labels: losses.hint_loss(y / np.array(loss.spread), target / np.array(loss.spread))
+    if isinstance(loss, baselines.SquaredHinge):
+        return lambda y, target, labels: losses.squared_hinge(y, labels, loss.gamma)
+    if isinstance(loss, baselines.Outputs):
+        return partial(outputs_by_reference, loss)
     if isinstance(loss, greedy.Reconstruction):
         return lambda y, seen, labels: losses.reconstruction_loss(y, seen)
     return lambda y, target, labels: losses.cross_entropy(y, labels)
+
+
+def outputs_by_reference(loss, ys, targets, labels):
+    """The last output's loss, and the weighed ones of the others; targets: the images, where there is no teacher."""
+    targets = targets if isinstance(targets, tuple) else [None] * len(ys)
+    values = [loss_by_reference(of)(y, t, labels) for of, y, t in zip(loss.losses, ys, targets, strict=True)]
+    return loss.weight(EPOCH) * sum(values[:-1]) + values[-1]
 
 
 def quiet(problem):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import EVERY_PROBLEM, all_close, close
 
-from minifit import audit, fitnets, losses
+from minifit import audit, baselines, losses
 from minifit.fitnets import gradient
 from minifit.layers import Layer, ReLU, leaves
 from minifit.patches import fold, unfold
@@ -59,7 +59,7 @@ def test_a_public_function_of_losses_needs_a_row(monkeypatch):
 
 
 def test_a_new_method_is_audited_in_the_variants_that_change_it(monkeypatch):
-    monkeypatch.setattr(fitnets, "METHODS", (*fitnets.METHODS, joint.METHOD))
+    monkeypatch.setattr(baselines, "METHODS", (*baselines.METHODS, joint.METHOD))
     assert audit.without_a_row() == []
     rows = [case for case in audit.cases() if audit.asks(case) == "joint"]
     assert [case.name for case in rows] == ["method joint" + variant for variant in audit.VARIANTS]
