@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import ClassVar
 
-from minifit.layers import Layer
+from minifit.layers import Branches, Layer
 from minifit.losses import cross_entropy, distillation_loss, hint_loss
 from minifit.optimizers import Ramp, Schedule
 
@@ -118,6 +118,11 @@ class Stage:
     def key(self):
         """The name of the stage's file and records: hint, hint_2 ..."""
         return self.name if self.index == 1 else f"{self.name}_{self.index}"
+
+    @property
+    def answers(self):
+        """What of the network gives the logits: heads beside it are discarded after training."""
+        return self.network.trunk if isinstance(self.network, Branches) else self.network
 
     def sees(self, x):
         """What its network sees of images x: the output of the layers below it, or the images themselves."""

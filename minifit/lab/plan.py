@@ -10,6 +10,7 @@ from minifit import networks
 from minifit.lab.report import count, duration, table
 from minifit.lab.sets import Examples, fingerprint
 from minifit.lab.training import DataParallel
+from minifit.layers import leaves
 
 
 def lines(run, goal):
@@ -23,6 +24,19 @@ def lines(run, goal):
         yield f"Images are whitened by what the training images tell, kept in {run.sets.statistics}."
     yield ""
     yield plan_table(outline(run, stages))
+
+
+def network_table(network):
+    """A network's layers, each with its map, weights and multiplications."""
+    layers, x, rows = networks.build(network), np.zeros((0, *network.input), np.float32), []
+    counts = networks.count(layers, x)
+    for i, (layer, (weights, multiplications)) in enumerate(zip(layers, counts, strict=True), start=1):
+        x = layer(x)
+        kinds = ", ".join(type(leaf).__name__ for leaf in leaves(layer))
+        rows.append([i, kinds, "x".join(map(str, x.shape[1:])), f"{weights:,}", count(multiplications)])
+    total = [None, "all", None, f"{sum(w for w, _ in counts):,}", count(sum(m for _, m in counts))]
+    header = ["layer", "of", "output", "weights", "mult."]
+    return f"{network.name}, for images {network.input}\n" + table([*rows, total], header)
 
 
 def about_the_teacher(run, stages):
@@ -48,7 +62,7 @@ def outline(run, stages):
     """A dictionary for each stage: what it trains and on what, its sizes, epochs, state, and an estimate in seconds."""
     rows, known = [], {}
     for key, stage in stages.items():
-        counts = networks.count(stage.network, run.xp.zeros((0, *run.networks[stage.of].input), np.float32))
+        counts = run.count(stage)
         state, epochs = run.directory.state(key), run.epochs.get(key, stage.schedule.epochs)
         done = int(state.split()[-1]) if state.startswith("at") else 0
         row = {"stage": key, "trains": run.networks[stage.of].name + stage.part, "loss": stage.loss.title}

@@ -161,6 +161,11 @@ class Run:
         """How many images pass the network of a stage at once, on a CPU."""
         return self.config.microbatch or self.networks[stage.of].microbatch
 
+    def count(self, stage):
+        """(weights, multiplications) of each layer that a stage trains."""
+        image = self.xp.zeros((0, *self.networks[stage.of].input), np.float32)
+        return networks.count(stage.network, stage.sees(image))
+
     def before(self, key):
         """The keys of the stages that lead to a stage, itself included."""
         keys = self.keys(self.stages[key][0])
@@ -280,9 +285,11 @@ def first_layers(run):
     """{stage: the filters of its first layer}, of the finished stages."""
     found = {}
     for key in run.finished():
-        best, of = run.directory.best(key), run.networks[run.stages[key][1].of]
-        w = next(w for name, w in best.items() if name.startswith("0.") and name.endswith("w"))
-        found[f"{key} ({of.name})"] = w if w.ndim == 4 else w.reshape(*of.input, -1)[..., :DRAWN]
+        stage = run.stages[key][1]
+        if stage.below is None:
+            first, of = next(name for name in stage.network.params if name.endswith("w")), run.networks[stage.of]
+            w = run.directory.best(key)[first]
+            found[f"{key} ({of.name})"] = w if w.ndim == 4 else w.reshape(*of.input, -1)[..., :DRAWN]
     return found
 
 
@@ -301,7 +308,8 @@ def trained(run, stage, tell=None):
         load(run, stage, settings)
         return finished[key], False
     stage = replace(stage, schedule=replace(stage.schedule, epochs=run.epochs.get(key, stage.schedule.epochs)))
-    made_from = {"teacher": digest_of(stage.target), "start": digest(stage.network.params.values())}
+    start = [*(stage.below.params.values() if stage.below else ()), *stage.network.params.values()]
+    made_from = {"teacher": digest_of(stage.target), "start": digest(start)}
     identity = {"settings": settings, "stage": key, **made_from}
     sets, until, draw = {}, None, run.sets.draw
     if stage.on_all:
@@ -365,7 +373,7 @@ def figures(run, stage, state):
     """What came out of a finished stage. Here, once, the test set is looked at."""
     loss, errors = run.measure(stage, "test", state["best_epoch"])
     method, _ = run.stages[stage.key]
-    counts = networks.count(stage.network, run.xp.zeros((0, *run.networks[stage.of].input), "float32"))
+    counts = run.count(replace(stage, network=stage.answers))
     spent = [m["seconds"] for m in run.directory.metrics() if m["stage"] == stage.key]
     record = {
         "method": method.name,

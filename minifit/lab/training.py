@@ -80,7 +80,8 @@ class DataParallel:
         for i, (indices, choices) in enumerate(parts):
             x, target, labels = self.sets["train"].batch(self.xp.asarray(indices), choices)
             rng = np.random.default_rng([noise, lane, i])
-            part_loss, grads = gradient(self.stage, x, target, labels, epoch, rng, len(indices) / n)
+            step = self.stage.rule or gradient
+            part_loss, grads = step(self.stage, x, target, labels, epoch, rng, len(indices) / n)
             loss += float(part_loss)
             for name, g in grads.items():
                 self._view(total, name)[...] += g
@@ -247,7 +248,7 @@ def _diagnosis(stage, examples, indices, loss, epoch, step):
             found.append(layer)
 
     for start in range(0, len(indices), CHUNK):
-        stage.network.visit(xp.asarray(examples.batch(indices[start : start + CHUNK])[0]), see)
+        stage.network.visit(stage.sees(xp.asarray(examples.batch(indices[start : start + CHUNK])[0])), see)
         for name, child in (stage.network.children or {"0": stage.network}).items():
             if found and found[0] in leaves(child):
                 place = f"layer {int(name) + 1}" if name.isdigit() else name

@@ -117,7 +117,7 @@ def test_a_minibatchs_gradient_is_the_sum_of_its_microbatches_each_times_its_sha
         stage, (x, target, labels) = problem.subject, problem.examples
         n, cut = len(x), data.draw(st.integers(1, len(x)))
         parts = [
-            gradient(stage, x[i], target if target is None else target[i], labels[i], 3, share=len(x[i]) / n)
+            gradient(stage, x[i], audit.each(lambda a, i=i: a[i], target), labels[i], 3, share=len(x[i]) / n)
             for i in ([slice(0, cut), slice(cut, n)] if cut < n else [slice(n)])
         ]
         loss, grads = gradient(stage, x, target, labels, 3)
