@@ -97,8 +97,8 @@ def check(name, f, value):
 
 
 def flag(name):
-    """The option of a setting: "--teacher.lr-scale" of "teacher.lr_scale"."""
-    return f"--{name.replace('_', '-')}"
+    """The option of a setting: "--teacher.lr-scale" of "teacher.lr_scale", and "--student" of "student_spec"."""
+    return f"--{name.replace('_', '-').removesuffix('-spec')}"
 
 
 def words(value):

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import ClassVar
@@ -16,12 +17,12 @@ import numpy as np
 from minifit import UserError, baselines, data, experiments, fitnets, networks
 from minifit.backend import BACKENDS, use
 from minifit.lab import compare as comparison
-from minifit.lab import publish, report, runner, tools
+from minifit.lab import plan, publish, report, runner, teachers, tools
 from minifit.lab.options import HELP, WIDTH, changed, changes, nearest, option_of, options, read, show_help
 from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.runner import Run
 from minifit.lab.training import TrainingError
-from minifit.settings import Rule, at_least, between, one_of, setting
+from minifit.settings import ABOVE_0, Rule, at_least, between, one_of, setting
 from minifit.task import Task
 from reference import paper
 
@@ -40,6 +41,8 @@ python run.py networks                 the networks' weights and multiplications
 python run.py audit                    every gradient against its derivative
 python run.py export FILE.h5 OUT       a trained network as ONNX or safetensors
 python run.py predict FILE.h5 PICTURE  the class of a picture
+python run.py inspect FILE.onnx        the hidden maps of a teacher of your own
+python run.py speed cifar10            how much faster FitNets are, measured
 python run.py mnist --help             the common settings; --help-all: all
 """
 COMPARE = (
@@ -54,6 +57,13 @@ class Options(experiments.Config):
 
     preset: str = setting("start from these settings", default="default", group="run", common=True)
     stage: str = setting("train this stage and the stages it needs", default="all", common=True)
+    teacher_spec: str | None = setting("take this .onnx or .h5 file for a teacher", default=None, common=True)
+    hint_tensor: tuple[str, ...] = setting("take the hint from this tensor of an ONNX teacher", default=())
+    teacher_mean: tuple[float, ...] = setting(
+        "subtract this from what an ONNX teacher sees, one number or one per channel", default=(0.0,)
+    )
+    teacher_std: tuple[float, ...] = setting("and divide it by this", ABOVE_0, default=(1.0,))
+    teacher_range: float = setting("show an ONNX teacher pixels from 0 to X, such as 1 or 255", ABOVE_0, default=1.0)
     teacher_from: Path | None = setting(
         "take the teacher of this run directory; auto: train one", default=None, common=True
     )
@@ -75,6 +85,35 @@ class OneSeed(Options):
 
     seed: int = setting("draw other initial weights and another order of images", at_least(0), default=0, common=True)
     method: tuple[str, ...] = setting("train these methods", default=(), common=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """What an experiment on a file of the user's is told besides."""
+
+    data: Path | None = setting(
+        "read the images from this file or folder, see the README", default=None, group="your data", common=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specs(File):
+    """What an experiment on a data set of the user's is told besides."""
+
+    student_spec: str = setting(
+        "the student's layers: channels, with - between layers and / between groups, which a pooling ends",
+        default=experiments.OWN_STUDENT,
+        common=True,
+    )
+    teacher_spec: str = setting(
+        "the teacher's layers, where without a / every layer ends in a pooling; or the file of a trained teacher",
+        default=experiments.OWN_TEACHER,
+        common=True,
+    )
+
+
+OF_FILES = {"faces": File, "own": Specs}  # by the name of the data set
+OF_TEACHERS = "teacher_spec", "hint_tensor", "teacher_mean", "teacher_std", "teacher_range"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +156,9 @@ class Audit:
 def parse(name, arguments, kind=OneSeed, command="run.py"):
     """The options of an experiment: a preset's settings, and what the arguments change in them."""
     experiment, named = experiments.EXPERIMENTS[name], option_of("preset", arguments) or "default"
+    kind = told(kind, experiment)
+    if (experiment.data in OF_FILES or option_of("teacher_spec", arguments)) and not HELP & {*arguments}:
+        experiment = experiment_of(name, read(arguments, kind(**vars(experiment.presets["default"]))))
     if named not in experiment.presets:
         raise UserError(f"--preset {named}: wanted {', '.join(experiment.presets)}")
     start = kind(**vars(experiment.presets[named]), preset=named)
@@ -131,6 +173,40 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
     experiments.check(experiment, asked)
     use(asked.backend)
     return replace(asked, **{asked.CHOICE: methods_of(experiment, asked)})
+
+
+def told(kind, experiment):
+    """The kind of options, with those for the experiment's kind of data."""
+    more = OF_FILES.get(experiment.data)
+    return dataclass(frozen=True, kw_only=True)(type(kind.__name__, (more, kind), {})) if more else kind
+
+
+def experiment_of(name, asked):
+    """The experiment of that name, as a file of the user's, SPECs and a trained teacher make it."""
+    experiment, trained = experiments.EXPERIMENTS[name], (asked.teacher_spec or "").endswith(teachers.ENDINGS)
+    if experiment.data in OF_FILES:
+        found = read_file(experiment.data, asked.data, asked.data_dir)
+        if OF_FILES[experiment.data] is Specs:
+            spec = experiments.OWN_TEACHER if trained else asked.teacher_spec
+            experiment = experiments.of_own(found, asked.student_spec, spec)
+        else:
+            experiment = experiments.fitted(experiment, found)
+    if trained and asked.teacher_from:
+        raise UserError("--teacher and --teacher-from: wanted one of them")
+    if trained:
+        pixels = teachers.Pixels(asked.teacher_mean, asked.teacher_std, asked.teacher_range)
+        return teachers.experiment(experiment, asked.teacher_spec, asked.hint_tensor, pixels)
+    if asked.teacher_spec and not isinstance(asked, Specs):
+        raise UserError(f"--teacher {asked.teacher_spec}: wanted a file that ends in {' or '.join(teachers.ENDINGS)}")
+    if asked.hint_tensor:
+        raise UserError("--hint-tensor: is of an ONNX teacher; wanted --teacher FILE.onnx")
+    return experiment
+
+
+@cache
+def read_file(name, file, data_dir):
+    """The data set in a file of the user's."""
+    return data.load(name, data_dir, file=file)
 
 
 def methods_of(experiment, asked):
@@ -158,8 +234,9 @@ def goals_of(experiment, config, methods=None):
         return {"best_epoch": 1}
 
     for method in fitnets.METHODS if methods is None else methods:
+        before = len(goals)
         runner.walk(method, task, note)
-        goals.append(method.name)
+        goals += [method.name] * (len(goals) > before)  # a given teacher is not trained
     return [*dict.fromkeys(goals), "all"]
 
 
@@ -168,13 +245,15 @@ def config_of(asked):
 
 
 def dataset_of(name, asked):
-    wanted = {"train": asked.train + asked.validation, "test": asked.test}
-    return data.load(experiments.EXPERIMENTS[name].data, asked.data_dir, sys.stderr.isatty(), **wanted)
+    of, wanted = experiments.EXPERIMENTS[name].data, {"train": asked.train + asked.validation, "test": asked.test}
+    if of in OF_FILES:
+        return read_file(of, asked.data, asked.data_dir)
+    return data.load(of, asked.data_dir, sys.stderr.isatty(), **wanted)
 
 
 def run_of(name, asked, config, seed, dataset, runs):
     """The run of one seed.   runs: the folder of the experiment's folder"""
-    folder, experiment = runs / name / f"seed{seed}", experiments.EXPERIMENTS[name]
+    folder, experiment = runs / name / f"seed{seed}", experiment_of(name, asked)
     about = folder, name, asked.preset, experiment, config, seed, dataset
     methods = getattr(asked, asked.CHOICE)
     return Run(*about, use(asked.backend), asked.workers, sys.stderr.isatty(), asked.runs / ".cache", methods=methods)
@@ -183,6 +262,9 @@ def run_of(name, asked, config, seed, dataset, runs):
 def train(name, words):
     asked = parse(name, words)
     run = run_of(name, asked, config_of(asked), asked.seed, dataset_of(name, asked), asked.runs)
+    if isinstance(asked, Specs):
+        for network in (network for network in run.networks.values() if network is not run.given):
+            say(plan.network_table(network) + "\n")
     runner.train(run, asked.stage, say, asked.teacher_from)
     if asked.retrain:
         say("\nAgain, on all images, for the epochs that were best:\n")
@@ -203,7 +285,7 @@ def compare(words):
 
     name, words = words[0], words[1:]
     asked = parse(name, ["--preset", "short"] * ("--studies" in words) + words, Several, "run.py compare")
-    experiment, dataset, base, members = experiments.EXPERIMENTS[name], dataset_of(name, asked), config_of(asked), []
+    experiment, dataset, base, members = experiment_of(name, asked), dataset_of(name, asked), config_of(asked), []
     runs, studies = asked.runs / asked.preset.replace("default", ""), experiments.STUDIES if asked.studies else ()
     for arm, (own, goals, more) in arms_of(asked, base, studies).items():
         config = changed(base, own)
@@ -230,9 +312,10 @@ def arms_of(asked, base, studies):
 
 def child(name, asked, run, teacher):
     """The words of the command that trains one run."""
-    start = OneSeed(**vars(run.experiment.presets[run.preset]), preset=run.preset)
+    start = told(OneSeed, run.experiment)(**vars(run.experiment.presets[run.preset]), preset=run.preset)
     own = {"seed": run.seed, "method": run.methods, "runs": run.folder.parents[1], "teacher_from": teacher}
-    own |= {name: getattr(asked, name) for name in ("data_dir", "backend")}
+    more = [f.name for f in fields(OF_FILES[run.experiment.data])] if run.experiment.data in OF_FILES else []
+    own |= {name: getattr(asked, name) for name in ("data_dir", "backend", *OF_TEACHERS, *more)}
     own |= {"workers": max(1, asked.workers // asked.at_once)}
     return [name, "--preset", run.preset, *options(replace(start, **vars(run.config), **own), start)]
 

@@ -1,0 +1,80 @@
+"""Networks of your own from a short text, such as 16-16-16/32-32-32/48-48-64, and the pair of layers to begin with.
+
+    SPEC     GROUP/GROUP/... or a single GROUP, and then, if wanted, +UNITS
+    GROUP    LAYER-LAYER-...
+    LAYER    CHANNELS, or CHANNELSxKERNEL
+
+A layer is a convolution of 3x3, or KERNELxKERNEL, that keeps the size of its map, and a maxout of two pieces. A group
+ends in a max-pooling that halves the map. In a SPEC of one group, as of a shallow teacher, every layer ends in one. The
+last pooling, of either, takes the whole map. UNITS is a fully connected layer of maxouts of five pieces. The output,
+which a SPEC leaves out, has as many logits as the data have classes.
+"""
+
+import re
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from minifit import UserError
+from minifit.networks import Conv, FullyConnected, Network, Output, build
+
+LAYER = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d?))?")
+MOST = 100  # layers
+
+
+def network(role, spec, image, classes):
+    """The Network of a SPEC for images (H, W, C) of so many classes.   role: "teacher" or "student" """
+    convolutions, plus, units = spec.partition("+")
+    groups = [group.split("-") for group in convolutions.split("/")]
+    if len(groups) == 1:
+        groups = [[layer] for layer in groups[0]]
+    blocks, whole = [], (max(image[:2]),) * 2
+    for group in groups:
+        for layer in group:
+            found = LAYER.fullmatch(layer)
+            if not found:
+                what = repr(layer) if layer else "nothing between two signs"
+                raise UserError(
+                    f"--{role} {spec}: found {what}; wanted CHANNELS or CHANNELSxKERNEL for each layer, - between "
+                    "layers, / between groups, as in 16-16-16/32-32-32/48-48-64"
+                )
+            channels, kernel = int(found[1]), int(found[2] or 3)
+            if kernel % 2 == 0:
+                raise UserError(f"--{role} {spec}: found a kernel of {kernel}; wanted an odd one, which keeps the size")
+            blocks.append(Conv(channels, kernel, pad=kernel // 2))
+        blocks[-1] = replace(blocks[-1], pool=(2, 2))
+    blocks[-1] = replace(blocks[-1], pool=whole)
+    if len(blocks) > MOST:
+        raise UserError(f"--{role}: found {len(blocks)} layers; wanted at most {MOST}")
+    if plus:
+        if not re.fullmatch(r"[1-9]\d{0,4}", units):
+            raise UserError(f"--{role} {spec}: found +{units}; wanted +UNITS, a number of fully connected units")
+        blocks.append(FullyConnected(int(units), pieces=5))
+    return Network(f"{role} {spec}", tuple(image), (*blocks, Output(classes)), microbatch=32)
+
+
+def pair(student, teacher):
+    """(guided layer, hint layer, kind of regressor): the middle of the teacher's layers, and the student's to suit.
+
+    Of the student's maps that are at least as large as the hint, the smallest ones make the smallest regressors; of
+    their layers it is the one nearest to the middle. Where none is as large, the regressor is fully connected.
+    """
+    maps, hints = shapes(student), shapes(teacher)
+    hint = (len(hints) + 1) // 2
+    wanted = hints[hint - 1]
+    fitting = {i: size for i, size in enumerate(maps, start=1) if size[0] >= wanted[0] and size[1] >= wanted[1]}
+    middle = (len(maps) + 1) / 2
+    if not fitting:
+        return round(middle), hint, "fc"
+    guided = min(fitting, key=lambda i: (prod(fitting[i][:2]), abs(i - middle), i))
+    return guided, hint, "conv"
+
+
+def shapes(network):
+    """The maps (H, W, C) of a network's convolutions."""
+    layers, x, found = build(network), np.zeros((0, *network.input), np.float32), []
+    for layer, block in zip(layers, network.blocks, strict=True):
+        x = layer(x)
+        found += [x.shape[1:]] * isinstance(block, Conv)
+    return found
