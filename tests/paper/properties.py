@@ -299,7 +299,7 @@ def by_reference(problem):
         if isinstance(subject, fitnets.Stage):
             target = x if subject.target is None else train.forward([as_reference(subject.target)], x)
             return loss_by_reference(subject.loss)(y, target, examples[-1])
-        return getattr(losses, subject.__name__)(y, *examples, **problem.settings)
+        return getattr(losses, getattr(subject, "stands_for", subject.__name__))(y, *examples, **problem.settings)
 
     return f
 
