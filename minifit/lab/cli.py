@@ -18,7 +18,7 @@ from minifit import UserError, baselines, data, experiments, fitnets, networks
 from minifit.backend import BACKENDS, use
 from minifit.lab import compare as comparison
 from minifit.lab import plan, publish, report, runner, teachers, tools
-from minifit.lab.options import HELP, WIDTH, changed, changes, nearest, option_of, options, read, show_help
+from minifit.lab.options import HELP, HELP_ALL, WIDTH, changed, changes, nearest, option_of, options, read, show_help
 from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.runner import Run
 from minifit.lab.training import TrainingError
@@ -64,9 +64,7 @@ class Options(experiments.Config):
     )
     teacher_std: tuple[float, ...] = setting("and divide it by this", ABOVE_0, default=(1.0,))
     teacher_range: float = setting("show an ONNX teacher pixels from 0 to X, such as 1 or 255", ABOVE_0, default=1.0)
-    teacher_from: Path | None = setting(
-        "take the teacher of this run directory; auto: train one", default=None, common=True
-    )
+    teacher_from: Path | None = setting("take the teacher of this run directory; auto: train one", default=None)
     data_dir: Path | None = setting(
         "read the data set from here; auto: MINIFIT_DATA, the cache, or a download", default=None, common=True
     )
@@ -167,7 +165,9 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
             f"{experiment.student.name} learns from {experiment.teacher.name}. The values in brackets are the defaults."
         )
         choices = {"stage": goals_of(experiment, start), "preset": experiment.presets}
-        choices[start.CHOICE] = [method.name for method in baselines.METHODS]
+        few = baselines.METHODS if HELP_ALL in arguments else (*fitnets.METHODS,)
+        more = [] if HELP_ALL in arguments else [f"and {len(baselines.METHODS) - len(few)} more ({HELP_ALL})"]
+        choices[start.CHOICE] = [method.name for method in few] + more
         show_help(f"{command} {name}", about, start, arguments, choices)
     asked = read(arguments, start)
     experiments.check(experiment, asked)
