@@ -376,6 +376,9 @@ NETWORKS = (
     *DEPTH_107M,
 )
 
+# The other systems of its tables, for ten classes.
+OTHERS = (nin_mnist(), nin_cifar(), nin_svhn(), maxout_dense(), mimic_cifar(64), mimic_cifar(128))
+
 
 def widened(network, scale):
     """The network with so many times its channels and units: another one, whose name says so."""

@@ -88,6 +88,7 @@ RESULTS = {
 # What must stand beside them, where they are of other images than the run's
 _AFLW = "The paper's figures are errors on AFLW; on these images only the order of the networks can be compared."
 ABOUT = {"faces": _AFLW, "faces-fitnet2": _AFLW}
+ABOUT["svhn"] = "The paper's figures are those of its Table 3: one network each, its own teacher, on 598,388 images."
 
 # paper 3.1: other ways to use two stages, tried on the 19-layer net; none of them is reported to work
 ABLATIONS = (
@@ -249,6 +250,8 @@ COUNTS = {
     "AFLW FitNet 1": Count(None, None, 51_248, 2_775_872, 51_248, 2_775_872),
     "AFLW FitNet 2": Count(None, None, 203_872, 10_933_888, 203_872, 10_933_888),
 }
+
+OTHER_COUNTS = {"mimic net 64c-1200L-30000": "54M", "mimic net 128c-1200L-30000": "70M"}  # table 1
 
 # Table 6 (computed, 2 pieces everywhere): weights, multiplications
 DEPTH_COUNTS = {

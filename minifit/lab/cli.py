@@ -358,11 +358,18 @@ def show_networks(words):
         networks.FITNET_4_100: ["The published figure is that of 10 classes; 100 classes have 45,000 weights more."],
         **dict.fromkeys((*networks.DEPTH_30M, *networks.DEPTH_107M), budget),
     }
+    for network in (networks.AFLW_TEACHER, networks.AFLW_FITNET_1, networks.AFLW_FITNET_2):
+        weights, multiplications = counted(replace(network, input=(16, 16, 1)))
+        grey = f"Of grey images it has {weights:,} weights and {report.count(multiplications)} multiplications."
+        notes[network] = [grey]
     rows = []
-    for network in networks.NETWORKS:
-        as_counted, as_built = counted(networks.as_counted(network)), counted(network)
-        published = paper.COUNTS[network.name]
-        printed = published.published_weights, published.published_multiplications
+    for network in (*networks.NETWORKS, *networks.OTHERS):
+        theirs, as_built = network in networks.OTHERS, counted(network)
+        as_counted = as_built if theirs else counted(networks.as_counted(network))
+        printed = paper.OTHER_COUNTS.get(network.name), None
+        if not theirs:
+            published = paper.COUNTS[network.name]
+            printed = published.published_weights, published.published_multiplications
         weights, multiplications = zip(printed, as_counted, as_built, strict=True)
         row = {"network": network.name, "layers": len(network.blocks), "weights": weights}
         more = [fully_connected] * (as_counted != as_built) + notes.get(network, [])

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 from minifit.lab.compare import ERRORS, TEACHER, figures, in_order
+from reference.paper import ABOUT
 
 NUMBER = re.compile(r"[~<>+-]?\d[\d.,]*( ?(K|M|G|%|s|min|h))?( \d\d (s|min))?( of \d[\d,]*)?")
 
@@ -103,12 +104,17 @@ def results_table(summary, published=None):
         captions.append(f"Trained on {summary['train_images']:,} images; {_chosen(summary['validation_images'])}.")
     sources = {key: stage["from"] for key, stage in stages.items() if "from" in stage}
     captions += [f"Stage {key} was trained in {source}." for key, source in sources.items()]
+    captions += [ABOUT[summary["experiment"]]] if paper and summary["experiment"] in ABOUT else []
     if paper and summary["preset"] != "paper":
         captions.append("The paper's figures are those of its own teacher and of schedules of up to 500 epochs.")
-    error = methods[in_order(methods)[-1]]["test_error"] if methods else None
+    last = in_order(methods)[-1] if methods else None
+    error = methods[last]["test_error"] if methods else None
     if error and images:
-        deviation = (error * (100 - error) / images) ** 0.5
-        captions.append(f"Standard error of a test error of {error:.2f} %: {deviation:.2f}.")
+        deviation, over = (error * (100 - error) / images) ** 0.5, ""
+        for stage in stages.values():
+            if stage["method"] == last and "standard_error" in stage:
+                deviation, over = stage["standard_error"], " over groups of images, such as those of one picture"
+        captions.append(f"Standard error of a test error of {error:.2f} %{over}: {deviation:.2f}.")
     return table(rows, header) + "\n\n" + "\n".join(captions + notes)
 
 
@@ -178,7 +184,9 @@ def page(parts, published, pictures):
     if single:
         blocks.append(overview(single, published))
     if single and published:
-        blocks.append(("text", "The paper's figures are those of its Table 4 or 5: one network each, its own teacher."))
+        of_tables = "The paper's figures are those of its Table 4 or 5: one network each, its own teacher."
+        experiment = next(iter(parts.values()))["experiment"]
+        blocks.append(("text", ABOUT.get(experiment, of_tables)))
     for name, part in parts.items():
         blocks += part_blocks(name, part)
         blocks += [("picture", path, caption) for path, caption in pictures[name]]
@@ -222,6 +230,11 @@ def part_blocks(name, part):
         sizes = f"{part['train_images']:,} training, {part['validation_images']:,} validation"
         about = f"{part['data']}: {sizes} and {part['test_images']:,} test images. Teacher: {part['teacher']}. "
         blocks.append(("text", f"{about}Student: {part['student']}. {made_by(part)}".strip()))
+    over_groups = [s["standard_error"] for run in part["runs"] for s in run["stages"].values() if "standard_error" in s]
+    if over_groups:
+        low, high = min(over_groups), max(over_groups)
+        about = "Over groups of images, such as those of one picture, the standard error of one run's test error is"
+        blocks.append(("text", f"{about} {low:.2f} to {high:.2f}."))
     if part["changed"]:
         changes = ", ".join(f"{setting} {value}" for setting, value in part["changed"].items())
         blocks.append(("text", f"Changed from the preset: {changes}."))

@@ -15,7 +15,7 @@ from minifit.backend import refuse_more_than_memory
 from minifit.lab import files, plan, plots, report
 from minifit.lab.files import digest
 from minifit.lab.rundir import RunDirectory, refuse_other_settings
-from minifit.lab.sets import Sets
+from minifit.lab.sets import Sets, outputs
 from minifit.lab.teachers import Given
 from minifit.lab.training import DataParallel, fit
 from minifit.model import describe
@@ -395,7 +395,20 @@ def figures(run, stage, state):
         if not stage.on_all and run.sets.sizes["validation"]:  # else it has trained on them
             record["validation_error"] = 100 * state["best_errors"] / run.sets.sizes["validation"]
         record["test_error"] = 100 * errors / run.sets.sizes["test"]
+        if run.data.test_groups is not None:
+            record["standard_error"] = standard_error(run, stage)
     return record
+
+
+def standard_error(run, stage):
+    """Of a test error in percent, over groups of images: those of one group, as of one picture, err together."""
+    examples = run.sets["test"]
+    logits = outputs(stage.network, examples, run.workers)
+    logits = logits[-1] if isinstance(logits, tuple) else logits
+    wrong, groups = logits.argmax(axis=-1) != examples.labels, run.data.test_groups[: len(examples)]
+    _, of_group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    more = np.bincount(of_group, wrong) - wrong.mean() * sizes  # errors of a group beyond its share
+    return float(100 * np.sqrt((more * more).sum() * len(sizes) / max(1, len(sizes) - 1)) / len(wrong))
 
 
 def take_teacher(run, source):
