@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minifit import fitnets
+from minifit import data, fitnets
 from minifit.lab import report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,9 +131,18 @@ def test_a_trained_student_is_used_as_the_front_page_says(tmp_path):
     networks.initialise(student, np.random.default_rng(0))
     student.params["6.1.b" if "6.1.b" in student.params else "6.0.b"][7] = 1e6
     files.save(folder / "fitnet.h5", {"epoch": 1}, best=dict(student.params))
-    [code] = [block for block in blocks(README, "python") if "h5py" in block]
+    [code] = [block for block in blocks(README, "python") if "student" in block and "h5py" in block]
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "[7]\n"
+
+
+def test_a_data_set_is_made_as_the_front_page_says(tmp_path, monkeypatch):
+    [code] = [block for block in blocks(README, "python") if "my.h5" in block]
+    assert len(code.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    loaded = data.load("own", file="my.h5")
+    assert loaded.images.shape == (480, 16, 16, 3) and np.bincount(loaded.test_labels).tolist() == [40, 40, 40]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -156,4 +165,4 @@ def test_every_link_of_a_page_leads_somewhere(name):
 
 
 def test_the_front_page_is_short():
-    assert len(README.splitlines()) <= 140
+    assert len(README.splitlines()) <= 155
