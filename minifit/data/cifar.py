@@ -157,7 +157,8 @@ def _contents(published, source):
         return
     wanted = (*published.train, published.tests)
     try:
-        with gzip.open(source) as unzipped:
+        with gzip.open(source) as zipped:
+            unzipped = files.Limited(zipped, source)
             with tarfile.open(fileobj=unzipped, mode="r|") as archive:
                 for member in archive:
                     name = PurePosixPath(member.name).name

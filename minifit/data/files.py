@@ -10,6 +10,8 @@ import pooch
 from minifit import UserError
 from minifit.data.progress import Bar
 
+MOST = 2**28  # bytes of a file, zipped or not: more than any published one has
+
 
 def find(title, search, download, wanted, cache, data_dir=None):
     """What `search` finds of a set, or else what `download(cache)` fetches.
@@ -96,11 +98,28 @@ def reading(*paths):
 
 
 def read(path):
-    """All bytes of a file."""
+    """All bytes of a file, which must not be more than MOST."""
     try:
+        size = os.stat(path).st_size
+        if size > MOST:
+            raise UserError(f"{path}: {size:,} bytes; wanted at most {MOST:,}, more than any published file has")
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+
+
+class Limited:
+    """A stream that complains once it has given more than MOST bytes: what it reads was made to fill a memory."""
+
+    def __init__(self, stream, place):
+        self.stream, self.place, self.left = stream, place, MOST
+
+    def read(self, count):
+        block = self.stream.read(min(count, self.left + 1))
+        self.left -= len(block)
+        if self.left < 0:
+            raise UserError(f"{self.place}: inflates to more than {MOST:,} bytes, more than any published file does")
+        return block
 
 
 def existing(paths):

@@ -6,6 +6,7 @@ dimension as four bytes, most significant first, and then the elements.
 
 import gzip
 import hashlib
+import io
 import math
 import zlib
 
@@ -91,7 +92,8 @@ def _read(path, dimensions):
     content = files.read(path)
     if content.startswith(b"\x1f\x8b"):
         try:
-            content = gzip.decompress(content)
+            with gzip.open(io.BytesIO(content)) as unzipped:
+                content = files.Limited(unzipped, path).read(files.MOST + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path}: damaged gzip: {error}") from None
 

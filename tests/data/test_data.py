@@ -248,7 +248,7 @@ def test_the_real_mnist_is_recognised():
 
 
 def test_an_unknown_set_is_one_line_that_lists_the_known_ones():
-    with pytest.raises(UserError, match="'cifar': choose mnist, digits, cifar10 or cifar100"):
+    with pytest.raises(UserError, match="'cifar': choose one of mnist, svhn, cifar10, cifar100, digits, faces, own"):
         data.load("cifar")
 
 
