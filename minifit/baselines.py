@@ -50,7 +50,7 @@ def kd_ensemble(task, train, members=MEMBERS, average="logits"):
 def nin(task, train):
     """Network in network [NiN], on labels."""
     layers = task.network("nin", brought(task, networks.nin_mnist, networks.nin_cifar))
-    train(Stage("nin", layers, LABELS, momentum(task), of="nin"))
+    train(Stage("nin", layers, LABELS, slower(task), of="nin"))
 
 
 def dsn(task, train, weight=None, gamma=0.0):
@@ -60,12 +60,13 @@ def dsn(task, train, weight=None, gamma=0.0):
     them after a quarter of the epochs, Ramp(1.0, 0.0, N / 4, N / 4).
     gamma: a companion's cost for an image counts where it exceeds this; [DSN] does not say by how much
     """
-    network = brought(task, networks.nin_mnist, networks.nin_cifar, relu=False)
+    layers = task.network("dsn", brought(task, networks.nin_mnist, networks.nin_cifar, relu=False))
+    network, s = task.networks["dsn"], slower(task)
     depths = [i for i, block in enumerate(network.blocks, start=1) if isinstance(block, networks.Conv)]
     few = network.blocks[-1].classes <= 10  # with more, the squared hinge does not converge: its code has softmax there
     costs = (SquaredHinge(gamma), SquaredHinge()) if few else (LABELS, LABELS)
     weight = weight or Ramp(0.1, 0.0, task.settings.student.epochs)
-    deeply_supervised(task, train, "dsn", "dsn", task.network("dsn", network), depths, costs, weight, momentum(task))
+    deeply_supervised(task, train, "dsn", "dsn", layers, depths, costs, weight, s, lr_scale=0.001)  # its code's
 
 
 def dsn_student(task, train):
@@ -135,12 +136,15 @@ METHODS = (  # in the order in which they are listed everywhere
 )
 
 
-def deeply_supervised(task, train, name, of, layers, depths, costs, weight, schedule):
+def deeply_supervised(task, train, name, of, layers, depths, costs, weight, schedule, lr_scale=1.0):
     """Layers with a linear classifier at each of these depths, discarded afterwards.
 
     costs: the loss of these companions, and that of the output    weight: of each companion
+    lr_scale: times the learning rate, of the classifiers
     """
     heads = {i: task.head(layers[:i], f"{name} head weights", i) for i in depths}
+    for head in heads.values():
+        head.lr_scale = lr_scale
     loss = Outputs("labels, at several depths", (*[costs[0]] * len(heads), costs[1]), weight)
     train(Stage(name, Branches(layers, heads), loss, schedule, of=of))
 
@@ -179,9 +183,12 @@ def mimic_net(task, wide=False):
     return "wide mimic net" if wide else "mimic net", network
 
 
-def momentum(task):
-    """The schedule of [NiN] and [DSN]: SGD with momentum .9. Their rate of .1 and .025 is for another start."""
-    return replace(task.settings.student, optimizer="sgd", lr=0.025, momentum=Ramp(0.9))
+def slower(task):
+    """The student's schedule, by RMSProp at a rate at which network in network learns from a scaled start in minutes.
+
+    [NiN] has SGD, momentum .9 and rate .1 from a start at N(0, .05), and hundreds of epochs.
+    """
+    return replace(task.settings.student, optimizer="rmsprop", lr=0.0005)
 
 
 def in_units_of(task, teacher, layers):

@@ -134,6 +134,7 @@ class Experiment:
     teacher: networks.Network
     student: networks.Network
     presets: dict[str, Config]
+    others: dict[str, networks.Network] = field(default_factory=dict)  # in place of what methods bring, by their names
 
 
 MNIST_PAPER = Config(
@@ -421,7 +422,13 @@ EXPERIMENTS = {
     "cifar10-107m-9": depth(networks.DEPTH_107M[2], 5),
     "cifar10-107m-11": depth(networks.DEPTH_107M[3], 7),
     # Table 3
-    "svhn": Experiment("svhn", networks.SVHN_TEACHER, networks.SVHN_FITNET, {"default": SVHN, "paper": SVHN_PAPER}),
+    "svhn": Experiment(
+        "svhn",
+        networks.SVHN_TEACHER,
+        networks.SVHN_FITNET,
+        {"default": SVHN, "paper": SVHN_PAPER},
+        {"nin": networks.nin_svhn(), "dsn": networks.nin_svhn(relu=False)},
+    ),
     # Section 3.4; a file of the user's decides the channels
     "faces": faces(networks.AFLW_FITNET_1),
     "faces-fitnet2": faces(networks.AFLW_FITNET_2),
@@ -460,7 +467,12 @@ STUDIES = (
     Study("tau", {"1": {"tau": 1.0}, "3, paper": {}, "10": {"tau": 10.0}}, ("kd", "fitnet")),
     Study(
         "lambda",
-        {"4 to 1, paper": {}, "4 throughout": {"lam": Ramp(4.0)}, "1 throughout": {"lam": Ramp(1.0)}},
+        {
+            "4 to 1, paper": {},
+            "4 throughout": {"lam": Ramp(4.0)},
+            "1 throughout": {"lam": Ramp(1.0)},
+            "0, no teacher": {"lam": Ramp(0.0)},
+        },
         ("kd", "fitnet"),
     ),
     Study("The student's tau in eq. 2", {"tau, paper": {}, "1, released code": {"student_tau": 1.0}}, ("kd", "fitnet")),

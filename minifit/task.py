@@ -54,14 +54,14 @@ class Task:
     def network(self, name, own=None, as_teacher=False):
         """The network as it starts: of one seed, every method gets a student with the same weights.
 
-        own: a networks.Network that the method brings with it, which then has this name in the task
+        own: a networks.Network that the method brings with it; it has this name in the task, unless another one has
         as_teacher: whether it has the settings of the teacher, dropout among them
         """
         s = self.settings
         if isinstance(own, Layer):
             raise UserError(f"{name}: wanted a teacher that can be trained, and --teacher names one that has been")
         if own is not None:
-            self.networks[name] = own
+            self.networks.setdefault(name, own)
         if as_teacher:
             kept = {"dropout_keep_input": s.dropout_keep_input, "dropout_keep": s.dropout_keep}
             kept["conv_lr_scale"] = s.teacher_conv_lr_scale

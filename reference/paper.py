@@ -11,24 +11,24 @@ have minifit's names: teacher, backprop, kd, fitnet. Results are in percent.
 from dataclasses import dataclass
 
 TABLE_1 = {"teacher": 90.18, "fitnet": 91.61}  # CIFAR-10, test accuracy; the student is FitNet 4
-TABLE_1_OTHERS = {
-    "mimic single, 54M": 84.6,
-    "mimic single, 70M": 84.9,
-    "mimic ensemble, 70M": 85.8,
+TABLE_1_OTHERS = {  # by the names of minifit's methods; those of mimic nets have 54M, 70M and 70M weights
+    "mimic": 84.6,
+    "mimic-conv": 84.9,
+    "mimic-ensemble": 85.8,
     "maxout": 90.65,
-    "network in network": 91.2,
-    "deeply-supervised": 91.78,
-    "deeply-supervised, 19 layers": 88.2,
+    "nin": 91.2,
+    "dsn": 91.78,
+    "dsn-student": 88.2,  # "Deeply-Supervised Networks (19)": FitNet 4
 }
 
 TABLE_2 = {"teacher": 63.54, "fitnet": 64.96}  # CIFAR-100, test accuracy
-TABLE_2_OTHERS = {"maxout": 61.43, "network in network": 64.32, "deeply-supervised": 65.43}
+TABLE_2_OTHERS = {"maxout": 61.43, "nin": 64.32, "dsn": 65.43}
 
 TABLE_3 = {"teacher": 2.38, "fitnet": 2.42}  # SVHN, test error
-TABLE_3_OTHERS = {"maxout": 2.47, "network in network": 2.35, "deeply-supervised": 1.92}
+TABLE_3_OTHERS = {"maxout": 2.47, "nin": 2.35, "dsn": 1.92}
 
 TABLE_4 = {"teacher": 0.55, "backprop": 1.9, "kd": 0.65, "fitnet": 0.51}  # MNIST, test error
-TABLE_4_OTHERS = {"maxout": 0.45, "network in network": 0.47, "deeply-supervised": 0.39}
+TABLE_4_OTHERS = {"maxout": 0.45, "nin": 0.47, "dsn": 0.39}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,16 @@ TABLE_5_TEACHER = {"layers": 5, "weights": "9M", "multiplications": "725M", "acc
 AFLW = {"teacher": 4.21, "FitNet 1": {"kd": 4.58, "fitnet": 2.55}, "FitNet 2": {"kd": 1.95, "fitnet": 1.85}}
 
 # Figure 2 and the text around it (paper 4.1): CIFAR-10, depth at a fixed number of multiplications
+FIGURE_2_POINTS = {  # (budget, layers) -> accuracies, read off the figure's vector coordinates; no point: no training
+    ("30M", 5): {"backprop": 83.58, "kd": 84.34, "fitnet": 84.93},
+    ("30M", 7): {"kd": 86.46, "fitnet": 86.98},
+    ("30M", 9): {"fitnet": 88.21},
+    ("30M", 11): {"fitnet": 88.61},
+    ("107M", 5): {"backprop": 85.95, "kd": 87.49, "fitnet": 87.31},
+    ("107M", 7): {"kd": 89.45, "fitnet": 90.10},
+    ("107M", 9): {"kd": 90.58, "fitnet": 90.94},
+    ("107M", 11): {"kd": 90.86, "fitnet": 91.01},
+}
 FIGURE_2 = {
     "deepest net that trains at 30M, in layers": {"backprop": 5, "kd": 7, "fitnet": 13},
     "accuracy of 7 layers at 107M": {"without hints": 89.45, "with hints": 90.1},
@@ -437,3 +447,65 @@ DISAGREEMENTS = (
     Disagreement("AFLW students", "7 layers", "8 widths, same section", "7 layers"),
     Disagreement("biases of convolutions", "not mentioned", "released code: one a position on MNIST", "one a channel"),
 )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table, and the experiment and the method by which minifit fills it.   published: None, it failed"""
+
+    experiment: str
+    method: str
+    published: float | None
+    about: str = ""
+
+
+def _rows(experiment, published, about=None):
+    return tuple(Row(experiment, method, value, (about or {}).get(method, "")) for method, value in published.items())
+
+
+# The tables whose rows are results: whether they are accuracies, and the rows
+_MLP = Row("mnist", "maxout", 0.94, "permutation-invariant; Goodfellow et al. 2013")
+TABLES = {
+    "Table 1. CIFAR-10, accuracy": (
+        True,
+        _rows(
+            "cifar10-fitnet4", TABLE_1 | TABLE_1_OTHERS, {"mimic": "54M", "mimic-conv": "70M", "mimic-ensemble": "70M"}
+        ),
+    ),
+    "Table 2. CIFAR-100, accuracy": (True, _rows("cifar100-fitnet4", TABLE_2 | TABLE_2_OTHERS)),
+    "Table 3. SVHN, error": (False, _rows("svhn", TABLE_3 | TABLE_3_OTHERS)),
+    "Table 4. MNIST, error": (
+        False,
+        (
+            *_rows("mnist", TABLE_4),
+            Row("mnist", "teacher", TABLE_4_OTHERS["maxout"], "maxout, convolutional: the teacher's network"),
+            _MLP,
+            *_rows("mnist", {name: TABLE_4_OTHERS[name] for name in ("nin", "dsn")}),
+        ),
+    ),
+    "Table 5. CIFAR-10, accuracy": (
+        True,
+        (
+            Row("cifar10-fitnet1", "teacher", TABLE_5_TEACHER["accuracy"]),
+            *(
+                Row(f"cifar10-{name.lower().replace(' ', '')}", "fitnet", row.accuracy, f"{name}, {row.weights}")
+                for name, row in TABLE_5.items()
+            ),
+        ),
+    ),
+    "Figure 2. CIFAR-10, accuracy, by depth at a fixed number of multiplications": (
+        True,
+        tuple(
+            Row(f"cifar10-{budget.lower()}-{layers}", method, points.get(method), f"{budget}, {layers} layers")
+            for (budget, layers), points in FIGURE_2_POINTS.items()
+            for method in ("backprop", "kd", "fitnet")
+        ),
+    ),
+    "Section 3.1. CIFAR-10, accuracy, other uses of two stages": (
+        True,
+        _rows(
+            "cifar10-fitnet4",
+            dict.fromkeys(("labels-then-labels", "labels-then-kd", "joint-labels", "joint-hint")),
+        ),
+    ),
+}

@@ -63,6 +63,7 @@ LAB = (
     "lab.plan",
     "lab.runner",
     "lab.publish",
+    "lab.tables",
     "lab.speed",
     "lab.tools",
     "lab.cli",

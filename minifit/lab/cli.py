@@ -17,7 +17,7 @@ import numpy as np
 from minifit import UserError, baselines, data, experiments, fitnets, networks
 from minifit.backend import BACKENDS, use
 from minifit.lab import compare as comparison
-from minifit.lab import plan, publish, report, runner, teachers, tools
+from minifit.lab import plan, publish, report, runner, tables, teachers, tools
 from minifit.lab.options import HELP, HELP_ALL, WIDTH, changed, changes, nearest, option_of, options, read, show_help
 from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.runner import Run
@@ -378,6 +378,12 @@ def show_networks(words):
     return 0
 
 
+def show_tables(words):
+    about = "Prints the paper's tables: each row with the published figure and ours, or the command that makes it."
+    tables.tables(read_alone("tables", about, words, Written()).results, say)
+    return 0
+
+
 def audit(words):
     from minifit import audit
 
@@ -397,6 +403,7 @@ def read_alone(command, about, words, start):
 def main(words):
     """Carries out a command; an exit status."""
     commands = {"compare": compare, "results": results, "networks": show_networks, "audit": audit}
+    commands |= {"tables": show_tables}
     commands |= {name: lambda words, do=do: do(words, say) for name, do in tools.COMMANDS.items()}
     if not words or words[0] in HELP:
         listed = textwrap.fill(", ".join(experiments.EXPERIMENTS), WIDTH, break_on_hyphens=False)

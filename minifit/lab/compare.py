@@ -63,7 +63,7 @@ def verdict(differences):
 def record(folder, stages=None, settings=None):
     """The record of the run in a directory: its seed, settings and versions, and the records of its finished stages.
 
-    stages: the names of those wanted, of which "missing" lists the unfinished; by default all that are recorded
+    stages: the names of those wanted, of which "missing" lists the unfinished; of other methods there may be some too
     settings: what the directory is to hold, by default what it says
     """
     config, summary = (_json(folder / name) for name in ("config.json", "summary.json"))
@@ -71,20 +71,15 @@ def record(folder, stages=None, settings=None):
         refuse_other_formats(folder, config)
     settings = settings or config["settings"]
     names = list(summary.get("stages", {})) if stages is None else list(stages)
-    found = {"stages": _finished(folder, names, settings)}
+    found = {"stages": RunDirectory(folder, tuple(names), settings, None).finished()}
     missing = [name for name in names if name not in found["stages"]]
     if settings["retrain"]:
-        found["all"] = _finished(folder / "all", names, settings)
+        found["all"] = RunDirectory(folder / "all", tuple(names), settings, None).finished()
         missing += [f"{name}, on all images" for name in names if name not in found["all"]]
     made_by = {name: value for name, value in config.items() if name not in ("format", "settings")}
     head = {name: value for name, value in summary.items() if name not in ("seed", "preset", "stages")}
     own = {"arm": "", "seed": settings["seed"], "folder": str(folder), "missing": missing}
     return own | made_by | {"settings": flat(settings), "head": head} | found
-
-
-def _finished(folder, names, settings):
-    finished = RunDirectory(folder, tuple(names), settings, None).finished()
-    return {name: finished[name] for name in names if name in finished}
 
 
 def _json(path):

@@ -21,7 +21,7 @@ from minifit.lab import pages, plots, report, runner
 from minifit.lab.compare import TEACHER, figures, in_order
 from minifit.lab.files import read_json, write_json, write_text
 from minifit.lab.jobs import Job, run_jobs
-from minifit.lab.rundir import differences, whole_lines
+from minifit.lab.rundir import by_method, differences, whole_lines
 from minifit.lab.sets import Examples, outputs, sees_bytes
 from minifit.settings import walk, words
 from reference import paper
@@ -65,7 +65,7 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
     several_arms = len({member.arm for member in members}) > 1
     base, records = members[0].run, [member.record() for member in members]
     part, jobs = Path(results) / base.name / ("studies" if questions else "arms" if several_arms else base.preset), {}
-    refuse_to_replace(part, records)
+    refuse_to_replace(part, with_what_was_there(part, records))
     for member, record in zip(members, records, strict=True):
         begun, name = member.run.directory.begun(), f"seed {member.run.seed}"  # UserError where it has other settings
         if begun and record["missing"]:
@@ -85,7 +85,7 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
     start = {name: value for name, _, value in walk(base.experiment.presets[base.preset])}
     own = walk(base.config)
     changed = {name: " ".join(words(value)) for name, _, value in own if value != start[name]}
-    records = [member.record() for member in members]
+    records = with_what_was_there(part, [member.record() for member in members])
     found = comparison.gather(records, command, changed, questions, ORDER, [] if several_arms else beside(members))
     run = next((m.run for m, r in zip(members, records, strict=True) if not r["missing"] and not r["arm"]), None)
     publish(part, found, run, html, tell)
@@ -125,6 +125,24 @@ def claim(folder):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def with_what_was_there(part, records):
+    """The records, and of methods that were not asked for what a results folder has of the same settings and seed."""
+    path = part / "results.json"
+    old, *_ = comparison.again(_read(path)) if path.exists() else [[]]
+    before = {(run["arm"], run["seed"]): run for run in old}
+    found = []
+    for run in records:
+        was = before.get((run["arm"], run["seed"]), run)
+        if was["settings"] == run["settings"]:
+            missing = {name.partition(",")[0] for name in run["missing"]}
+            kept = {
+                name: {k: r for k, r in was.get(name, {}).items() if k not in missing} for name in ("stages", "all")
+            }
+            run = run | {name: by_method(kept[name] | run[name]) for name in kept if name in run}
+        found.append(run)
+    return found
 
 
 def refuse_to_replace(part, records):

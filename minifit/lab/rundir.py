@@ -120,10 +120,10 @@ class RunDirectory:
 
     def add(self, summary, stage, record):
         """Writes summary.json with the record of one more finished stage, in the order of methods and of stages."""
-        stages, places = self.finished() | {stage: record}, {m.name: i for i, m in enumerate(baselines.METHODS)}
+        stages = self.finished() | {stage: record}
         names = [name for name in dict.fromkeys((*self.stages, *stages)) if name in stages]
-        names.sort(key=lambda name: places.get(stages[name].get("method"), len(places)))
-        write_json(self.folder / "summary.json", summary | {"stages": {name: stages[name] for name in names}})
+        stages = by_method({name: stages[name] for name in names})
+        write_json(self.folder / "summary.json", summary | {"stages": stages})
 
     def metrics(self):
         """The record of every epoch, as a dictionary."""
@@ -189,6 +189,12 @@ class RunDirectory:
         if differing:
             raise UserError(f"--teacher-from {source}: a teacher with other settings: {differing}")
         return record, groups
+
+
+def by_method(stages):
+    """The records of stages in the order of their methods; those of one method stay as they are."""
+    places = {method.name: i for i, method in enumerate(baselines.METHODS)}
+    return dict(sorted(stages.items(), key=lambda item: places.get(item[1].get("method"), len(places))))
 
 
 def whole_lines(path):

@@ -54,6 +54,7 @@ class Run:
             what = f"--teacher-width-scale {times:g}: training its {n:,.0f} weights would"
             refuse_more_than_memory(what, TRAINING * n, "a narrower one would fit")
         self.networks = {"teacher": networks.widened(teacher, times), "student": self.experiment.student}
+        self.networks |= self.experiment.others
         self.chosen = chosen(self.methods)
         self.listed = [m for m in baselines.METHODS if m in self.chosen or m in fitnets.METHODS]
         self.directory = RunDirectory(self.folder, tuple(self.ahead("all")), self.settings, self.xp)

@@ -1,0 +1,85 @@
+"""The paper's tables: each row with its published figure, and ours from results/ or else the command that makes it."""
+
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+
+from minifit import baselines, experiments, fitnets, networks
+from minifit.lab import publish
+from minifit.lab.compare import CONFIDENCE
+from minifit.lab.report import count, number, several, table
+from reference import paper
+
+CONFIDENCES = 0.1, 0.3, 0.5, 0.9, 0.99, 0.999  # of a teacher, in the table of the curriculum
+PRESETS = "paper", "default"  # the parts of a results folder that can fill a row
+
+
+def tables(results, say):
+    """Prints Tables 1 to 6, Figure 2, and what sections 2.4 and 3.1 say, from the records in a results folder alone."""
+    for title, (accuracies, rows) in paper.TABLES.items():
+        found = [line for row in rows for line in lines(row, accuracies, Path(results))]
+        unit = "accuracy %" if accuracies else "error %"
+        header = ["system", f"paper\n{unit}", f"ours\n{unit}", "95 %\ninterval", "seeds", "preset, or the command"]
+        say(f"{title}\n\n{table(found, header)}\n")
+    say(f"Table 6. The networks of Figure 2\n\n{table_6()}\n")
+    say(f"Section 2.4. The curriculum\n\n{curriculum()}")
+
+
+def lines(row, accuracies, results):
+    """The cells of a row for each preset whose results there are; or with the command that makes them."""
+    method = next(method for method in baselines.METHODS if method.name == row.method)
+    system = method.title + f" ({row.about})" * bool(row.about)
+    published = "fails" if row.published is None else f"{row.published:g}"
+    found = []
+    for preset, ours in figures(results / row.experiment, row.method).items():
+        errors = [100 - error if accuracies else error for error in ours["test_errors"]]
+        seeds = several(ours["seeds"])
+        found.append([system, published, number(float(np.mean(errors))), interval(errors), seeds, preset])
+    chosen = "" if method in fitnets.METHODS else f" --methods {method.name}"
+    command = f"python run.py compare {row.experiment}{chosen}"
+    return found or [[system, published, None, None, None, command]]
+
+
+def figures(folder, method):
+    """{preset: the row of a method} in the results of an experiment."""
+    parts, found = publish.parts_of(folder), {}
+    for preset in (name for name in PRESETS if name in parts):
+        for row in parts[preset]["questions"][0]["rows"]:
+            if row["method"] == method and row["test_errors"]:
+                found[preset + " (changed)" * bool(parts[preset]["changed"])] = row
+    return found
+
+
+def interval(values):
+    """The 95 % interval of the mean, by Student's t; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    from scipy import stats  # takes longer to import than the rest of minifit
+
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / sqrt(len(values))
+    return f"{np.mean(values) - half:.2f} to {np.mean(values) + half:.2f}"
+
+
+def table_6():
+    rows = []
+    for network in (*networks.DEPTH_30M, *networks.DEPTH_107M):
+        image = np.zeros((0, *network.input), np.float32)
+        weights, multiplications = map(
+            sum, zip(*networks.count(networks.build(networks.as_counted(network)), image), strict=True)
+        )
+        guided = next(e for e in experiments.EXPERIMENTS.values() if e.student is network).presets["paper"].guided_layer
+        budget = paper.COUNTS[network.name].published_multiplications
+        rows.append([network.name, f"{several(guided)} from 2", f"{weights:,}", budget, count(multiplications)])
+    return table(rows, ["network", "guided layer", "weights", "budget", "multiplications"])
+
+
+def curriculum():
+    """How strongly an image pulls at a student that knows nothing, by what its teacher thinks of one class of ten."""
+    k, tau = 10, experiments.MNIST_PAPER.tau
+    logits = np.log([[c, *[(1 - c) / (k - 1)] * (k - 1)] for c in CONFIDENCES])
+    rows = [[f"{c:g}", f"{pull:.4f}"] for c, pull in zip(*baselines.pull(logits, tau), strict=True)]
+    said = "An image's gradient in eq. 2's second term grows with the teacher's confidence: sure ones are learnt first."
+    lam = "Does lambda's decay matter? python run.py compare mnist --studies"
+    header = ["teacher's\nconfidence", "gradient"]
+    return f"{table(rows, header)}\n\n{said}\n{lam}"
