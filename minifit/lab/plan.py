@@ -16,12 +16,13 @@ from minifit.layers import leaves
 def lines(run, goal):
     """What is said before a run begins: its sets, what becomes of the teacher's outputs, and a table of its stages."""
     sizes = "{train:,} images to train on, {validation:,} to validate, {test:,} to test".format(**run.sets.sizes)
-    yield f"{run.data.name}: {sizes}; seed {run.seed}; {run.workers} workers; {run.folder}/"
+    yield f"{run.data.name}: {sizes}"
+    yield f"seed {run.seed}, {run.workers} workers, {run.folder}/"
     stages = {key: run.stages[key][1] for key in run.ahead(goal)}
     if any(stage.target for stage in stages.values()):
-        yield about_the_teacher(run, stages.values())
+        yield textwrap.fill(about_the_teacher(run, stages.values()), 80)
     if run.sets.statistics:
-        yield f"Images are whitened by what the training images tell, kept in {run.sets.statistics}."
+        yield f"Images are whitened with statistics of the training images: {run.sets.statistics}"
     yield ""
     yield plan_table(outline(run, stages))
 
@@ -101,10 +102,11 @@ def plan_table(rows):
     left = [row["estimate"] for row in rows if row["state"] != "finished"]
     cells = []
     for row in rows:
-        estimate = None if row["state"] == "finished" else duration(row["estimate"])
+        state = {"finished": "finished", "to train": duration(row["estimate"])}
+        time = state.get(row["state"], f"{duration(row['estimate'])}\n{row['state']}")
         sizes = f"{row['weights']:,}", count(row["multiplications"]), f"{row['epochs']:,}"
-        trains, loss = textwrap.fill(row["trains"], 24), textwrap.fill(row["loss"], 14)
-        cells.append([row["stage"], trains, loss, *sizes, estimate, row["state"]])
-    header = ["stage", "trains", "loss", "weights", "mult.", "epochs", "estimate", "state"]
+        stage, trains, loss = (textwrap.fill(row[name], 20) for name in ("stage", "trains", "loss"))
+        cells.append([stage, trains, loss, *sizes, time])
+    header = ["stage", "trains", "loss", "weights", "mult.", "epochs", "time"]
     total = f"Left to train: about {duration(sum(left))}." if left else "Nothing is left to train."
     return table(cells, header) + "\n\n" + total

@@ -106,7 +106,7 @@ def results_table(summary, published=None):
     captions += [f"Stage {key} was trained in {source}." for key, source in sources.items()]
     captions += [ABOUT[summary["experiment"]]] if paper and summary["experiment"] in ABOUT else []
     if paper and summary["preset"] != "paper":
-        captions.append("The paper's figures are those of its own teacher and of schedules of up to 500 epochs.")
+        captions.append("The paper's figures come from its own teacher and up to 500 epochs per stage.")
     last = in_order(methods)[-1] if methods else None
     error = methods[last]["test_error"] if methods else None
     if error and images:
@@ -124,7 +124,7 @@ def _chosen(validation):
 
 def epoch_line(record):
     """One line after an epoch: how it went and how long it took."""
-    error = f", validation error {record['validation_error']:.2f} %" if "validation_error" in record else ""
+    error = f" and error {record['validation_error']:.2f} %" if "validation_error" in record else ""
     losses = f"loss {record['train_loss']:.4g}"
     if "validation_loss" in record:
         losses += f", validation loss {record['validation_loss']:.4g}"
@@ -132,7 +132,7 @@ def epoch_line(record):
 
 
 def stage_line(stage, record, test_images=None, folder=None):
-    """One line after a stage: how well it does, at which epoch, how long it took and where it lies."""
+    """Two lines after a stage: how well it does, at which epoch; how long it took and where its file is."""
     if record.get("test_error") is None and record.get("validation_error") is None:
         measure = f"loss {record['test_loss']:.4g}" + (f" ({test_images:,} images)" if test_images else "")
         validation = f"{record['validation_loss']:.4g}" if "validation_loss" in record else "none"
@@ -146,7 +146,7 @@ def stage_line(stage, record, test_images=None, folder=None):
                 measure += f" ({round(record['test_error'] * test_images / 100):,} of {test_images:,})"
     where = Path(folder or "", record["file"]).as_posix()
     epoch = f"epoch {record['best_epoch']} of {record['epochs']}"
-    return f"{stage}: test {measure}, validation {validation} at {epoch}, {duration(record['seconds'])} -> {where}"
+    return f"{stage}: test {measure}, validation {validation} at {epoch}\n  {duration(record['seconds'])}, {where}"
 
 
 def networks_table(rows):

@@ -1,6 +1,7 @@
 """From an experiment, its settings and a seed to trained stages: walks a method, and trains, loads or records each."""
 
 import json
+import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -23,6 +24,7 @@ from minifit.regressors import TRAINING
 from minifit.task import MEASURED, Task
 from reference import paper
 
+SELDOM = 50  # times as long as the last drawing of curves took passes, at least, before the next
 DRAWN = 64  # units of a fully connected first layer
 
 
@@ -198,7 +200,7 @@ class Run:
         """(mean loss, errors) of a stage's network over a set, without noise."""
         sets = {part: self.sets.taught(part, stage.target, self.workers)}
         with DataParallel(stage, sets, self.microbatch(stage), self.workers) as examples:
-            return examples.measure(part, epoch)
+            return examples.measure(part, epoch, self.progress)
 
 
 def chosen(names=()):
@@ -257,10 +259,10 @@ def train(run, goal, say, teacher_from=None):
         for line in plan.lines(run, goal):
             say(line)
         say("")
-        task, last = run.task(), run.ahead(goal)[-1]
+        task, last, look = run.task(), run.ahead(goal)[-1], Look(run)
 
         def make(stage):
-            record, fresh = trained(run, stage, lambda epoch: say(report.epoch_line(epoch)))
+            record, fresh = trained(run, stage, lambda epoch: (say(report.epoch_line(epoch)), look(stage)))
             kept = f" (from {record['from']})" if "from" in record else "" if fresh else " (kept)"
             say(report.stage_line(stage.key, record, run.sets.sizes["test"], run.folder) + kept)
             if fresh or stage.key == last:
@@ -276,10 +278,34 @@ def train(run, goal, say, teacher_from=None):
 
 def draw(run):
     """curves.png and filters.png, of what there is."""
-    stages, title = run.directory.finished(), f"{run.data.name}, seed {run.seed}"
+    draw_curves(run)
+    plots.plot_filters(first_layers(run), run.folder / "filters.png", f"First layer, {run.data.name}, seed {run.seed}")
+
+
+def draw_curves(run, stage=None):
+    """curves.png, of the finished stages and of one that is being trained."""
+    stages = run.directory.finished()
+    if stage:
+        method, _ = run.stages[stage.key]
+        now = {"method": method.name, "label": method.label, "best_epoch": None, "last": False}
+        stages |= {stage.key: now | ({"test_error": None} if stage.classifies else {})}
     who = "; ".join(run.networks[name].name for name in ("teacher", "student"))
-    plots.plot_curves({run.seed: run.directory.metrics()}, run.folder / "curves.png", f"{title}: {who}", stages)
-    plots.plot_filters(first_layers(run), run.folder / "filters.png", f"First layer, {title}")
+    title = f"{run.data.name}, seed {run.seed}: {who}"
+    plots.plot_curves({run.seed: run.directory.metrics()}, run.folder / "curves.png", title, stages)
+
+
+class Look:
+    """Draws the curves after an epoch, unless drawing would take more than a small part of the time."""
+
+    def __init__(self, run):
+        self.run, self.next = run, 0.0
+
+    def __call__(self, stage):
+        began = time.perf_counter()
+        if began >= self.next:
+            draw_curves(self.run, stage)
+            took = time.perf_counter() - began
+            self.next = began + took + SELDOM * took
 
 
 def first_layers(run):

@@ -23,6 +23,8 @@ from minifit.optimizers import max_norm
 
 LANES = 8  # the most partial sums of a minibatch, and so the most workers of use ...
 LANES_MEMORY = 2**27  # ... and fewer, but two at least, where they would take more bytes than this
+BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining} left, {rate_noinv_fmt}{postfix}"  # in 80 columns
+MEASURED_AT_ONCE = 32  # chunks, between two looks at the bar
 
 
 class TrainingError(Exception):
@@ -67,10 +69,15 @@ class DataParallel:
         grads = {name: self._view(total, name) for name in self.params}
         return float(sum(losses)), grads
 
-    def measure(self, name, epoch):
+    def measure(self, name, epoch, progress=False):
         """(mean loss, errors) over the set of that name, without noise."""
-        n = len(self.sets[name])
-        parts = self.team.run("measure", [(name, i, min(i + self.chunk, n), epoch) for i in range(0, n, self.chunk)])
+        n, parts = len(self.sets[name]), []
+        jobs = [(name, i, min(i + self.chunk, n), epoch) for i in range(0, n, self.chunk)]
+        with bar(f"{self.stage.key}, {name} images", n, progress) as shown:
+            for i in range(0, len(jobs), MEASURED_AT_ONCE):
+                some = jobs[i : i + MEASURED_AT_ONCE]
+                parts += self.team.run("measure", some)
+                shown.update(some[-1][2] - some[0][1])
         return sum(loss for loss, _ in parts) / n, sum(errors for _, errors in parts)
 
     def _gradient(self, job):
@@ -163,15 +170,7 @@ def fit(
             epoch, began, total = state["epoch"] + 1, time.perf_counter(), 0.0
             order = rng.permutation(n)
             choices = draw(rng, n) if draw else None
-            bar = Bar(
-                total=n,
-                unit="img",
-                unit_scale=True,
-                leave=False,
-                disable=not progress,
-                desc=_label(stage, state, schedule, len(sets["validation"])),
-            )
-            with bar:
+            with bar(_label(stage, state, schedule, len(sets["validation"])), n, progress) as shown:
                 for step in range(steps):
                     batch = slice(step * schedule.batch, (step + 1) * schedule.batch)
                     indices, chosen = order[batch], None if choices is None else choices[batch]
@@ -183,9 +182,9 @@ def fit(
                     for name, limit in limits.items():
                         max_norm(params[name], limit)
                     total += loss * len(indices)
-                    bar.set_postfix_str(f"loss {total / (bar.n + len(indices)):.4g}", refresh=False)
-                    bar.update(len(indices))
-            loss, errors = examples.measure("validation", epoch) if validated else (None, None)
+                    shown.set_postfix_str(f"loss {total / (shown.n + len(indices)):.4g}", refresh=False)
+                    shown.update(len(indices))
+            loss, errors = examples.measure("validation", epoch, progress) if validated else (None, None)
             if validated and not isfinite(loss):
                 everyone = np.arange(len(sets["validation"]))
                 raise TrainingError(_diagnosis(stage, sets["validation"], everyone, loss, epoch, steps))
@@ -229,12 +228,18 @@ def improves(stage, loss, errors, state):
     return errors < state["best_errors"] if stage.classifies else loss < state["best_loss"]
 
 
+def bar(label, images, progress):
+    """A progress bar over so many images, if progress is to be seen."""
+    look = {"unit": "img", "unit_scale": True, "dynamic_ncols": True, "bar_format": BAR, "leave": False}
+    return Bar(total=images, desc=label, disable=not progress, **look)
+
+
 def _label(stage, state, schedule, images):
     label = f"{stage.key} {state['epoch'] + 1}/{schedule.epochs}"
     if state["best_loss"] is None:
         return label
     best = f"{100 * state['best_errors'] / images:.2f} %" if stage.classifies else f"{state['best_loss']:.4g}"
-    return f"{label}, best validation {best}"
+    return f"{label}, best {best}"
 
 
 def _diagnosis(stage, examples, indices, loss, epoch, step):

@@ -628,7 +628,7 @@ def test_cifar_10_itself_stands_beside_the_papers_figures_on_however_many_test_i
     rows = {line.split("  ")[0]: line.split() for line in table.splitlines()}
     assert "9.82" in rows["teacher"] and "10.99" in rows["FitNet"]
     assert "CIFAR-10 with 7 test images, 7 test images" in table and "0.05 times as wide" in table
-    assert "those of its own teacher" in table
+    assert "come from its own teacher" in table
 
 
 def test_the_papers_accuracies_are_shown_as_errors():

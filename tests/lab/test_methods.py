@@ -67,7 +67,7 @@ def new_run(added, digits):
 def test_its_stage_brings_up_the_teacher_and_is_planned_told_and_drawn(added, tmp_path, capsys):
     assert run.main(["digits", "--runs", str(tmp_path), "--stage", "joint", *tiny()]) == 0
     plan, told = capsys.readouterr().out.split("Left to train: about ")
-    rows = [line.split() for line in plan.splitlines() if line.endswith("to train")]
+    rows = [line.split() for line in plan.splitlines() if line.endswith(" s")]
     assert [row[:2] for row in rows] == [["teacher", "wide"], ["joint", "deep"]] and "eqs. 2 and 3" in plan
     lines = [line.partition(":")[0] for line in told.splitlines() if line.startswith(("teacher", "joint"))]
     of = ("teacher", "joint")

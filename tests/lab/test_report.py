@@ -150,7 +150,7 @@ def test_the_results_are_one_row_per_method_beside_the_papers_figures():
                                                                         12 of 14
 
         MNIST, 10,000 test images, seed 0, preset default.
-        The paper's figures are those of its own teacher and of schedules of up to 500 epochs.
+        The paper's figures come from its own teacher and up to 500 epochs per stage.
         Standard error of a test error of 0.93 %: 0.10.
         FitNet: 1.2 for hint and 4.1 for fitnet, in minutes.
     """)
@@ -190,21 +190,21 @@ def test_the_results_name_data_seed_preset_and_the_standard_error():
     ]
 
 
-def test_a_stage_is_told_in_one_line():
+def test_a_stage_is_told_in_two_lines_of_80_columns():
     assert report.stage_line("fitnet", record(), 10000, "runs/mnist/seed0") == (
-        "fitnet: test error 0.93 % (93 of 10,000), validation 0.98 % at epoch 12 of 14, 4 min 06 s"
-        " -> runs/mnist/seed0/fitnet.h5"
+        "fitnet: test error 0.93 % (93 of 10,000), validation 0.98 % at epoch 12 of 14\n"
+        "  4 min 06 s, runs/mnist/seed0/fitnet.h5"
     )
 
 
 def test_a_hint_stage_is_told_by_its_loss():
-    wanted = "hint: test loss 12.34 (10,000 images), validation 12.51 at epoch 9 of 10, 1 min 12 s -> hint.h5"
+    wanted = "hint: test loss 12.34 (10,000 images), validation 12.51 at epoch 9 of 10\n  1 min 12 s, hint.h5"
     assert report.stage_line("hint", hint_record(), 10000) == wanted
 
 
 def test_an_epoch_is_told_in_one_line_and_a_hint_has_no_error():
     (kd,), (hint,) = epochs("kd", [1.25], [2.0]), epochs("hint", [None], [900.0])
-    assert report.epoch_line(kd) == "kd epoch 1: loss 2, validation loss 2.2, validation error 1.25 %, 1.0 s"
+    assert report.epoch_line(kd) == "kd epoch 1: loss 2, validation loss 2.2 and error 1.25 %, 1.0 s"
     assert report.epoch_line(hint) == "hint epoch 1: loss 900, validation loss 990, 1.0 s"
 
 
@@ -220,12 +220,13 @@ def test_a_plan_adds_up_only_what_is_left():
     rows[1]["state"] = "to train"
     rows = [row | student for row in rows]
     assert plan.plan_table(rows) == text("""
-        stage    trains                    loss   weights  mult.  epochs    estimate  state
-        -------  ------------------------  -----  -------  -----  ------  ----------  ----------
-        teacher  teacher                   H       29,944  5.31M      30           -  finished
-        hint     MNIST FitNet, blocks 1-4  eq. 3   29,944  5.31M      30  1 min 00 s  to train
-                 + regressor
-        fitnet   MNIST FitNet              eq. 2   29,944  5.31M      30  1 min 05 s  at epoch 3
+        stage    trains                loss   weights  mult.  epochs  time
+        -------  --------------------  -----  -------  -----  ------  ----------
+        teacher  teacher               H       29,944  5.31M      30  finished
+        hint     MNIST FitNet, blocks  eq. 3   29,944  5.31M      30  1 min 00 s
+                 1-4 + regressor
+        fitnet   MNIST FitNet          eq. 2   29,944  5.31M      30  1 min 05 s
+                                                                      at epoch 3
 
         Left to train: about 2 min 05 s.
     """)

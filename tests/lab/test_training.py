@@ -228,7 +228,7 @@ def test_one_step_of_plain_sgd_is_the_gradient_of_the_minibatch(tmp_path):
 
 def scripted(monkeypatch, script):
     """Lets validation say what the script says: one (loss, errors) an epoch."""
-    monkeypatch.setattr(DataParallel, "measure", lambda self, name, epoch: script[epoch - 1])
+    monkeypatch.setattr(DataParallel, "measure", lambda self, name, epoch, progress: script[epoch - 1])
 
 
 def run_and_remember(stage, schedule, path):
