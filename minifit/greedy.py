@@ -19,11 +19,12 @@ from minifit.backend import array_module
 from minifit.fitnets import LABELS, Loss, Method, Stage
 from minifit.layers import Autoassociator, Sequential, Sigmoid, sigmoid
 from minifit.losses import reconstruction_loss
-from minifit.networks import Network, Output, SigmoidFullyConnected, for_images, initialise, of_sigmoids
+from minifit.networks import Network, Output, SigmoidFullyConnected, for_images, of_sigmoids
 from minifit.optimizers import Schedule
 
 UNITS = 1000, 1000, 1000  # 500 to 1000 in each of 3 to 5 layers; the Deep Learning Tutorials, of that laboratory: these
-LR = 0.1  # Deep Learning Tutorials: of auto-associators, of RBMs, and of fine-tuning
+RECONSTRUCTION_LR = 0.1  # of SGD: Deep Learning Tutorials, for auto-associators and RBMs
+LABELS_LR = 0.0005  # of RMSProp, ours: SGD at .1, the tutorials' rate, does not train this network from every start
 
 
 def autoassociator(task, train, student=False):
@@ -46,7 +47,8 @@ def supervised(task, train, student=False):
     """Each layer learns as the hidden layer of a classifier, whose output layer is then discarded."""
     start = own_student(task) if student else deep(task)
     for i, stage in start.stages("supervised"):
-        classifier = Sequential([stage.network]) + output(task, start, i)
+        head = task.head(start.layers[: i + 1], f"output weights{start.suffix}", i + 1)
+        classifier = Sequential([stage.network]) + head
         train(replace(stage, network=classifier, part=f"{stage.part}, and an output layer"))
     train(start.last_stage("greedy-supervised"))
 
@@ -73,11 +75,12 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Start:
-    """A network to be trained greedily, its name in the task, and the schedules of its greedy stages and its last."""
+    """A network to be trained greedily: its name in the task, its layers, and its schedules."""
 
     of: str
     layers: Sequential
-    greedy: Schedule
+    reconstructing: Schedule
+    greedy: Schedule  # on labels
     last: Schedule
     suffix: str = ""  # of its stages' names
 
@@ -93,18 +96,20 @@ class Start:
 
 
 def deep(task):
-    """784-1000-1000-1000-10, or as many inputs and classes as the data have; the rates of its source."""
+    """784-1000-1000-1000-10, or as many inputs and classes as the data have, at rates of its own."""
     s, given = task.settings, task.networks["student"]
     blocks = *map(SigmoidFullyConnected, UNITS), Output(given.blocks[-1].classes)
     network = Network("deep sigmoids", (28, 28, 1), blocks, microbatch=64)
     layers = task.network("greedy", for_images(network, given.input))
-    greedy, last = (Schedule("sgd", LR, t.epochs, t.patience, t.batch) for t in (s.stage1, s.student))
-    return Start("greedy", layers, greedy, last)
+    reconstructing = replace(s.stage1, optimizer="sgd", lr=RECONSTRUCTION_LR)
+    greedy, last = (replace(schedule, optimizer="rmsprop", lr=LABELS_LR) for schedule in (s.stage1, s.student))
+    return Start("greedy", layers, reconstructing, greedy, last)
 
 
 def own_student(task):
     """The student. Its greedy stages have the schedule of a hint."""
-    return Start("student", task.network("student"), task.settings.stage1, task.settings.student, "-student")
+    s = task.settings
+    return Start("student", task.network("student"), s.stage1, s.stage1, s.student, "-student")
 
 
 def sigmoid_student(task):
@@ -119,18 +124,8 @@ def reconstruction(task, start, i, stage):
     block, image = start.layers[i], task.xp.zeros((0, *task.networks[start.of].input), task.dtype)
     encoder = block[: [type(layer) for layer in block].index(Sigmoid)]
     code = Autoassociator(encoder, task.xp.zeros(start.layers[:i](image).shape[1:], task.dtype))
-    return replace(stage, network=code, loss=RECONSTRUCTION, classifies=False, reconstructs=True)
-
-
-def output(task, start, i):
-    """An output layer on block i, with its start."""
-    s, image = task.settings, task.xp.zeros((0, *task.networks[start.of].input), task.dtype)
-    shape = start.layers[: i + 1](image).shape[1:]
-    layers = Sequential(Output(task.networks[start.of].blocks[-1].classes).layers(shape, task.xp, task.dtype))
-    if task.draw:
-        rng = task.rng(f"output weights{start.suffix}", i + 1)
-        initialise(layers, rng, s.init_range if s.init == "uniform" else None)
-    return layers
+    schedule = start.reconstructing
+    return replace(stage, network=code, loss=RECONSTRUCTION, schedule=schedule, classifies=False, reconstructs=True)
 
 
 @dataclass(frozen=True)

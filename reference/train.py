@@ -13,7 +13,7 @@ An optimiser is a function `update(w, g, state) -> w, state` of one array, and `
 
 import numpy as np
 
-from reference.losses import cross_entropy, distillation_loss, hint_loss
+from reference.losses import cross_entropy, distillation_loss, hint_loss, reconstruction_loss
 from reference.ops import forward
 
 # f'(0) = (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h + O(h^4)
@@ -125,6 +125,22 @@ def labels_step(student, x, labels, state, update, h=1e-4):
 
     arrays, state, value = _step(loss, weights(student), state, update, h)
     return with_weights(student, arrays), state, value
+
+
+def reconstruction_step(layer, below, x, state, update, h=1e-4):
+    """One step of a layer that reconstructs what the layers below it give, which stay.   Bengio et al., 2006.
+
+    x (N, ...)    layer: a network of one `autoassociator`    state: `initial_state(layer)` before the first step
+
+    Returns layer, state, and the loss before the step.
+    """
+    seen = forward(below, x)
+
+    def loss(arrays):
+        return reconstruction_loss(forward(with_weights(layer, arrays), seen), seen)
+
+    arrays, state, value = _step(loss, weights(layer), state, update, h)
+    return with_weights(layer, arrays), state, value
 
 
 def _step(loss, arrays, state, update, h):
