@@ -61,6 +61,7 @@ from minifit.networks import (
     SigmoidFullyConnected,
     build,
     initialise,
+    widened,
 )
 from minifit.optimizers import Ramp
 from minifit.regressors import KINDS, regressor
@@ -299,6 +300,14 @@ def ensemble(integer, rng):
     return of_layer(Mean([built(network, rng)[:2] for _ in "ab"]), x)
 
 
+class SmallTask(Task):
+    """A task whose methods bring thin networks: of hundreds of units some always cross a kink."""
+
+    def network(self, name, own=None, **settings):
+        thin = own if own in (None, *self.networks.values()) else widened(own, 0.02)
+        return super().network(name, thin, **settings)
+
+
 def walk(integer, rng, method, pieces=2, **settings):
     """The problems that are a method's stages, on small networks; what it takes from methods before it is there."""
     settings = AUDITED | settings
@@ -306,7 +315,7 @@ def walk(integer, rng, method, pieces=2, **settings):
     x = rng.normal(size=(integer(1, 4), *student.input))
     labels = rng.integers(0, student.blocks[-1].classes, len(x))
     config, seed = replace(MNIST_PAPER, **settings), int(rng.integers(2**32))
-    task = Task({"teacher": teacher, "student": student}, config, seed, x, dtype=np.float64)
+    task = SmallTask({"teacher": teacher, "student": student}, config, seed, x, dtype=np.float64)
 
     def train(stage):
         settled(stage.network, rng)

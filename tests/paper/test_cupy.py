@@ -16,6 +16,7 @@ from minifit.experiments import MNIST_PAPER
 from minifit.layers import (
     Autoassociator,
     Bias,
+    Binary,
     Branches,
     Conv2d,
     Dropout,
@@ -122,6 +123,7 @@ LAYERS = {
     "MaxPool2d larger than the map": (lambda draw: MaxPool2d(5, 1), (2, 3, 2, 2)),
     "MaxPool2d in floor-mode": (lambda draw: MaxPool2d(3, 2, ceil=False), (2, 6, 7, 2)),
     "GlobalAverage": (lambda draw: GlobalAverage(), (3, 4, 5, 2)),
+    "Binary": (lambda draw: Binary(), (4, 1)),
     "Scale": (lambda draw: Scale(draw(5), draw(5)), (4, 5)),
     "Log": (lambda draw: Sequential([Softmax(3.0), Log(3.0)]), (4, 7)),
     "ReLU": (lambda draw: ReLU(), (4, 5)),
