@@ -14,11 +14,11 @@ __version__ = "0.1.0"
 
 
 class UserError(ValueError):
-    """What the user got wrong, in one line that says what and where; run.py prints it and exits with status 2."""
+    """A mistake of the user, in one line that says what is wrong and where. run.py prints it and exits with 2."""
 
 
 def __getattr__(name):
-    """`from minifit import load` fetches it now, and not before: the modules import what is above from here."""
+    """Imports `load` when it is asked for. An import at the top would be circular: all modules import this one."""
     if name == "load":
         from minifit.model import load
 

@@ -1,4 +1,4 @@
-"""Which library owns these arrays: NumPy on the host or CuPy on a GPU. The only file that names cupy."""
+"""Finds the library of an array: NumPy on the host or CuPy on a GPU. The only file that names cupy."""
 
 import os
 import sys
@@ -7,13 +7,13 @@ import numpy as np
 
 from minifit import UserError
 
-BACKENDS = "numpy", "cupy"  # what `use` takes
+BACKENDS = "numpy", "cupy"  # the names that `use` accepts
 
 
 def array_module(*arrays):
-    """The library that owns all of these arrays: the package that defines their type.
+    """Returns the library that owns all of these arrays: the package that defines their type.
 
-    Host and device arrays do not mix: TypeError. (CuPy would refuse too, but late and without saying where.)
+    TypeError if host and device arrays are mixed. (CuPy would refuse them too, but later and without saying where.)
     """
     packages = {type(array).__module__.partition(".")[0] for array in arrays}
     if len(packages) != 1:
@@ -26,7 +26,7 @@ def array_module(*arrays):
 
 
 def use(name):
-    """The library called `name`, "numpy" or "cupy"; UserError where CuPy or its GPU is missing."""
+    """Returns the library called `name`, "numpy" or "cupy". UserError if CuPy or its GPU is missing."""
     if name == "numpy":
         return np
     if name != "cupy":
@@ -44,12 +44,12 @@ def use(name):
 
 
 def to_host(array):
-    """A NumPy array with the same elements; the array itself where it already is one."""
+    """Returns a NumPy array with the same elements; a NumPy array is returned as it is."""
     return array if isinstance(array, np.ndarray) else array.get()
 
 
 def refuse_more_than_memory(what, needed, otherwise):
-    """UserError where something takes more bytes than this machine has."""
+    """Raises UserError if something needs more bytes than this machine has."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         needed, there = (f"{size / 2**30:,.1f}" for size in (needed, there))
@@ -57,7 +57,7 @@ def refuse_more_than_memory(what, needed, otherwise):
 
 
 def describe(xp):
-    """Name, version and device of a library, for the record of a run."""
+    """Returns the name, version and device of a library, for the record of a run."""
     if xp is np:
         return {"backend": "numpy", "numpy": np.__version__}
     device = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)["name"].decode()

@@ -1,11 +1,11 @@
-"""How a convolution is computed: by its definition, unfolded, or by a faster method where that multiplies less.
+"""Chooses how to compute a convolution: by its definition, unfolded, or by a method with fewer multiplications.
 
-Every method has the same functions, and gives the same numbers up to rounding:
+All methods have these functions and give the same numbers up to rounding:
 
     y, kept = method.forward(x, w, b)         x (N, H, W, C)   w (R, S, C, K)   b (K,)   y (N, P, Q, K)
     dx, dw = method.backward(dy, kept, w)
     dw = method.weight_gradient(dy, kept, w)
-    y = method.maxout(x, w, b, pieces)        y (N, P, Q, K / pieces): forward and maxout, and no backward to follow
+    y = method.maxout(x, w, b, pieces)        y (N, P, Q, K / pieces), for evaluation
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from minifit.backend import array_module
 from minifit.fast_convolution import Stacked, fourier, fourier_multiplications, winograd
 from minifit.patches import fold, largest, unfold
 
-SMALL = 10**6  # multiplications of a matrix product up to which OpenBLAS does not pack the matrices first
-FEW = 8  # images, below which their numbers are too short a run
+SMALL = 10**6  # OpenBLAS multiplies without packing the matrices first, up to this many multiplications per product
+FEW = 8  # with fewer images, the runs of memory in `Stacked` are too short
 
 
 def choose(x, w, pad):
-    """The method for this input: the one place that decides, by counting multiplications.
+    """Returns the method for this input, by counting multiplications. Only this function decides.
 
-    A GPU is given the definition: there one large product is quick and many small ones are slow.
+    A GPU gets the definition: there one large product is fast, and many small ones are slow.
     """
     if array_module(x) is not np or not len(x):
         return Unfolded(pad)
@@ -33,8 +33,8 @@ def choose(x, w, pad):
 
 
 def _fewest(definition, size, kernel, pad, dtype):
-    # Padding so wide that windows hold nothing else is left to the definition, which gives them exact zeros: on these,
-    # pieces with equal biases tie as they should.
+    # With padding this wide, some windows hold nothing but padding. The definition gives exact zeros there, so that
+    # pieces with equal biases tie, as they should.
     method, fewest = definition, definition.weight * multiplications(size, kernel, pad)
     if pad >= min(kernel[:2]):
         return definition
@@ -51,17 +51,17 @@ _planned = lru_cache(maxsize=1024)(_fewest)
 
 
 def multiplications(size, kernel, pad):
-    """Of the definition, for an image of that size (H, W)."""
+    """Counts the multiplications of the definition for an image of this size (H, W)."""
     r, s, c, k = kernel
     return (size[0] + 2 * pad - r + 1) * (size[1] + 2 * pad - s + 1) * r * s * c * k
 
 
 @dataclass(frozen=True)
 class Unfolded:
-    """The definition: a row of the unfolded input times w.reshape(R*S*C, K)."""
+    """The definition: multiplies each row of the unfolded input with w.reshape(R*S*C, K)."""
 
     pad: int
-    weight = 1.5  # of one of its multiplications, beside those of minimal filtering: it copies the input R*S times
+    weight = 1.5  # cost of one multiplication beside one of minimal filtering: this method copies the input R*S times
 
     def forward(self, x, w, b):
         r, s, c, k = w.shape
@@ -81,7 +81,7 @@ class Unfolded:
         return dx, self.weight_gradient(dy, kept, w)
 
     def weight_gradient(self, dy, kept, w):
-        # The patches are made again rather than kept: they are R*S times the input, and copying is cheap.
+        # Patches are R*S times as large as the input, and copying is cheap, so they are made again and not kept.
         r, s, c, k = w.shape
         dy = dy.reshape(-1, k)
         patches = unfold(kept, r, s, self.pad).reshape(len(dy), r * s * c)

@@ -1,7 +1,8 @@
-"""Faster ways to the same numbers: stacked rows for few channels; for more, Winograd's and Fourier's minimal filtering.
+"""Faster methods with the same results: stacked rows for few channels, Winograd's and Fourier's filtering for more.
 
-`convolution` has the contract of a method and the choice. Winograd's and Fourier's transforms multiply less than the
-definition: both are three matrices, made here, and one way to apply them, whose backward pass is its exact transpose.
+`convolution` describes a method and chooses one. Winograd's and Fourier's transforms need fewer multiplications than
+the definition. Each is three matrices, made here, and both are applied in one way, whose backward pass is its exact
+transpose.
 """
 
 from dataclasses import dataclass
@@ -10,24 +11,24 @@ import numpy as np
 
 from minifit.patches import images_innermost, largest
 
-STACK = 2**18  # numbers of stacked rows, or of their outputs, that are made at a time
-TRANSFORMED = 2**18  # numbers that images are transformed to at a time ...
-ROWS = 128  # ... and more, where matrix products would have fewer rows than this
-BLOCK = 2**22  # numbers of filters' transformed gradient that are made at a time, for the memory's sake
+STACK = 2**18  # most numbers in the stacked rows, or in their outputs, at a time
+TRANSFORMED = 2**18  # most numbers in the transforms of a block of images ...
+ROWS = 128  # ... or more, so that matrix products have at least this many rows
+BLOCK = 2**22  # most numbers in the transformed gradient of the filters at a time; limits the memory
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """The definition for few channels and several images, which lie innermost in memory: x as (H, W, C, N).
+    """The definition for few channels and several images. The images lie innermost in memory: x as (H, W, C, N).
 
-    R rows of the map, stacked, are copied once, for a few rows of the output at a time: (P', W, R C, N), and below them
-    a row of ones, which b is multiplied by. The windows along a row then overlap in memory and need no copy, and every
-    output pixel is a small matrix product, (K, S (R C + 1)) (S (R C + 1), N). All that is done to the output element by
-    element runs over long stretches of memory, however few the channels.
+    For a few rows of the output at a time, R rows of the map are copied above one another, (P', W, R C, N), with a row
+    of ones below them for the bias. The windows along a row then overlap in memory and need no copy. Each output pixel
+    is a small matrix product, (K, S (R C + 1)) (S (R C + 1), N). Operations on single elements of the output run over
+    long stretches of memory, however few the channels are.
     """
 
     pad: int
-    weight = 0.6  # of one of its multiplications, beside those of minimal filtering: it copies less
+    weight = 0.6  # cost of one multiplication beside one of minimal filtering: this method copies less
 
     def forward(self, x, w, b):
         x = images_innermost(x)
@@ -37,7 +38,7 @@ class Stacked:
         return _images_outermost(_correlate(images_innermost(x), w, self.pad, self.pad, b, pieces))
 
     def backward(self, dy, kept, w):
-        # The gradient of x is the correlation of dy, padded to the full, with the filters turned by half a circle.
+        # dx correlates dy, fully padded, with the filters turned by half a circle.
         r, s, _, _ = w.shape
         turned = w[::-1, ::-1].transpose(0, 1, 3, 2)
         dx = _correlate(images_innermost(dy), turned, r - 1 - self.pad, s - 1 - self.pad)
@@ -80,7 +81,7 @@ def _correlate(x, w, pad_rows, pad_columns, b=None, pieces=1):
         spans.append((taps, pixels, part.T))
     for rows, stacked in _stacks(x, r, pad_rows, k, b is not None):
         z = y[rows] if pieces == 1 else np.empty((len(stacked), q, k, n), x.dtype)
-        if pad_columns >= s:  # then some windows meet nothing; backward never pads so wide
+        if pad_columns >= s:  # some windows meet padding only; backward never pads so wide
             z[...] = b[:, None]
         for taps, pixels, part in spans:
             np.matmul(part, _windows(stacked, taps, pixels, pad_columns), out=z[:, pixels])
@@ -90,10 +91,10 @@ def _correlate(x, w, pad_rows, pad_columns, b=None, pieces=1):
 
 
 def _stacks(x, r, pad, k, biased=False):
-    """x (H, W, C, N) -> (rows, (P', W, R C, N)): R rows of the map above one another, zeros beyond its border.
+    """x (H, W, C, N) -> (rows, (P', W, R C, N)): stacks R rows of the map, with zeros beyond its border.
 
-    Some rows of the output at a time: a core's cache holds their stack, or their K channels, until they have been used.
-    biased: with ones below, (P', W, R C + 1, N)
+    Yields a few rows of the output at a time, so that their stack and their K channels stay in a core's cache.
+    biased: adds a row of ones below, (P', W, R C + 1, N)
     """
     h, w, c, n = x.shape
     high = r * c + biased
@@ -112,7 +113,7 @@ def _stacks(x, r, pad, k, biased=False):
 
 
 def _spans(wide, s, pad):
-    """Which of the S columns of a kernel meet the map, and at which of the Q outputs of a row: pairs (taps, pixels)."""
+    """Yields pairs (taps, pixels): the columns of a kernel that meet the map at these of the Q outputs of a row."""
     q = wide + 2 * pad - s + 1
     first, last = min(pad, q), max(min(pad, q), wide + pad - s + 1)  # outputs whose windows lie within the map
     for start, stop in [*((i, i + 1) for i in range(first)), (first, last), *((i, i + 1) for i in range(last, q))]:
@@ -122,7 +123,7 @@ def _spans(wide, s, pad):
 
 
 def _windows(stacked, taps, pixels, pad):
-    """What these taps cover, at these outputs, of stacked rows (P, W, D, N): (P, Q', S' D, N), in shared memory."""
+    """Views stacked rows (P, W, D, N) as the windows under these taps at these outputs: (P, Q', S' D, N)."""
     p, _, d, n = stacked.shape
     step_p, step_q, step_d, step_n = stacked.strides
     shape = p, pixels.stop - pixels.start, (taps.stop - taps.start) * d, n
@@ -137,12 +138,12 @@ def _images_outermost(y):
 
 @dataclass(frozen=True, eq=False)
 class Filtered:
-    """Minimal filtering: a convolution is bilinear in a tile x of its input and in w, so it can be three matrices,
+    """Minimal filtering. A convolution is bilinear in a tile x of its input and in w, so three matrices can express it,
 
         y = A ((G w) . (B x)) + b     B (F, L1 L2)   G (F, R S)   A (m1 m2, F)   . element by element
 
-    with F products a tile where the definition takes m1 m2 R S. With channels, each of the F products is a small matrix
-    product over C. Every step is linear, and the backward pass is their exact transpose.
+    with F products per tile where the definition takes m1 m2 R S. With channels, each of the F products is a small
+    matrix product over C. Every step is linear in x and in w, and the backward pass is the exact transpose.
     """
 
     a: np.ndarray  # [A 1]: b is the factor of the ones
@@ -190,7 +191,7 @@ class Filtered:
         return sum(self._filters(self._products(dy[images]), v, w) for images, v in kept[2])
 
     def _blocks(self, n, channels):
-        """Of n images, a few at a time: what they are transformed to should fit a core's cache."""
+        """Slices n images into blocks whose transforms fit a core's cache."""
         tiles = self.grid[0] * self.grid[1]
         some = max(-(-ROWS // tiles), TRANSFORMED // (len(self.b) * tiles * channels))
         return [slice(i, i + some) for i in range(0, n, some)]
@@ -220,7 +221,7 @@ class Filtered:
         return dw.reshape(w.shape)
 
     def _cut(self, x):
-        """x (N, H, W, C) -> (L1 L2, T C): every tile's inputs."""
+        """x (N, H, W, C) -> (L1 L2, T C): the inputs of every tile."""
         n, h, w, c = x.shape
         (l1, l2), (m1, m2), (t1, t2) = self.tile, self.step, self.grid
         rows = _rows(l1 * l2, n * t1 * t2 * c, x.dtype)
@@ -247,7 +248,7 @@ class Filtered:
         return whole[:, self.pad : self.pad + h, self.pad : self.pad + w]
 
     def _join(self, tiles, y):
-        """(m1 m2, T, K) -> y (N, P, Q, K): the tiles' outputs side by side, less what lies beyond the border."""
+        """(m1 m2, T, K) -> y (N, P, Q, K): joins the outputs of the tiles and drops those beyond the border."""
         (m1, m2), (t1, t2), (p, q) = self.step, self.grid, self.outputs
         tiles = tiles.reshape(m1, m2, len(y), t1, t2, -1).transpose(2, 3, 0, 4, 1, 5)
         if (p, q) == (t1 * m1, t2 * m2):
@@ -269,9 +270,9 @@ class Filtered:
 
 
 def _rows(count, length, dtype):
-    """An empty (count, length) array whose rows lie a little apart.
+    """Returns an empty (count, length) array with gaps between its rows.
 
-    Rows at multiples of a power of two meet in the same few lines of the cache, which halves the speed of a product.
+    Rows that start at multiples of a power of two share a few lines of the cache, which halves the speed of a product.
     """
     return np.empty((count, length + 16), dtype)[:, :length]
 
@@ -299,8 +300,8 @@ def winograd(size, kernel, pad, dtype, m=4, points=POINTS):
 
     size (H, W), kernel (R, S) with R = S; m + R - 2 points, and infinity.
 
-    Evaluating two polynomials at n points, multiplying the values and interpolating multiplies the polynomials,
-    g h = V_n^-1 (V_r g . V_m h); the transpose of that in h is the correlation of n inputs with g.
+    Two polynomials are multiplied by evaluating both at n points, multiplying the values and interpolating:
+    g h = V_n^-1 (V_r g . V_m h). For a fixed g this is linear in h, and its transpose correlates n inputs with g.
     """
     r = kernel[0]
     n = m + r - 1
@@ -315,7 +316,7 @@ def winograd(size, kernel, pad, dtype, m=4, points=POINTS):
 
 
 def fourier_multiplications(size, kernel, pad):
-    """What `fourier` would cost, without making its matrices."""
+    """Counts the multiplications of `fourier` without making its matrices."""
     (h, w), (r, s, c, k) = size, kernel
     l1, l2 = h + pad, w + pad
     real = (2 - l1 % 2) * (2 - l2 % 2)
@@ -324,14 +325,14 @@ def fourier_multiplications(size, kernel, pad):
 
 
 def fourier(size, kernel, pad, dtype):
-    """The whole map as one tile, by the discrete Fourier transform: for large filters on small maps.
+    """The discrete Fourier transform of the whole map as one tile: for large filters on small maps.
 
-    Correlation is Y = X conj(W), frequency by frequency, for transforms so long that what wraps around the border meets
-    only zeros. A complex product takes three real ones: Y = (k1 - k3) + i (k1 - k2) with
-    k1 = W_r (X_r + X_i), k2 = X_r (W_r + W_i), k3 = X_i (W_r - W_i). The input is real, so half of the frequencies do.
+    Correlation is Y = X conj(W) at each frequency, if the transforms are long enough that wrapped values meet zeros.
+    One complex product takes three real ones: Y = (k1 - k3) + i (k1 - k2) with k1 = W_r (X_r + X_i),
+    k2 = X_r (W_r + W_i), k3 = X_i (W_r - W_i). The input is real, so half of the frequencies suffice.
     """
     outputs = tuple(extent + 2 * pad - taps + 1 for extent, taps in zip(size, kernel, strict=True))
-    # Outputs read from -pad to H - 1 + pad. With length H + pad both ends, wrapped, miss the map and meet zeros.
+    # Outputs read from -pad to H - 1 + pad. With length H + pad both ends wrap around to zeros, not to the map.
     l1, l2 = (extent + pad for extent in size)
     conjugate = {(i, j): (-i % l1, -j % l2) for i in range(l1) for j in range(l2)}
     f1, f2 = np.array([f for f in conjugate if f <= conjugate[f]], float).T
@@ -345,7 +346,7 @@ def fourier(size, kernel, pad, dtype):
     w = angles(np.arange(kernel[0]) - pad, np.arange(kernel[1]) - pad)
     y = angles(np.arange(outputs[0]), np.arange(outputs[1]))
     xr, xi, wr, wi = np.cos(x), -np.sin(x), np.cos(w), -np.sin(w)
-    share = np.where(real, 1, 2)[:, None] / (l1 * l2)  # of the inverse; 2 where a conjugate is left out
+    share = np.where(real, 1, 2)[:, None] / (l1 * l2)  # of the inverse; 2 where the conjugate is left out
     yr, yi = share * np.cos(y), -share * np.sin(y)
     pair = ~real
     b = np.concatenate([(xr + xi)[pair], xr[pair], xi[pair], xr[real]])

@@ -1,4 +1,4 @@
-"""Rearranged arrays. Unfold and fold are an adjoint pair, <unfold(x), p> = <x, fold(p)>, and define convolution."""
+"""Rearranges arrays. Unfold and fold are an adjoint pair, <unfold(x), p> = <x, fold(p)>, and define convolution."""
 
 from minifit.backend import array_module
 
@@ -15,23 +15,23 @@ def pad_borders(x, pad):
 
 
 def images_innermost(x):
-    """x (N, H, W, C) -> (H, W, C, N), contiguous; a copy only where x does not lie so in memory."""
+    """x (N, H, W, C) -> (H, W, C, N), contiguous. Copies x only if it lies in memory in another order."""
     return array_module(x).ascontiguousarray(x.transpose(1, 2, 3, 0))
 
 
 def unfold(x, r, s, pad=0):
-    """The patch of x under every position of an R x S kernel, as rows.
+    """Copies the patch of x under every position of an R x S kernel into a row.
 
     x (N, H, W, C) -> (N, P, Q, R, S, C)   P = H + 2 pad - R + 1, Q = W + 2 pad - S + 1
     """
     xp = array_module(x)
     windows = xp.lib.stride_tricks.sliding_window_view(pad_borders(x, pad), (r, s), axis=(1, 2))
-    # (N, P, Q, C, R, S) is a view; the copy that makes rows of it runs over S*C contiguous numbers at a time.
+    # (N, P, Q, C, R, S) is a view. The copy that makes rows of it moves S*C contiguous numbers at a time.
     return xp.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3))
 
 
 def fold(patches, shape, pad=0):
-    """The adjoint of unfold: every patch added back where it came from.
+    """The adjoint of unfold: adds every patch back where it came from.
 
     patches (N, P, Q, R, S, C) -> (N, H, W, C) = shape
     """
@@ -46,13 +46,13 @@ def fold(patches, shape, pad=0):
 
 
 def parts(z, pieces, axis=-1):
-    """Views of `pieces` equal parts of z, one after another along an axis."""
+    """Splits z along an axis into `pieces` equal parts, which are views."""
     before, k = (slice(None),) * (axis % z.ndim), z.shape[axis] // pieces
     return [z[(*before, slice(i * k, (i + 1) * k))] for i in range(pieces)]
 
 
 def largest(z, pieces, axis=-1, out=None):
-    """The largest of these parts, element by element; into `out`, where there are two or more."""
+    """Takes the maximum of these parts, element by element. Two or more parts are written into `out`, if given."""
     y, *others = parts(z, pieces, axis)
     if not others:
         return y.copy()
