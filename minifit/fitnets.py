@@ -1,8 +1,8 @@
-"""Algorithm 1 of FitNets, and the methods of its Table 4: one function each. Start here if you read one file.
+"""Algorithm 1 of FitNets and the other methods of its Table 4, one function each. If you read one file, read this.
 
-A method is given a task (its networks, settings and random streams) and `train`. Its stages are its statements:
-`train(stage)` returns when the stage's network is trained, or was loaded because it had been trained before, and gives
-the record of what came out. Stages share layers, so each starts where the statements before it left the network.
+A method gets a task (networks, settings, random streams) and `train`. Its stages are its statements. `train(stage)`
+returns the stage's record when its network is trained, or loaded if it had been trained before. Stages share layers, so
+each one starts where the statements before it left the network.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from minifit.optimizers import Ramp, Schedule
 
 
 def teacher(task, train, name="teacher"):
-    """The wide and shallow network, on labels. `teacher_all` adds pylearn2's last phase, without dropout."""
+    """Trains the wide, shallow network on labels. `teacher_all` adds pylearn2's last phase, without dropout."""
     s, network = task.settings, task.network(name, task.networks["teacher"], as_teacher=True)
     record = train(Stage(name, network, LABELS, s.teacher, of=name))
     if s.teacher_all:
@@ -27,12 +27,12 @@ def teacher(task, train, name="teacher"):
 
 
 def backprop(task, train):
-    """The student on labels alone."""
+    """Trains the student on labels only."""
     train(Stage("backprop", task.network("student"), LABELS, task.settings.student))
 
 
 def kd(task, train):
-    """The student on eq. 2, all of W_S from its random start."""
+    """Trains the student on eq. 2: all of W_S, from its random start."""
     teacher = trained_teacher(task, train)
     train(Stage("kd", task.network("student"), eq_2(task), task.settings.student, teacher))
 
@@ -53,9 +53,9 @@ def fitnet(task, train):
 
 
 def trained_teacher(task, train, name="teacher"):
-    """The teacher as its own method leaves it, trained once for all methods of a task. It never changes after.
+    """Returns the trained teacher, which all methods of a task share. It never changes afterwards.
 
-    name: of another one beside it, for an ensemble
+    name: another name for another teacher, for an ensemble
     """
     if name not in task.teachers:
         task.teachers[name] = teacher(task, train, name)
@@ -63,7 +63,7 @@ def trained_teacher(task, train, name="teacher"):
 
 
 def held(schedule, epoch, updates, epochs):
-    """The schedule at the learning rate and momentum that it has in one epoch, after so many updates."""
+    """Returns the schedule with constant learning rate and momentum: those of one epoch, after so many updates."""
     lr = schedule.lr * schedule.lr_scale(epoch) * schedule.lr_decay**-updates
     momentum = Ramp(schedule.momentum(epoch))
     return replace(schedule, epochs=epochs, lr=lr, lr_scale=Ramp(1.0), lr_decay=1.0, momentum=momentum)
@@ -97,17 +97,17 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage trains: argmin over network's parameters of the mean of loss(network(x), target(x), labels)."""
+    """One stage: find the parameters of `network` that minimise the mean of loss(network(x), target(x), labels)."""
 
     name: str
-    network: Layer  # everything that may move
+    network: Layer  # all of its parameters are trained
     loss: Callable  # (prediction, target, labels, epoch) -> (loss, d(loss)/d(prediction)); it has a title
     schedule: Schedule
-    target: Layer | None = None  # the part of the teacher whose output the loss compares with; it never moves
+    target: Layer | None = None  # the loss compares with the output of this part of the teacher, which is never trained
     of: str = "student"  # the task's network to which `network` belongs
     part: str = ""  # which part of it, in words
-    classifies: bool = True  # whether the network ends in logits, so that errors judge it; else the loss does
-    noise: bool = True  # whether dropout drops, where the network has any
+    classifies: bool = True  # True: the network ends in logits, and errors choose the epoch; False: the loss does
+    noise: bool = True  # whether dropout is on, if the network has any
     on_all: bool = False  # train on validation images too, until their loss is the one the training images start with
     below: Layer | None = None  # trained layers that never move: the network sees their output in place of the images
     reconstructs: bool = False  # whether the loss compares with what the network sees, in place of a teacher's output
@@ -133,7 +133,7 @@ class Loss:
     """A stage's loss."""
 
     def figures(self, epoch):
-        """What changes with the epoch, for the log."""
+        """Returns the values that change with the epoch, for the log."""
         return {}
 
 
@@ -178,9 +178,9 @@ LABELS = Labels()
 
 
 def gradient(stage, x, target, labels, epoch, rng=None, share=1.0):
-    """(loss, grads) of a stage on some examples, times the share of the minibatch that they are.
+    """Returns (loss, grads) of a stage on some examples, times their share of the minibatch.
 
-    No layer mixes examples: a minibatch's gradient is the sum of its microbatches', each times its share.
+    No layer mixes examples, so the gradient of a minibatch is the sum over its microbatches, each times its share.
     """
     x = stage.sees(x)
     prediction, cache = stage.network.forward(x, rng if stage.noise else None)
@@ -190,9 +190,9 @@ def gradient(stage, x, target, labels, epoch, rng=None, share=1.0):
 
 
 def measure(stage, x, target, labels, epoch):
-    """(loss, errors) on some examples, without noise: the mean loss, and how many are misclassified.
+    """Returns (loss, errors) on some examples, without noise: the mean loss, and the number of misclassified ones.
 
-    Of several outputs the last is the logits.
+    If there are several outputs, the last one has the logits.
     """
     x = stage.sees(x)
     prediction = stage.network(x)

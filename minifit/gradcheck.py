@@ -1,20 +1,20 @@
-"""Is backward the derivative of forward? Three oracles that only ever call forward, and one comparison.
+"""Checks that backward is the derivative of forward, by three oracles that only call forward, and one comparison.
 
-What is checked is a map: f(arrays) -> (y, pull), with arrays = {name: array} and pull(dy) = {name: gradient}. A loss is
-a map whose y is one number. For each array a and a direction v, backward claims that <dy, y> changes at the rate
-<da, v>; an oracle measures dy/dt along a + t v instead:
+The check takes a map, f(arrays) -> (y, pull), with arrays = {name: array} and pull(dy) = {name: gradient}. A loss is a
+map whose y is one number. For each array a and a direction v, backward claims that <dy, y> changes at the rate <da, v>.
+An oracle measures dy/dt along a + t v instead:
 
     differences    (f(-2h) - 8 f(-h) + 8 f(h) - f(2h)) / 12h with h = 1e-4, to 1e-8: for every map
     complex step   Im f(a + i h v) / h with h = 1e-30: nothing is subtracted, so to 1e-13
     adjoint        f(a + v) - f(a), to 1e-13: for maps affine in each array, where it says <dy, A v> = <A'dy, v>
 
-Both numbers are sums, and tolerances are relative to the magnitudes that were summed, so that cancellation cannot help.
-Each has an absolute floor besides, for gradients that are nearly 0: 1e-10 for differences, 1e-14 for the other two.
+Both numbers are sums. Tolerances are relative to the magnitudes in the sum, so that cancellation cannot help. Each
+tolerance has an absolute floor for gradients that are nearly 0: 1e-10 for differences, 1e-14 for the other two.
 
-The complex step needs a map that is analytic around a, piece by piece: maxout, max-pooling and ReLU are, because NumPy
-orders complex numbers by their real parts first. It is no witness where real parts tie (tests/test_kinks.py is), nor on
-a device, whose library promises no such order. Differences are one everywhere; but where a maximum changes hands within
-2h they measure no derivative, and then their answers at h and h/2 differ.
+The complex step needs a map that is analytic around a, piece by piece. Maxout, max-pooling and ReLU are, because NumPy
+orders complex numbers by their real parts first. The complex step decides nothing where real parts tie
+(tests/paper/test_kinks.py tests ties), nor on a device, whose library promises no such order. Differences work
+everywhere, except where the winner of a maximum changes within 2h. There the answers at h and h/2 differ.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class GradientError(AssertionError):
 
 
 class KinkCrossed(Exception):
-    """The oracle disagrees with itself: some maximum changes hands within the step, and the draw decides nothing."""
+    """The oracle disagrees with itself: the winner of a maximum changes within the step. The draw decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Comparison:
 
 
 def check(f, arrays, rng, affine=False, coordinates=0):
-    """All comparisons, or GradientError for the first that fails."""
+    """Returns all comparisons, or raises GradientError for the first that fails."""
     made = []
     for comparison in comparisons(f, arrays, rng, affine, coordinates):
         if not comparison.ratio <= 1:
@@ -78,7 +78,7 @@ def check(f, arrays, rng, affine=False, coordinates=0):
 def comparisons(f, arrays, rng, affine=False, coordinates=0):
     """Yields a Comparison by every oracle that applies, for every array.
 
-    rng draws dy and one direction an array. An array of at most `coordinates` elements is also compared along each of
+    rng draws dy and one direction per array. An array of at most `coordinates` elements is also compared along each of
     its coordinates. KinkCrossed where differences decide nothing; GradientError where gradients are missing or of
     another shape.
     """
@@ -115,7 +115,7 @@ class Along:
 
 
 def differences(y, dy, claimed, magnitude):
-    """Five points. Answers at h and h/2 that differ crossed a kink; a NaN fails before that is asked."""
+    """Five points. If the answers at h and h/2 differ, a kink was crossed. A NaN fails before this test."""
     half, one, two = (y(t) - y(-t) for t in (STEP / 2, STEP, 2 * STEP))
     rate, again = (8 * one - two) / (12 * STEP), (8 * half - one) / (6 * STEP)
     made = _comparison("differences", y, dy, rate, claimed, magnitude, rtol=1e-8, atol=1e-10)
@@ -135,11 +135,11 @@ def adjoint(y, dy, claimed, magnitude):
 
 
 def direction(shape, rng):
-    """Random signs and magnitudes in [0.5, 1.5]: no element of a gradient is looked at with a weight near zero."""
+    """Draws signs, and magnitudes in [0.5, 1.5], so that every element of a gradient counts."""
     return rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape)
 
 
 def _comparison(oracle, y, dy, rate, claimed, magnitude, rtol, atol):
-    # The larger of both sides' magnitudes: a gradient that forgets a part must not make its own kinks look large.
+    # The larger magnitude of both sides: a gradient that lacks a part must not make its own error look like a kink.
     measured, summed = float((dy * rate).sum()), float(abs(dy * rate).sum())
     return Comparison(y.name, oracle, claimed, measured, max(magnitude, summed) + atol / rtol, rtol)

@@ -22,12 +22,12 @@ from minifit.patches import largest, parts
 
 
 class Layer:
-    """The contract. A layer without parameters has none to write down; a layer of layers names them as its children."""
+    """The contract of a layer. By default a layer has no parameters and no children."""
 
     params = MappingProxyType({})
     children = MappingProxyType({})
     max_norm = None  # the largest norm of each filter of "w"
-    lr_scale = 1.0  # times the learning rate of all parameters, the children's too
+    lr_scale = 1.0  # factor of the learning rate, for all parameters, those of the children included
 
     def forward(self, x, rng=None):
         raise NotImplementedError
@@ -36,15 +36,15 @@ class Layer:
         raise NotImplementedError
 
     def weight_gradients(self, dy, cache):
-        """The grads of backward alone: what the first layer of a network is asked, whose input nobody trains."""
+        """Returns only the grads of backward. The first layer of a network needs no dx: nobody trains its input."""
         return self.backward(dy, cache)[1]
 
     def __call__(self, x, rng=None):
-        """y alone; a layer may leave out what only its backward needs."""
+        """Returns only y. A layer may skip what only its backward needs."""
         return self.forward(x, rng)[0]
 
     def visit(self, x, see):
-        """y, after see(layer, its input) for every layer without children, each before its own y is computed."""
+        """Returns y, and calls see(layer, its input) for every layer without children, before its y is computed."""
         see(self, x)
         return self(x)
 
@@ -61,20 +61,20 @@ def leaves(layer):
 
 
 def max_norms(layer):
-    """{parameter name: largest norm of each of its filters}, where there is one."""
+    """Returns {parameter name: largest norm of each of its filters}, for parameters with a limit."""
     limits = {"w": layer.max_norm} if layer.max_norm and "w" in layer.params else {}
     return limits | _flat({name: max_norms(child) for name, child in layer.children.items()})
 
 
 def lr_scales(layer, above=1.0):
-    """{parameter name: times the learning rate}, where that is not 1: lr_scale, multiplied along the way down."""
+    """Returns {parameter name: factor of the learning rate}, if not 1: the product of lr_scale on the way down."""
     scale = above * layer.lr_scale
     scales = {} if layer.children or scale == 1 else dict.fromkeys(layer.params, scale)
     return scales | _flat({name: lr_scales(child, scale) for name, child in layer.children.items()})
 
 
 class Composite(Layer):
-    """A layer of layers. Parameter "w" of child "3" is its parameter "3.w"."""
+    """A layer made of layers. Parameter "w" of child "3" is its parameter "3.w"."""
 
     @property
     def params(self):
@@ -82,11 +82,11 @@ class Composite(Layer):
 
 
 class Sequential(Composite):
-    """Layers one after another: y = f_n(... f_2(f_1(x))).
+    """Applies layers one after another: y = f_n(... f_2(f_1(x))).
 
-    Its children are numbered, and dropout takes no number: parameters have the same names with and without it. Slices
-    and sums are new Sequentials of the *same* layers, so `student[:4] + regressor` is W_Guided and W_r of eq. 3, and
-    training it trains the student.
+    Children are numbered. Dropout takes no number, so parameters have the same names with and without it. Slices and
+    sums are new Sequentials of the *same* layers: `student[:4] + regressor` is W_Guided and W_r of eq. 3, and training
+    it trains the student.
     """
 
     def __init__(self, layers):
@@ -107,7 +107,7 @@ class Sequential(Composite):
         layers = zip_longest(self.layers, self.layers[1:])
         for layer, following in layers:
             if type(layer) is Conv2d and type(following) is Maxout and layer.divides_into(following.pieces):
-                x = layer.maxout(x, following.pieces)  # not of their subclasses, which may differ
+                x = layer.maxout(x, following.pieces)  # a subclass may compute something else
                 next(layers)
             else:
                 x = layer(x, rng)
@@ -151,8 +151,8 @@ class Sequential(Composite):
 class Branches(Composite):
     """Outputs at several depths of a Sequential: head_i(trunk[:i](x)) for i in increasing order, and then trunk(x).
 
-    y and dy are tuples. Companion losses take this form, and hints at several depths at once. Its children are the
-    trunk's own and "head3", the head at depth 3.
+    y and dy are tuples. Companion losses have this form, and hints at several depths at once. The children are those of
+    the trunk, and "head3" for the head at depth 3.
     """
 
     def __init__(self, trunk, heads):
@@ -194,7 +194,7 @@ class Branches(Composite):
         return grads | lowest.weight_gradients(dy, caches)
 
     def _above_the_lowest_head(self, dy, cache):
-        # At a head two gradients meet: the trunk's from above it, and its own.
+        # Two gradients meet at a head: the trunk's from above, and the head's.
         (*dys, dy), (below, above), grads, end = dy, cache, {}, len(self.trunk)
         for (depth, head), dhead, kept in reversed(list(zip(self.heads.items(), dys, above, strict=True))):
             dy, grads_between = self.trunk._backward(dy, below, depth, end)
@@ -238,14 +238,14 @@ class Mean(Composite):
 
 
 class Autoassociator(Composite):
-    """A layer of sigmoids as a code of its own input, decoded by its own weights: y = W' q + b, q = sigm(W x + c).
+    """Encodes its input by a layer of sigmoids and decodes it by the same weights: y = W' q + b, q = sigm(W x + c).
 
-    y are logits: the input is compared with sigm(y). The encoder, a Sequential x -> W x + c, is a block's own layers up
-    to the sigmoid, so that training this trains the block; the decoder has b alone, of the shape of one input.
+    y are logits: the loss compares the input with sigm(y). The encoder x -> W x + c is a Sequential of a block's own
+    layers up to the sigmoid, so training this trains the block. The decoder has only b, of the shape of one input.
     Bengio, Lamblin, Popovici, Larochelle 2006.
 
-    The same weights make a restricted Boltzmann machine of energy E(v, h) = -h'(W v + c) - b'v; `up` then gives
-    P(h = 1 | v), `down` the logits of P(v = 1 | h).
+    The same weights are a restricted Boltzmann machine with energy E(v, h) = -h'(W v + c) - b'v. Then `up` gives
+    P(h = 1 | v), and `down` gives the logits of P(v = 1 | h).
     """
 
     def __init__(self, encoder, b):
@@ -255,7 +255,7 @@ class Autoassociator(Composite):
         self.children = {"encoder": encoder, "decoder": self.decoder}
 
     def up(self, x):
-        """q, and a cache: what `down` and `correlations` need."""
+        """Returns q, and the cache that `down` and `correlations` need."""
         z, cache = self.encoder.forward(x)
         return sigmoid(z), cache
 
@@ -285,13 +285,13 @@ class Autoassociator(Composite):
         return self._summed(self.encoder.weight_gradients(dz, cache), grads_down)
 
     def _through_the_decoder(self, dy, cache):
-        # <dy, W' q> = <W dy, q>: in the decoder, dy is to W what an input is in the encoder, and q what a gradient is.
+        # <dy, W' q> = <W dy, q>: for W in the decoder, dy plays the part of an input and q that of a gradient.
         q, cache_of_x = cache
         dq, cache_of_dy = Sequential(map(_without_b, self.encoder)).forward(dy)
         return dq * q * (1 - q), self.correlations(dy, q, cache_of_dy), cache_of_x
 
     def _summed(self, grads_up, grads_down):
-        """W has the gradients of both its uses; c is only the encoder's."""
+        """Adds the two gradients of W, which is used twice; c belongs to the encoder only."""
         both = {f"encoder.{name}": g for name, g in grads_up.items()}
         return grads_down | {name: g + grads_down[name] if name.endswith("w") else g for name, g in both.items()}
 
@@ -340,13 +340,13 @@ class Linear(Layer):
 
 
 class Conv2d(Layer):
-    """Convolution as the field says it (a cross-correlation), stride 1, zeros around the border.
+    """Convolution in the field's sense (a cross-correlation), with stride 1 and zeros around the border.
 
     y[n, p, q, k] = b[k] + sum_{r, s, c} x[n, p + r - pad, q + s - pad, c] w[r, s, c, k]
 
     x (N, H, W, C)    w (R, S, C, K)    b (K,)    y (N, P, Q, K)    P = H + 2 pad - R + 1
 
-    y has the type that x, w and b have together, whatever the method, and gradients the type of y and dy together.
+    y has the common type of x, w and b, with every method. Gradients have the common type of y and dy.
     """
 
     def __init__(self, w, b, pad=0, max_norm=None):
@@ -362,7 +362,7 @@ class Conv2d(Layer):
         return y, (method, kept, x.dtype)
 
     def maxout(self, x, pieces):
-        """Maxout(pieces)(self(x)), for evaluation: what it is the largest of need not go through the memory."""
+        """Returns Maxout(pieces)(self(x)), for evaluation. The pieces need not be stored."""
         x, method = self._prepared(x)
         return method.maxout(x, self.params["w"], self.params["b"], pieces)
 
@@ -370,7 +370,7 @@ class Conv2d(Layer):
         return self.params["b"].size % pieces == 0
 
     def _prepared(self, x):
-        """x, of the type that y will have, and the method."""
+        """Returns x in the type of y, and the method."""
         w, b = self.params["w"], self.params["b"]
         r, s, c, _ = w.shape
         size = [extent + 2 * self.pad for extent in x.shape[1:3] if extent]
@@ -421,8 +421,8 @@ class Maxout(Layer):
             raise ValueError(f"Maxout: input {x.shape} does not divide into {self.pieces} pieces")
 
     def backward(self, dy, cache):
-        # The winner is the last piece that was larger than all before it: from the last one down, each takes its
-        # share of dy, and what nobody took is the first one's.
+        # The winner is the last piece that was larger than all before it. From the last piece down, each takes dy where
+        # it won; the first piece gets what is left.
         xp, m, k = array_module(dy), self.pieces, dy.shape[-1]
         dy = _laid_out_as(cache, dy)
         dx = xp.empty_like(dy, shape=(*dy.shape[:-1], m * k))
@@ -435,11 +435,11 @@ class Maxout(Layer):
 
 
 class MaxPool2d(Layer):
-    """The largest of each size x size window, ceil-mode: windows that begin inside the map, cut off at its border.
+    """Takes the largest of each size x size window. Ceil-mode: windows begin inside the map and end at its border.
 
     x (N, H, W, C)    y (N, P, Q, C)    P = min(1 + max(0, ceil((H - size) / stride)), ceil(H / stride))
 
-    Without `ceil`, floor-mode: only windows that end inside the map, P = 1 + floor((H - size) / stride).
+    Floor-mode, without `ceil`: windows also end inside the map, P = 1 + floor((H - size) / stride).
     A tie sends the whole gradient to the first of the tied inputs, in reading order.
     """
 
@@ -450,14 +450,14 @@ class MaxPool2d(Layer):
 
     def forward(self, x, rng=None):
         self._check(x)
-        # Along each row, then down the columns: 2 size steps, not size^2, and the same first winner in reading order.
+        # Rows first, then columns: 2 size steps in place of size^2, with the same first winner in reading order.
         across, larger_across = self._pool(x, axis=2)
         y, larger_down = self._pool(across, axis=1)
         return y, (x.shape, across.shape, larger_across, larger_down)
 
     def __call__(self, x, rng=None):
         self._check(x)
-        # Down the columns first, in long stretches of memory: a maximum may be taken in any order.
+        # Columns first, along long stretches of memory: the maximum does not depend on the order.
         return self._largest(self._largest(x, axis=1), axis=2)
 
     def _check(self, x):
@@ -473,7 +473,7 @@ class MaxPool2d(Layer):
         return self._unpool(self._unpool(dy, across, larger_down, axis=1), shape, larger_across, axis=2), {}
 
     def _windows(self, extent):
-        """For each offset in a window: the inputs it meets, and how many windows reach that far."""
+        """Yields, for each offset in a window, the inputs there and the windows that reach that far."""
         beyond = extent - self.size
         starts = min(1 + max(0, -(-beyond // self.stride)), -(-extent // self.stride))
         starts = starts if self.ceil else 1 + beyond // self.stride
@@ -501,7 +501,7 @@ class MaxPool2d(Layer):
         return y
 
     def _unpool(self, dy, shape, larger, axis):
-        # As in Maxout: the last input that was larger than all before it takes dy, the first one what is left.
+        # As in Maxout: the last input that was larger than all before it takes dy; the first gets what is left.
         xp, before = array_module(dy), (slice(None),) * axis
         left = _laid_out_as(larger, dy).copy(order="K")
         dx = xp.zeros_like(left, shape=shape)
@@ -532,7 +532,7 @@ class GlobalAverage(Layer):
 
 
 class Scale(Layer):
-    """Each feature times a number, plus a number: y = x scale + shift. Statistics that stay with a network.
+    """Scales and shifts each feature: y = x scale + shift. Keeps statistics with a network.
 
     x, y (N, K)    scale, shift (K,)
     """
@@ -553,7 +553,7 @@ class Scale(Layer):
 
 
 class Log(Layer):
-    """y = tau log x, which softmax(y / tau) undoes for probabilities x. Smaller ones count as the type's smallest."""
+    """y = tau log x; softmax(y / tau) gives probabilities x back. x below the type's smallest number counts as it."""
 
     def __init__(self, tau=1.0):
         if not tau > 0:
@@ -613,10 +613,10 @@ class Softmax(Layer):
 
 
 class Dropout(Layer):
-    """Keeps each input with probability `keep`, given an rng; the identity without one.
+    """Keeps each input with probability `keep` if it is given an rng; otherwise the identity.
 
-    Kept inputs are divided by `keep` so that the mean stays, unless rescale is False (the maxout networks' input).
-    Masks come from a NumPy generator on the host, whatever the backend: a run can then be repeated exactly.
+    Kept inputs are divided by `keep`, which keeps the mean. rescale=False leaves this out (the maxout networks' input).
+    Masks are drawn by NumPy on the host with every backend, so that a run can be repeated exactly.
     """
 
     def __init__(self, keep, rescale=True):
@@ -636,7 +636,7 @@ class Dropout(Layer):
 
 
 class Binary(Layer):
-    """One logit made two: y = (0, x), whose softmax is (1 - sigm(x), sigm(x)).
+    """Makes two logits of one: y = (0, x), whose softmax is (1 - sigm(x), sigm(x)).
 
     x (N, 1)    y (N, 2)
     """
@@ -652,7 +652,7 @@ class Binary(Layer):
 
 
 class Flatten(Layer):
-    """Each example as one row: x (N, ...) -> y (N, D)."""
+    """Makes one row of each example: x (N, ...) -> y (N, D)."""
 
     def forward(self, x, rng=None):
         return x.reshape(len(x), prod(x.shape[1:])), x.shape
@@ -662,7 +662,7 @@ class Flatten(Layer):
 
 
 class Reshape(Layer):
-    """Each example in another shape: x (N, ...) -> y (N, *shape). The fully connected regressor ends in one."""
+    """Gives each example another shape: x (N, ...) -> y (N, *shape). The fully connected regressor ends in one."""
 
     def __init__(self, shape):
         self.shape = tuple(shape)
@@ -677,12 +677,12 @@ class Reshape(Layer):
 
 
 def sigmoid(x):
-    """1 / (1 + exp(-x)), by way of tanh, which overflows for no x."""
+    """Returns 1 / (1 + exp(-x)), computed by tanh, which never overflows."""
     return 0.5 + 0.5 * array_module(x).tanh(0.5 * x)
 
 
 def _without_b(layer):
-    """The linear part of an affine layer, which shares its w; another layer as it is."""
+    """Returns an affine layer without its bias, sharing w; any other layer as it is."""
     linear = copy(layer)
     if layer.params:
         linear.params = {name: p if name == "w" else 0 * p for name, p in layer.params.items()}
@@ -694,7 +694,7 @@ def _flat(groups):
 
 
 def _sum_rows(dy):
-    """dy (N, P, Q, K) -> (K,), as products with ones: BLAS adds long columns several times faster than a reduction."""
+    """dy (N, P, Q, K) -> (K,), as a product with ones: BLAS adds long columns several times faster than a sum."""
     xp, n, k = array_module(dy), len(dy), dy.shape[-1]
     pixels = dy.transpose(1, 2, 3, 0)
     if pixels.flags.c_contiguous and n > 1:
@@ -705,7 +705,7 @@ def _sum_rows(dy):
 
 
 def _laid_out_as(arrays, dy):
-    """dy, with its axes in memory as those of the arrays: operations on arrays that lie alike run along memory."""
+    """Returns dy in the memory order of the arrays: operations on arrays of one order run along memory."""
     if not arrays:
         return dy
     same = array_module(dy).empty_like(arrays[0], dtype=dy.dtype, shape=dy.shape)

@@ -1,7 +1,7 @@
 """The losses: each returns (loss, gradient with respect to its first argument), mean over the batch.
 
-The normalisation is part of the specification: mean over examples, sum over features, no tau^2. A class may be masked:
-where its logit is -inf it has no probability, and adds nothing to a loss unless it is wanted.
+The normalisation is part of the specification: mean over examples, sum over features, no tau^2. A logit of -inf masks a
+class: the class has no probability, and adds nothing to a loss unless it is the label.
 """
 
 from math import log
@@ -13,7 +13,7 @@ from minifit.layers import sigmoid
 
 
 def log_softmax(logits):
-    """log softmax over the last axis, exact for logits of any size: each row is shifted by its own maximum."""
+    """log softmax over the last axis. Each row is shifted by its own maximum, so logits may have any size."""
     xp = array_module(logits)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
@@ -53,7 +53,7 @@ def distillation_loss(logits, teacher_logits, labels, tau, lam, student_tau=None
 
     logits, teacher_logits (N, K)    labels (N,)    tau > 0, lam >= 0 Python floats
 
-    student_tau: of P_S alone, in place of tau; the released code's is in effect 1.
+    student_tau: another temperature for P_S; in the released code it is in effect 1.
     """
     n, _ = _check("distillation_loss", logits, labels)
     if teacher_logits.shape != logits.shape:
@@ -78,7 +78,7 @@ def hint_loss(guided, hint, reduction="sum"):
 
     guided, hint (N, ...)
 
-    reduction: "sum", or "mean" over the features too, as in the released code.
+    reduction: "sum", or "mean" over the features too. (The released code averages over all of them but the rows.)
     """
     if reduction not in ("sum", "mean"):
         raise ValueError(f"hint_loss: reduction {reduction!r}; wanted sum or mean")
@@ -106,22 +106,22 @@ def reconstruction_loss(logits, x):
     if not n:
         raise ValueError("reconstruction_loss: an empty batch has no mean")
     xp = array_module(logits, x)
-    # log(1 + exp(a)) - x a, so written that exp never overflows
+    # log(1 + exp(a)) - x a, written so that exp never overflows
     softplus = xp.maximum(logits, 0) + xp.log1p(xp.exp(xp.minimum(logits, -logits)))
     return (softplus - x * logits).sum() / n, (sigmoid(logits) - x) / n
 
 
 def _probabilities(xp, log_p):
-    """exp(log_p), and 0 where that is below the square root of the type's smallest normal number: 1e-19 in float32.
+    """exp(log_p), but 0 below the square root of the type's smallest normal number: 1e-19 in float32.
 
-    A network that is sure of an image would else send numbers so small back through all its layers that products of
-    them are subnormal, with which a processor may compute far more slowly.
+    Smaller gradients, of a network that is sure of an image, become subnormal on their way back. Processors may compute
+    far more slowly with subnormal numbers.
     """
     return xp.exp(log_p) * (log_p > log(np.finfo(log_p.dtype).tiny) / 2)
 
 
 def _weighed(xp, p, log_p):
-    """p log_p, and 0 where p is 0, however unlikely the class: 0 times -inf is not a number."""
+    """p log_p, but 0 where p is 0: there 0 times -inf is not a number."""
     return p * xp.where(p != 0, log_p, 0)
 
 

@@ -1,7 +1,7 @@
-"""The paper's networks for MNIST and CIFAR, as literal lists of blocks, and what they hold and cost.
+"""The paper's networks for MNIST and CIFAR, as literal lists of blocks, and their counts.
 
-One element of a network is one layer of the paper: Conv(48, 8, pool=(4, 2)) is 48 maxout channels of 8x8 kernels and
-the pooling behind them, and becomes Sequential([Conv2d, Maxout, MaxPool2d]).
+One element of a network is one layer of the paper: Conv(48, 8, pool=(4, 2)) is 48 maxout channels of 8x8 kernels with
+the pooling after them. It becomes Sequential([Conv2d, Maxout, MaxPool2d]).
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from minifit.layers import (
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution, its non-linearity, and the pooling behind it. pieces=None is a ReLU, pieces=1 nothing.
+    """A convolution, its non-linearity, and the pooling after it. pieces=None: ReLU; pieces=1: no non-linearity.
 
     pool: (size, stride), or (size, stride, False) in floor-mode
     """
@@ -41,7 +41,7 @@ class Conv:
     max_norm: float | None = None  # the largest norm of a filter, each piece counted as one
 
     def layers(self, shape, xp, dtype):
-        """Layers with zeros for weights, for an input of this shape (H, W, C)."""
+        """Returns the layers for an input of this shape (H, W, C), with weights of 0."""
         w, b = zeros((self.kernel, self.kernel, shape[2], (self.pieces or 1) * self.channels), xp, dtype)
         pool = [MaxPool2d(*self.pool)] if self.pool else []
         return [Conv2d(w, b, self.pad, self.max_norm), self.nonlinearity(), *pool]
@@ -74,7 +74,7 @@ class FullyConnected:
 
 @dataclass(frozen=True)
 class SigmoidConv(Conv):
-    """A convolution whose non-linearity is a sigmoid, and the pooling behind it."""
+    """A convolution with sigmoids, and the pooling after it."""
 
     pieces: None = None
 
@@ -184,8 +184,8 @@ class Network:
     name: str
     input: tuple[int, int, int]
     blocks: tuple
-    # Images that pass it together on a CPU: few, for the cache; more, where channels are few or transforming large
-    # filters weighs more.
+    # Images that pass it together on a CPU: few, so that they fit the cache; more for few channels or large filters,
+    # whose transforms then weigh less.
     microbatch: int = 16
 
 
@@ -381,7 +381,7 @@ OTHERS = (nin_mnist(), nin_cifar(), nin_svhn(), maxout_dense(), mimic_cifar(64),
 
 
 def widened(network, scale):
-    """The network with so many times its channels and units: another one, whose name says so."""
+    """Returns the network with `scale` times as many channels and units. Its name says so."""
     if scale == 1:
         return network
     blocks = tuple(block.widened(scale) for block in network.blocks)
@@ -389,9 +389,9 @@ def widened(network, scale):
 
 
 def of_sigmoids(network):
-    """The network with sigmoids in place of its non-linearities, and about as many weights.
+    """Returns the network with sigmoids as its non-linearities, and about as many weights.
 
-    A maxout of M pieces has M filters a unit: for one of sigmoids there are sqrt(M) times as many units.
+    A maxout unit of M pieces has M filters, so the network of sigmoids has sqrt(M) times as many units.
     """
 
     def block_of_sigmoids(block):
@@ -411,32 +411,33 @@ def for_images(network, image):
 
 
 def as_counted(network):
-    """The network that the published counts are of: its fully connected layer has 2 pieces, where the text says 5."""
+    """Returns the network as the paper counted it: 2 pieces in the fully connected layer, where the text says 5."""
     two = (replace(block, pieces=2) if isinstance(block, FullyConnected) else block for block in network.blocks)
     return replace(network, blocks=tuple(two))
 
 
 def build(network, dropout_keep_input=1.0, dropout_keep=1.0, conv_lr_scale=1.0, xp=np, dtype=np.float32):
-    """The network as a Sequential of one Sequential a block, whose weights are 0 until `initialise` draws them.
+    """Builds a Sequential with one Sequential per block of the network. Weights are 0 until `initialise` draws them.
 
     Dropout keeps dropout_keep_input of the input (not rescaled) and dropout_keep of every later layer's input
-    (rescaled), as in pylearn2's maxout networks. conv_lr_scale: times the learning rate, of the convolutions.
+    (rescaled), as in pylearn2's maxout networks. conv_lr_scale: factor of the learning rate of the convolutions.
     """
     layers, shape = [], network.input
     for i, block in enumerate(network.blocks):
         noise = Dropout(dropout_keep) if i else Dropout(dropout_keep_input, rescale=False)
         layer = Sequential(([noise] if noise.keep < 1 else []) + block.layers(shape, xp, dtype))
         layer.lr_scale = conv_lr_scale if isinstance(block, Conv) else 1.0
-        shape = layer(xp.zeros((0, *shape), dtype)).shape[1:]  # no image at all tells the shape
+        shape = layer(xp.zeros((0, *shape), dtype)).shape[1:]  # a batch of no images is enough to find the shape
         layers.append(layer)
     return Sequential(layers)
 
 
 def initialise(layers, rng, init_range=None):
-    """Draws every weight in turn, in place; biases stay 0. On the host, in double precision: the same on every backend.
+    """Draws all weights in order, in place; biases stay 0. It draws on the host in float64, the same for every backend.
 
-    From U(-init_range, init_range), as in the paper, or without it normal with variance 1 / fan-in. That keeps the mean
-    square of activations through a maxout of two pieces: the larger of two centred normals has the mean square of one.
+    Weights are from U(-init_range, init_range), as in the paper; without init_range, normal with variance 1 / fan-in.
+    The latter keeps the mean square of activations through a maxout of two pieces: the larger of two centred normals
+    has the mean square of one.
     """
     for layer in leaves(layers):
         if "w" in layer.params:
@@ -447,10 +448,10 @@ def initialise(layers, rng, init_range=None):
 
 
 def unit_variance(layers, x):
-    """Scales the weights of each layer in turn, in place, so that its outputs for the images x have variance 1.
+    """Scales the weights of each layer in order, in place, so that its outputs for the images x have variance 1.
 
-    The second half of LSUV (Mishkin and Matas 2016), exact in one pass because the biases are 0 and the layers linear
-    in their weights. Without it max-pooling, whose outputs have a mean, makes activations grow from layer to layer.
+    This is the second half of LSUV (Mishkin and Matas 2016). One pass is exact, because biases are 0 and layers are
+    linear in their weights. Without it activations grow from layer to layer, because max-pooling raises their mean.
     """
 
     def scale(layer, x):
@@ -461,11 +462,11 @@ def unit_variance(layers, x):
 
 
 def count(layers, x):
-    """(weights, multiplications) of each of the layers for one image, counted from the layers themselves.
+    """Counts (weights, multiplications) of each of the layers for one image, from the layers themselves.
 
-    x (N, H, W, C): any number of images of the right shape, zero of them included.
+    x (N, H, W, C): any number of images of the right shape, even none.
 
-    The paper's convention: no biases; a weight of a convolution multiplies once for every output before pooling.
+    The paper's convention: biases do not count; a weight of a convolution multiplies once per output before pooling.
     """
     counts = {}
 

@@ -1,7 +1,7 @@
 """SGD with momentum, RMSProp and max-norm, and how their rates change over the epochs.
 
-`step(params, grads)` works in place. Optimisers know arrays by name, and no layers.
-lr_scales: {name: factor of the learning rate} for arrays that learn at a rate of their own.
+`step(params, grads)` updates the arrays in place. Optimisers know the names of arrays, and no layers.
+lr_scales: {name: factor of the learning rate} for arrays with another rate than the rest.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class SGD:
 class RMSProp:
     """m <- decay m + (1 - decay) g^2, from 0 and without bias correction;   w <- w - lr g / max(sqrt(m), floor).
 
-    Decay and floor are pylearn2's, whose rule the released code uses. The floor bounds the step where gradients vanish,
-    and decides whether a network started at U(-.005, .005) moves at all.
+    The released code uses pylearn2's RMSProp, with this decay and this floor. Where gradients vanish the floor keeps
+    steps small, so it decides whether a network that starts at U(-.005, .005) moves at all.
     """
 
     def __init__(self, lr, decay=0.9, floor=1e-5, lr_scales=None):
@@ -46,10 +46,9 @@ class RMSProp:
 
 
 def max_norm(w, limit):
-    """Scales every filter whose norm exceeds `limit` back onto it, in place.
+    """Scales every filter whose norm exceeds `limit` back to `limit`, in place.
 
-    The last axis counts the filters (M*K of them: each piece of a maxout unit has a norm of its own), for w
-    (R, S, C, K) and w (D, E) alike.
+    The last axis of w, (R, S, C, K) or (D, E), counts the filters. Each piece of a maxout unit is one filter.
     """
     xp = array_module(w)
     norm = xp.sqrt((w * w).sum(axis=tuple(range(w.ndim - 1))))
@@ -72,7 +71,7 @@ class Schedule:
     momentum: Ramp = setting("give SGD this momentum in each epoch; RMSProp has none", BELOW_1, default=Ramp(0.0))
 
     def make(self, lr_scales=None):
-        """The optimiser, as in the first epoch."""
+        """Returns the optimiser, set for the first epoch."""
         if self.optimizer == "rmsprop":
             return RMSProp(self.lr, lr_scales=lr_scales)
         return SGD(self.lr, self.momentum.first, lr_scales)

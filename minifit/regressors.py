@@ -1,4 +1,4 @@
-"""The regressor r(v; W_r) of eq. 3: gives the guided layer's output the shape of the hint, and is then discarded."""
+"""The regressor r(v; W_r) of eq. 3 gives the guided layer's output the shape of the hint. Stage 1 discards it."""
 
 from math import prod
 
@@ -11,22 +11,22 @@ from minifit.networks import activation, zeros
 
 KINDS = "conv", "fc", "none"
 
-# Bytes that training takes for a weight. In single precision it is held about ten times: as drawn, in float64; as the
-# workers read it; in two sums of gradients; in the optimiser's state; in the best so far; in the file that is written.
+# Bytes per weight in training, which holds about ten copies in float32: the weight as drawn (float64), as the workers
+# read it, two sums of gradients, the optimiser's state, the best so far, and the file that is written.
 TRAINING = 40
 
 
 def regressor(kind, guided, hint, pieces, max_norm=None, xp=np, dtype=np.float32):
-    """A Sequential from maps of shape `guided` (N_g1, N_g2, O_g) to maps of shape `hint` (N_h1, N_h2, O_h).
+    """Builds a Sequential from maps of shape `guided` (N_g1, N_g2, O_g) to maps of shape `hint` (N_h1, N_h2, O_h).
 
     Its weights are 0 until `networks.initialise` draws them.
 
-    conv  a valid convolution, k_i = N_g,i - N_h,i + 1: k1 k2 O_h O_g weights a piece
-    fc    fully connected: N_h1 N_h2 O_h N_g1 N_g2 O_g weights a piece
-    none  where the shapes already agree
+    conv  a valid convolution, k_i = N_g,i - N_h,i + 1: k1 k2 O_h O_g weights per piece
+    fc    fully connected: N_h1 N_h2 O_h N_g1 N_g2 O_g weights per piece
+    none  no regressor; the shapes must agree
 
-    pieces: the non-linearity of the hint layer itself, Maxout(pieces) or, for None, ReLU: section 2.2 of the paper.
-    Of one piece it is linear.
+    pieces: the non-linearity, which must be that of the hint layer (section 2.2 of the paper): Maxout(pieces), or ReLU
+    for None. One piece is linear.
     """
     m = pieces or 1
     conv_fits = weights("conv", guided, hint, pieces) > 0
@@ -56,7 +56,7 @@ def regressor(kind, guided, hint, pieces, max_norm=None, xp=np, dtype=np.float32
 
 
 def weights(kind, guided, hint, pieces):
-    """How many weights a regressor has, before any is allocated; 0 where none is needed or none would fit."""
+    """Counts the weights of a regressor without allocating them; 0 if none is needed or none fits."""
     m = pieces or 1
     if kind == "fc":
         return prod(guided) * m * prod(hint)
@@ -66,7 +66,7 @@ def weights(kind, guided, hint, pieces):
 
 
 def pieces_of(layer):
-    """The maxout pieces of a layer's last non-linearity (None for ReLU): what a regressor to its output must share."""
+    """Returns the maxout pieces of a layer's last non-linearity (None for ReLU), which its regressor must have too."""
     inner = list(leaves(layer))
     for leaf in reversed(inner):
         if isinstance(leaf, ReLU):

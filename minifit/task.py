@@ -1,4 +1,4 @@
-"""What a method is given: the networks by name, the settings, and the random streams of one seed."""
+"""A task is what a method is given: the networks by name, the settings, and the random streams of one seed."""
 
 from dataclasses import dataclass, field
 from zlib import crc32
@@ -11,12 +11,12 @@ from minifit.layers import Layer, Sequential
 from minifit.networks import Output, build, initialise, unit_variance
 from minifit.regressors import pieces_of, regressor
 
-MEASURED = 128  # training images on which a scaled start measures its layers
+MEASURED = 128  # a scaled start measures its layers on this many training images
 
 
 @dataclass
 class Task:
-    """One experiment with one seed, before anything of it is trained."""
+    """One experiment with one seed, before any training."""
 
     networks: dict  # name -> networks.Network: "teacher", "student", and those that methods bring with them
     settings: Config
@@ -44,7 +44,7 @@ class Task:
         return list(zip(self.settings.guided_layer, self.settings.hint_layer, strict=True))
 
     def rng(self, stream, index=1):
-        """The generator of a named stream; `index` tells apart several stages or regressors of one name.
+        """Returns the generator of a named stream. `index` tells apart stages or regressors with the same name.
 
         The streams of published runs keep their numbers; any other stream gets its number from its name.
         """
@@ -52,7 +52,7 @@ class Task:
         return np.random.default_rng([self.seed, number] + [index] * (index > 1))
 
     def network(self, name, own=None, as_teacher=False):
-        """The network as it starts: of one seed, every method gets a student with the same weights.
+        """Returns the network at its start. With one seed, every method gets a student with the same weights.
 
         own: a networks.Network that the method brings with it; it has this name in the task, unless another one has
         as_teacher: whether it has the settings of the teacher, dropout among them
@@ -75,7 +75,7 @@ class Task:
         return layers
 
     def head(self, below, stream, index=1):
-        """A linear classifier on what some layers give, with its start."""
+        """Returns a linear classifier on the output of some layers, at its start."""
         s, image = self.settings, self.xp.zeros((0, *self.networks["student"].input), self.dtype)
         output = Output(self.networks["student"].blocks[-1].classes)
         layers = Sequential(output.layers(below(image).shape[1:], self.xp, self.dtype))
@@ -84,7 +84,7 @@ class Task:
         return layers
 
     def regressor(self, guided, hint, pair=1):
-        """r of eq. 3, with its start: maps of the guided layers to the shape of the hint.   Algorithm 1, line 3."""
+        """Returns r of eq. 3 at its start. It gives the guided maps the shape of the hint.   Algorithm 1, line 3."""
         s, image = self.settings, self.xp.zeros((0, *self.networks["student"].input), self.dtype)
         shapes = [part(image).shape[1:] for part in (guided, hint)]
         pieces = s.regressor_pieces or pieces_of(hint)
