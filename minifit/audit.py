@@ -1,9 +1,8 @@
-"""The gradient audit: one row for every layer, composite, regressor, loss and method, and what its check came to.
+"""The gradient audit: one row for every layer, composite, regressor, loss and method, with the result of its check.
 
-A case draws a problem: its shapes from `integer(low, high)`, so that Hypothesis can drive and shrink them, its values
-from a generator. Kinked layers get permutations of spaced values, so that no maximum is in doubt; inside a network
-there is no such choice, and it is drawn again where the oracle says that the draw crossed a kink. A method is walked:
-each of its stages is a problem.
+A case draws a problem: shapes from `integer(low, high)`, so that Hypothesis can drive and shrink them, and values from
+a generator. Layers with kinks get permutations of spaced values, so that every maximum is clear. Networks cannot; they
+are drawn again if the oracle says that a draw crossed a kink. Each stage of a method is a problem.
 """
 
 import copy
@@ -513,7 +512,7 @@ def regressor_name(kind, pieces):
 
 
 def without_a_row():
-    """The layers, losses, kinds of regressor and methods in minifit that no row asks: there should be none."""
+    """Lists the layers, losses, kinds of regressor and methods in minifit that no row checks. There should be none."""
     for module in pkgutil.walk_packages(minifit.__path__, "minifit."):
         import_module(module.name)  # a layer may be anywhere
     kinds = [kind for kind in below(Layer) if kind.backward is not Layer.backward]  # the others are never trained
@@ -567,10 +566,9 @@ class Result:
 
 
 def run(draws=15, seed=0, only=None, xp=np):
-    """A Result for every row, or for the one that is called `only`, or else for those whose names begin so.
+    """Returns a Result for every row, or for the row called `only`, or else for rows whose names begin so.
 
-    Draw i of seed s is draw 0 of seed s + i, whatever other rows there are, so that a failure names the seed that
-    repeats it.
+    Draw i of seed s is draw 0 of seed s + i, whatever the other rows are. A failure names the seed that repeats it.
     """
     if draws < 1:
         raise UserError(f"{draws} draws check nothing; one at least")
@@ -603,7 +601,7 @@ def _run(case, draws, seed, xp):
 
 
 def table(results):
-    """The results as text: a row a line, then what failed and how near to its tolerance the worst came."""
+    """Formats the results as text: one line per row, the failures, and the worst ratio of error to tolerance."""
     width = max(len(r.row) for r in results)
     lines = [KEY, f"{'row':{width}}  draws  seconds  tolerance"]
     for r in results:

@@ -1,8 +1,8 @@
-"""The other systems in the paper's tables, its ablations and its curriculum: one function each, and all methods.
+"""The other systems in the paper's tables, its ablations and its curriculum, one function each; the list of methods.
 
-They are built from the paper's sources: [BC] Ba and Caruana 2014, [NiN] Lin et al. 2014, [DSN] Lee et al. 2015 and
-their code, [MX] Goodfellow et al. 2013. A number without a source is a choice made here. Methods train with the
-schedule of the student, so that they are compared at equal effort, unless they say otherwise.
+Sources: [BC] Ba and Caruana 2014, [NiN] Lin et al. 2014, [DSN] Lee et al. 2015 and
+their code, [MX] Goodfellow et al. 2013. Numbers without a source are chosen here. Methods train with the student's
+schedule, unless they say otherwise, so that they are compared at equal effort.
 """
 
 from dataclasses import dataclass, replace

@@ -10,8 +10,8 @@ from minifit import UserError, networks, settings, spec
 from minifit.optimizers import Ramp, Schedule
 from minifit.settings import ABOVE_0, PROBABILITY, at_least, flag, one_of, setting, words
 
-# The random streams of published seeds: the place of a name is its number, and must not move. A stage draws its noise
-# and its order of images from the stream of its own name, so that any stage may run alone.
+# The random streams of published seeds. The number of a stream is its place here, which must not change. A stage draws
+# its noise and its order of images from the stream of its own name, so that any stage can run alone.
 WEIGHTS = ("teacher weights", "student weights", "regressor weights")
 STREAMS = (*WEIGHTS, "teacher", "backprop", "kd", "hint", "fitnet", "teacher_all")
 
@@ -20,7 +20,7 @@ STREAMS = (*WEIGHTS, "teacher", "backprop", "kd", "hint", "fitnet", "teacher_all
 class Config:
     """Every setting of an experiment. A run directory holds the results of one Config, and refuses another.
 
-    None means: worked out from the other settings, as the setting's help says.
+    None: the value follows from other settings, as the help of the setting says.
     """
 
     train: int = setting(
@@ -159,7 +159,7 @@ MNIST_PAPER = Config(
     regressor_init="uniform",  # [code]
     regressor_init_range=0.05,  # [code]
     regressor_max_norm=0.9,  # [code]
-    hint_reduction="sum",  # eq. 3; its code: "mean"
+    hint_reduction="sum",  # eq. 3; its code is near "mean"
     guided_lr_scale=1.0,  # [A.2]: one rate
     tau=3.0,  # [A.2]
     student_tau=None,  # eq. 1; its code: 1, in effect
@@ -172,9 +172,9 @@ MNIST_PAPER = Config(
     teacher_all=500,  # [PL]; the limit is [ours]
 )
 
-# The paper's networks, losses and stages on a schedule of minutes. What is set here is [ours], the rest as above.
-# From U(-.005, .005), a few epochs are too few. From a scaled start the networks train at once, although max-norm takes
-# the first layers' filters back to their limits at the first update. Learning rates fall to nearly 0 in the last epoch.
+# The paper's networks, losses and stages on a schedule of minutes. Settings named here are [ours], the rest are those
+# above. From U(-.005, .005) a few epochs are too few. From a scaled start the networks train at once, although the
+# first update takes the filters of the first layers back to their largest norm. Learning rates end near 0.
 MNIST = replace(
     MNIST_PAPER,
     dropout_keep_input=1.0,  # the teacher has 0.47 % of validation errors; with 0.8, [PL], in 20 epochs 0.57 %
@@ -233,8 +233,8 @@ CIFAR10_PAPER = replace(
     teacher_all=0,  # [PL]; retraining takes its place
 )
 
-# For two CPU cores. What is set here is [ours], as for MNIST; the teacher is half as wide. One rate serves all
-# students: at twice that rate, FitNet 4's loss grows in its first updates, which RMSProp makes the largest.
+# For two CPU cores. Settings named here are [ours], as for MNIST; the teacher is half as wide. All students have one
+# learning rate. At twice this rate FitNet 4's loss grows in its first updates, which are RMSProp's largest.
 CIFAR10 = replace(
     CIFAR10_PAPER,
     retrain=False,
@@ -489,7 +489,7 @@ STUDIES = (
 
 
 def check(experiment, config):
-    """UserError for a setting that cannot be meant."""
+    """Raises UserError for settings that make no sense together."""
     for name, f, value in settings.walk(config):
         settings.check(name, f, value)
     for name, network in (("guided_layer", experiment.student), ("hint_layer", experiment.teacher)):

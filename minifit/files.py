@@ -39,11 +39,11 @@ def write_atomically(path, write):
 
 
 def save(path, record, **groups):
-    """A record {name: JSON value} and groups of {name: array} in one file; the same content gives the same bytes.
+    """Saves a record {name: JSON value} and groups of {name: array}. The same content gives the same bytes.
 
     The file is HDF5, then the record, then the length of the record in eight bytes, the record's SHA-256, and the
-    SHA-256 of all before it. HDF5 does not look behind its own end, so no damage goes unnoticed and none is left to the
-    HDF5 library, which may not come back from it; and the record can be read without the arrays.
+    SHA-256 of all before it. HDF5 ignores what follows its own end. The sums find all damage before the HDF5
+    library, which may hang on a damaged file, sees it. The record can be read without the arrays.
 
     HDF5 alone reads the record too, as the data set "record", bytes of UTF-8 (an attribute ends at 64 KiB):
 

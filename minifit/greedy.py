@@ -1,11 +1,11 @@
-"""Greedy layer-wise training (Bengio, Lamblin, Popovici, Larochelle 2006): a layer at a time, then all on the labels.
+"""Greedy layer-wise training (Bengio, Lamblin, Popovici, Larochelle 2006): one layer at a time, then all on labels.
 
-Each layer is trained on the output of the layers below it, which do not move meanwhile; the last stage trains the whole
-network. FitNet's first stage is of the same kind: a hint is the greedy stage whose target is a layer of the teacher.
+Each layer is trained on the output of the layers below it, which stay as they are. The last stage trains the whole
+network. Stage 1 of FitNet is a stage of this kind, whose target is a layer of the teacher.
 
 Their network has 784-1000-1000-1000-10 units. With student=True a method trains the student of the experiment, so that
-a greedy start and a hint are compared on one network. Auto-associators and RBMs need sigmoids: that student has
-sigmoids in place of its maxouts, and more channels, so that it has about as many weights.
+a greedy start and a hint can be compared on one network. Auto-associators and RBMs need sigmoids. Their student has
+sigmoids instead of maxouts, and more channels for about as many weights.
 """
 
 from dataclasses import dataclass, replace
@@ -91,7 +91,7 @@ class Start:
             yield i, Stage(name + self.suffix, block, LABELS, self.greedy, of=self.of, part=part, below=below)
 
     def last_stage(self, name):
-        """All blocks on labels. The output layer is as it was drawn."""
+        """Returns the stage of all blocks on labels. The output layer starts as it was drawn."""
         return Stage(name + self.suffix, self.layers, LABELS, self.last, of=self.of)
 
 
@@ -144,8 +144,8 @@ RECONSTRUCTION = Reconstruction()
 def contrastive_divergence(stage, x, target, labels, epoch, rng=None, share=1.0):
     """CD-1, the rule of an RBM: (cross-entropy of the reconstruction, -(<h0 v0'> - <q1 v1'>)), for W, and so b and c.
 
-    h0 ~ P(h | v0), v1 ~ P(v | h0), q1 = P(h = 1 | v1). No loss has this for its gradient: where v1 falls depends on
-    the weights too, and that part is left out. Draws are made on the host; without rng, probabilities stand for them.
+    h0 ~ P(h | v0), v1 ~ P(v | h0), q1 = P(h = 1 | v1). No loss has this gradient: v1 depends on the weights too, and
+    the rule leaves that part out. Draws are made on the host. Without rng, probabilities take their place.
     """
     machine, v0, rng = stage.network, stage.sees(x), rng if stage.noise else None
     q0, cache0 = machine.up(v0)
@@ -159,7 +159,7 @@ def contrastive_divergence(stage, x, target, labels, epoch, rng=None, share=1.0)
 
 
 def drawn(p, rng):
-    """1 with probability p, else 0; without rng, p itself."""
+    """Draws 1 with probability p, else 0. Without rng, returns p."""
     if rng is None:
         return p
     return (array_module(p).asarray(rng.random(p.shape, np.float32)) < p).astype(p.dtype)

@@ -1,4 +1,4 @@
-"""A trained network from its file, which says of itself all that it takes to rebuild it.
+"""Loads a trained network from its file, which describes the network completely.
 
     from minifit import load
 
@@ -32,7 +32,7 @@ AXES = (
 
 @dataclass(frozen=True)
 class Model:
-    """A network that classifies images as they are stored, with what prepares them."""
+    """A network that classifies stored images, with their preparation."""
 
     layers: Layer
     prepare: object  # bytes to what the layers see
@@ -58,7 +58,7 @@ class Model:
         return last(self.layers(self.prepare(images)))
 
     def check(self, images):
-        """UserError for images that the network was not made for."""
+        """Raises UserError for images of another type or shape than the network's."""
         if getattr(images, "dtype", None) != np.uint8 or images.shape[1:] != self.input:
             found = f"{images.dtype} {images.shape}" if hasattr(images, "dtype") else type(images).__name__
             raise UserError(f"images are {found}; {self.about['name']} wants uint8 (N, {str(self.input)[1:]}")
@@ -69,12 +69,12 @@ def sliced(images):
 
 
 def last(outputs):
-    """The logits, which of several outputs are the last."""
+    """Returns the logits, which are the last of several outputs."""
     return outputs[-1] if isinstance(outputs, tuple) else outputs
 
 
 def load(path):
-    """The Model in a stage's file; UserError, one line, where it is none or holds no whole classifier."""
+    """Returns the Model in a stage's file. UserError if the file is damaged or holds no whole classifier."""
     path = Path(path)
     try:
         record, groups = files.load(path)
@@ -100,7 +100,7 @@ def load(path):
 
 
 def describe(network, name, image, prepare, statistics=None, classifies=True, **more):
-    """What the file of a trained network says of it, as JSON.
+    """Describes a trained network for its file, as JSON.
 
     image: the shape (H, W, C) of one    prepare: what makes what the network sees of bytes
     statistics: the file of the arrays of `prepare`, if it has any    classifies: whether it maps images to logits
@@ -147,7 +147,7 @@ def settings(layer):
 
 
 def rebuild(described, arrays):
-    """The layer that `tree` described, with these arrays for parameters."""
+    """Rebuilds the layer that `tree` described, with these arrays as parameters."""
     given = {name: value for name, value in described.items() if name not in ("name", "output")}
     kind, children = getattr(layers, given.pop("kind")), given.pop("children", None)
     if not issubclass(kind, Layer):

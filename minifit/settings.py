@@ -5,12 +5,12 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 
 from minifit import UserError
 
-LARGEST = 3e38  # of float32, in which the networks compute
+LARGEST = 3e38  # of float32, the type in which networks compute
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be, in words that follow "wanted", and as a function that accepts it."""
+    """What a value must be: words that follow "wanted", and a function that accepts the value."""
 
     words: str
     accepts: Callable
@@ -71,7 +71,7 @@ class Ramp:
 
 
 def walk(settings, prefix=""):
-    """(name, field, value) of every setting; those of a schedule are called "teacher.lr"."""
+    """Yields (name, field, value) of every setting; those of a schedule have names like "teacher.lr"."""
     for f in fields(settings):
         value = getattr(settings, f.name)
         if is_dataclass(value) and not isinstance(value, Ramp):
@@ -81,7 +81,7 @@ def walk(settings, prefix=""):
 
 
 def check(name, f, value):
-    """UserError where a value breaks the rule of its field, is not finite, or is a ramp that ends before it starts."""
+    """Raises UserError if a value breaks the rule of its field, is not finite, or is a ramp that ends too early."""
     rule, given = f.metadata["rule"], " ".join([flag(name), *words(value)])
     for one in (
         (value.first, value.last) if isinstance(value, Ramp) else value if isinstance(value, tuple) else (value,)
@@ -102,7 +102,7 @@ def flag(name):
 
 
 def words(value):
-    """A value as words of a command line."""
+    """Returns a value as the words of a command line."""
     if isinstance(value, Ramp):
         parts = value.first, value.last, value.end, value.start
         value = parts[:1] if value == Ramp(value.first) else parts[:3] if value.start == 1 else parts

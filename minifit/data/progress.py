@@ -6,10 +6,10 @@ from tqdm import tqdm
 
 
 class Bar(tqdm):
-    """tqdm with a lock of this process alone, and without a thread that watches over the bars.
+    """tqdm with a lock of this process only, and without its monitor thread.
 
-    tqdm's own lock is shared with all forked processes: one that is killed while it draws would keep it, and every
-    other would wait for ever. Its thread may hold the lock at the moment of a fork, with the same end.
+    tqdm shares its lock with all forked processes. A process that is killed while it draws would keep the lock, and
+    the others would wait for ever. The thread could hold the lock at the moment of a fork, with the same result.
     """
 
     monitor_interval = 0
