@@ -161,7 +161,7 @@ def networks_table(rows):
         (said_w, *weights), (said_m, *multiplications) = row["weights"], row["multiplications"]
         counts = [said_w, *(f"{n:,}" for n in weights), said_m, *map(count, multiplications)]
         numbers = ", ".join(str(notes.index(note) + 1) for note in row["notes"])
-        lines.append([row["network"], row["layers"], *counts, *([numbers] if notes else [])])
+        lines.append([textwrap.fill(row["network"], 24), row["layers"], *counts, *([numbers] if notes else [])])
     conventions = ["paper", "2 pieces", "as built"]
     header = ["network", "layers", *(f"{what}\n{how}" for what in ("weights", "mult.") for how in conventions)]
     numbered = [
