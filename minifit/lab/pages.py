@@ -14,7 +14,8 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 syst
 h1 { line-height: 1.2 } h2 { margin-top: 3rem; border-bottom: 1px solid #ddd } h3 { margin-top: 2rem }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums } div { overflow-x: auto }
 th, td { padding: 0.25rem 0.75rem; text-align: left; border-bottom: 1px solid #e4e4e4; vertical-align: bottom }
-.n { text-align: right; white-space: nowrap } code { background: #f4f4f4; padding: 0.1rem 0.3rem }
+.n { text-align: right } td.n { white-space: nowrap } th { max-width: 9rem }
+code { background: #f4f4f4; padding: 0.1rem 0.3rem }
 figure { margin: 2rem 0 } img { max-width: 100% } figcaption { font-size: 0.9rem; color: #555 }
 """
 

@@ -171,7 +171,7 @@ def networks_table(rows):
 
 
 # The parts of a page, in order.
-TITLES = {"paper": "The paper's settings", "default": "Our settings", "arms": "Changed settings", "studies": "Studies"}
+TITLES = {"default": "Our settings", "paper": "The paper's settings", "arms": "Changed settings", "studies": "Studies"}
 MARKS = {"shown": "shown", "refuted": "refuted", "undecided": "not decided"}
 
 
@@ -187,6 +187,9 @@ def page(parts, published, pictures):
         of_tables = "The paper's figures are those of its Table 4 or 5: one network each, its own teacher."
         experiment = next(iter(parts.values()))["experiment"]
         blocks.append(("text", ABOUT.get(experiment, of_tables)))
+    for name, part in single.items():
+        if part["order"]:
+            blocks.append(("text", f"{TITLES.get(name, name)}: {conclusion(part)}"))
     for name, part in parts.items():
         blocks += part_blocks(name, part)
         blocks += [("picture", path, caption) for path, caption in pictures[name]]
@@ -307,11 +310,17 @@ def tables(question, part, several_arms):
     if question["differences"]:
         blocks.append(differences_table(question["differences"], methods, several_arms))
     if part["order"]:
-        order, mark = part["order"]["methods"], MARKS[part["order"]["test_error"]]
-        best = ", then ".join(methods[name]["title"] for name in order)
         rule = "It is shown if the interval of each step lies below 0, and refuted if one lies above."
-        blocks.append(("text", f"The paper's order, by test error, {best}: {mark}. {rule}"))
+        said = conclusion(part)
+        blocks.append(("text", f"{said[0].upper()}{said[1:]} {rule}"))
     return blocks
+
+
+def conclusion(part):
+    """Whether the test errors have the paper's order."""
+    order, mark = part["order"]["methods"], MARKS[part["order"]["test_error"]]
+    best = ", then ".join(part["methods"][name]["title"] for name in order)
+    return f"the paper's order of test errors, the fewest first, is {best}. These seeds: {mark}."
 
 
 def one_for_all(row):

@@ -291,7 +291,7 @@ def test_the_page_has_what_was_changed_the_verdict_and_the_pictures(written):
     folder, _ = written
     text = (folder / "README.md").read_text()
     assert "python run.py compare digits" in text and "train 40" in text
-    assert "The paper's order, by test error, FitNet, then knowledge distillation, then standard back-" in text
+    assert "order of test errors, the fewest first, is FitNet, then knowledge distillation, then standard back-" in text
     for name in publish.PICTURES:
         assert f"](default/{name})" in text
         assert (folder / "default" / name).read_bytes().startswith(b"\x89PNG")
