@@ -114,6 +114,8 @@ def _labels(path):
     with open(path, "rb") as file:
         found = {}
         for name, kind, shape, content in _matrices(path, file):
+            if name in found:
+                raise UserError(f"{path}: has two of {name[:20]!r}; wanted X and y")
             found[name] = shape
             if name == "y":
                 labels = _numbers(path, kind, shape, content)
@@ -175,6 +177,8 @@ def _matrices(path, file):
         if len(flags) != 8 or flags[0] not in range(6, 16) or not shape or min(shape) < 0 or number not in NUMBERS:
             raise UserError(f"{path}: damaged: {name[:20]!r} is no matrix of numbers")
         form = NUMBERS[number]
+        if small is None and size > here.left:
+            raise UserError(f"{path}: damaged: {size:,} bytes are claimed by an element that has {here.left:,}")
         if size != prod(shape) * int(form[1]):
             raise UserError(f"{path}: {name[:20]!r} has {size:,} bytes, but {shape} of kind {form} take more or fewer")
         if small:
@@ -217,7 +221,7 @@ class _Content:
     def _more(self, most):
         if self.inflate is None:
             return self._read(most)
-        while True:
+        while not self.inflate.eof:  # behind which it would keep its last input for ever
             try:
                 packed = self.inflate.unconsumed_tail or self._read(BLOCK)
                 block = self.inflate.decompress(packed, most)
@@ -225,6 +229,7 @@ class _Content:
                 raise UserError(f"{self.path}: damaged: {error}") from None
             if block or not packed:
                 return block
+        return b""
 
     def _read(self, most):
         block = self.file.read(min(most, self.there))
