@@ -245,9 +245,9 @@ def test_images_are_the_first_to_train_the_last_to_validate_and_the_first_to_tes
 def test_the_test_set_is_looked_at_once_a_stage_and_after_training(new_run, tmp_path, monkeypatch):
     looked, measure = [], training.DataParallel.measure
 
-    def listening(self, name, epoch):
+    def listening(self, name, epoch, progress=False):
         looked.append((self.stage.name, name))
-        return measure(self, name, epoch)
+        return measure(self, name, epoch, progress)
 
     monkeypatch.setattr(training.DataParallel, "measure", listening)
     perform(new_run(tmp_path), "fitnet")
