@@ -243,7 +243,10 @@ def copied(place, sources, make, *arguments):
 
     sources: the files whose name, size and time of change tell one copy from another
     """
-    known = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
+    try:
+        known = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
     folder = Path(pooch.os_cache("minifit")) / "copies"
     path, size = folder / f"{key}.h5", sum(size for _, size, _ in known)

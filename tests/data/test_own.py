@@ -1,0 +1,351 @@
+"""Data of the user's own: three kinds of files with the same images, and every way in which one can be wrong."""
+
+import io
+import os
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from minifit import UserError, data
+from minifit.data import own, stored
+from minifit.data.stored import Rows
+
+REAL = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(stored.pooch, "os_cache", lambda project: folder / project)
+    return folder
+
+
+def some(count=30, shape=(7, 5, 3), classes=3, seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
+    return images, np.sort(np.arange(count) % classes)
+
+
+def hdf5(path, **fields):
+    with h5py.File(path, "w") as file:
+        for name, value in fields.items():
+            file[name] = value
+    return path
+
+
+def packed(path, **fields):
+    with h5py.File(path, "w") as file:
+        for name, value in fields.items():
+            file.create_dataset(name, data=value, compression="gzip", chunks=True)
+    return path
+
+
+def npz(path, **fields):
+    np.savez(path, **fields)
+    return path
+
+
+def npz_packed(path, **fields):
+    np.savez_compressed(path, **fields)
+    return path
+
+
+def pictures(path, images, labels, mode=None, ending="png"):
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = path / f"class {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze(), mode).save(folder / f"{i:04}.{ending}")
+    (path / ".hidden").write_text("is not looked at")
+    return path
+
+
+KINDS = {"a.h5": hdf5, "packed.h5": packed, "a.npz": npz, "packed.npz": npz_packed}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "folder"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_every_kind_of_file_gives_the_same_images_and_the_same_order(kind, channels, tmp_path):
+    images, labels = some(shape=(7, 5, channels))
+    if kind == "folder":
+        path = pictures(tmp_path / kind, images, labels)
+    else:
+        path = KINDS[kind](tmp_path / kind, images=images, labels=labels)
+    loaded = data.load("own", file=path)
+    assert isinstance(loaded.images, Rows) and loaded.labels.dtype == np.int64
+    assert loaded.name == f"{path.name} (1/5 of each class drawn for testing, seed 0)"
+    order, tests = loaded.images.index, loaded.test_images.index
+    np.testing.assert_array_equal(loaded.images[:], images[order])
+    np.testing.assert_array_equal(loaded.labels, labels[order])
+    np.testing.assert_array_equal(loaded.test_images[:], images[tests])
+    np.testing.assert_array_equal(loaded.test_labels, labels[tests])
+    assert sorted([*order, *tests]) == list(range(30))
+    wanted = own.stratified(labels, np.random.default_rng(0))
+    np.testing.assert_array_equal([*order, *tests], wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_test_part_is_taken_as_it_is(kind, tmp_path):
+    (images, labels), (tests, answers) = some(), some(count=8, seed=1)
+    fields = {"images": images, "labels": labels.astype(np.uint8), "test_images": tests, "test_labels": answers}
+    loaded = data.load("own", file=KINDS[kind](tmp_path / kind, **fields))
+    assert loaded.name == kind and len(loaded.images) == 30
+    np.testing.assert_array_equal(loaded.test_images[:], tests)
+    np.testing.assert_array_equal(loaded.test_labels, answers)
+
+
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=5), st.integers(0, 99))
+def test_every_stretch_of_the_order_has_about_its_share_of_each_class(sizes, seed):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    order = own.stratified(labels, np.random.default_rng(seed))
+    assert sorted(order) == list(range(len(labels)))
+    for start in range(0, len(labels), 7):
+        stretch = labels[order[start:]]
+        for label, size in enumerate(sizes):
+            share = size * len(stretch) / len(labels)
+            assert abs((stretch == label).sum() - share) <= len(sizes)
+
+
+def test_pictures_of_every_kind_become_bytes(tmp_path):
+    images, labels = some(shape=(6, 4, 3), count=4, classes=2)
+    for ending in ("png", "bmp", "ppm", "tiff"):
+        loaded = data.load("own", file=pictures(tmp_path / ending, images, labels, ending=ending))
+        np.testing.assert_array_equal(loaded.images[:], images[loaded.images.index])
+    folder = tmp_path / "palette"
+    for label in "ab":
+        (folder / label).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(images[i]).quantize(4).save(folder / label / f"{i}.png")
+    assert data.load("own", file=folder).images.shape == (3, 6, 4, 3)
+
+
+IMAGES, LABELS = some()
+WRONG = {
+    "no images": ({"labels": LABELS}, "has no images; wanted images uint8"),
+    "no labels": ({"images": IMAGES}, "has no labels; wanted"),
+    "grey without channels": (
+        {"images": IMAGES[..., 0], "labels": LABELS},
+        r"images: found uint8 \(30, 7, 5\); wanted uint8 \(N, H, W, C\), C of 1 to 4; a grey image has C = 1",
+    ),
+    "five channels": (
+        {"images": np.zeros((30, 2, 2, 5), np.uint8), "labels": LABELS},
+        r"images: found uint8 \(30, 2, ",
+    ),
+    "floats": ({"images": IMAGES / 255, "labels": LABELS}, r"images: found float64 \(30, 7, 5, 3\); wanted uint8"),
+    "no pixels": ({"images": IMAGES[:, :0], "labels": LABELS}, r"images: found uint8 \(30, 0, 5, 3\)"),
+    "no image": ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"images: found uint8 \(0, 7, 5, 3\)"),
+    "wide": (
+        {"images": np.zeros((2, 1, 5000, 1), np.uint8), "labels": LABELS[:2]},
+        "wanted at most 4096 pixels a side",
+    ),
+    "fewer labels": (
+        {"images": IMAGES, "labels": LABELS[1:]},
+        r"labels: found int64 \(29,\); wanted whole numbers \(30",
+    ),
+    "one-hot": ({"images": IMAGES, "labels": np.eye(3)[LABELS]}, r"labels: found float64 \(30, 3\); wanted whole num"),
+    "half labels": ({"images": IMAGES, "labels": LABELS / 2}, r"labels: found float64 \(30,\); wanted whole numbers"),
+    "negative": ({"images": IMAGES, "labels": LABELS - 1}, "labels: found -1; wanted classes 0, 1, 2"),
+    "from 1": ({"images": IMAGES, "labels": LABELS + 1}, "labels: found none of 0; wanted images of each class from 0"),
+    "a gap": ({"images": IMAGES, "labels": LABELS * 2}, "labels: found none of 1; wanted images of each class"),
+    "huge label": ({"images": IMAGES, "labels": LABELS * 10**9}, "labels: found 2000000000; wanted classes 0, 1, 2"),
+    "one class": ({"images": IMAGES, "labels": LABELS * 0}, "labels: found one class; wanted 2 at least"),
+    "tests without labels": (
+        {"images": IMAGES, "labels": LABELS, "test_images": IMAGES},
+        "test_images and no test_lab",
+    ),
+    "labels without tests": (
+        {"images": IMAGES, "labels": LABELS, "test_labels": LABELS},
+        "test_labels and no test_ima",
+    ),
+    "other tests": (
+        {"images": IMAGES, "labels": LABELS, "test_images": IMAGES[:, 1:], "test_labels": LABELS},
+        r"test_images: found uint8 \(30, 6, 5, 3\); wanted \(N, 7, 5, 3\), as images",
+    ),
+    "unknown class in tests": (
+        {"images": IMAGES, "labels": LABELS, "test_images": IMAGES, "test_labels": LABELS + 1},
+        "test_labels: label 3, where 0 to 2 are the classes",
+    ),
+}
+
+
+def refused(path, line):
+    with pytest.raises(UserError, match=line) as caught:
+        data.load("own", file=path)
+    assert "\n" not in str(caught.value) and Path(path).name in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["a.h5", "packed.npz"])
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_one_line_with_file_field_found_and_wanted(name, kind, tmp_path):
+    fields, line = WRONG[name]
+    refused(KINDS[kind](tmp_path / kind, **fields), line)
+
+
+def test_a_foreign_or_missing_file_is_one_line(tmp_path):
+    (tmp_path / "a.txt").write_text("hello, world")
+    refused(tmp_path / "a.txt", r"begins with b'hello, w'; wanted an HDF5 file or \.npz with images and labels, or a")
+    (tmp_path / "none.h5").write_bytes(b"")
+    refused(tmp_path / "none.h5", "begins with b''; wanted")
+    refused(tmp_path / "missing.h5", "No such file or directory; wanted")
+    with pytest.raises(UserError, match="own: wanted --data FILE, an HDF5 file or"):
+        data.load("own")
+    with pytest.raises(UserError, match=r"--data-dir .*: own are read from --data FILE|own .* --data FILE"):
+        data.load("own", tmp_path, file=tmp_path / "a.txt")
+
+
+def test_hdf5_that_only_claims_or_lies_elsewhere_is_one_line(tmp_path):
+    claims = tmp_path / "claims.h5"
+    with h5py.File(claims, "w") as file:
+        file.create_dataset("images", (10**7, 100, 100, 3), np.uint8, chunks=(1, 100, 100, 3))
+        file["labels"] = LABELS
+    refused(claims, "images: claims 300,000,000,000 bytes and has 0; no images compress so well")
+    bomb = tmp_path / "bomb.h5"
+    with h5py.File(bomb, "w") as file:
+        shape = (2**10, 256, 256, 3)
+        file.create_dataset("images", shape, np.uint8, chunks=(16, 256, 256, 3), compression="gzip", fillvalue=0)
+        file["images"][:16] = 0
+        file["labels"] = np.arange(2**10) % 2
+    refused(bomb, "images: claims 201,326,592 bytes and has")
+    chunk = tmp_path / "chunk.h5"
+    with h5py.File(chunk, "w") as file:
+        size = (2**27, 1, 1, 1)
+        file.create_dataset("images", (2, 1, 1, 1), np.uint8, maxshape=(None, 1, 1, 1), chunks=size, compression="gzip")
+        file["labels"] = np.arange(2)
+    refused(chunk, "images has chunks of")
+    hdf5(tmp_path / "other.h5", images=IMAGES, labels=LABELS)
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["images"] = h5py.ExternalLink("other.h5", "images")
+        file["labels"] = LABELS
+    refused(tmp_path / "link.h5", "images is elsewhere; wanted a data set of this file")
+    with h5py.File(tmp_path / "external.h5", "w") as file:
+        file.create_dataset("images", (2, 1, 1, 1), np.uint8, external=[("/etc/passwd", 0, 2)])
+        file["labels"] = np.arange(2)
+    refused(tmp_path / "external.h5", "images .*; wanted a data set of this file")
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file.create_group("images")
+        file["labels"] = LABELS
+    refused(tmp_path / "group.h5", "images is .*group.*; wanted a data set of this file")
+    whole = hdf5(tmp_path / "cut.h5", images=IMAGES, labels=LABELS)
+    whole.write_bytes(whole.read_bytes()[:-500])
+    refused(whole, "cut.h5: ")
+
+
+def test_npz_that_only_claims_or_is_no_array_of_numbers_is_one_line(tmp_path):
+    path = tmp_path / "a.npz"
+
+    def archive(**members):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, content in members.items():
+                file.writestr(f"{name}.npy", content)
+
+    def array(value, **more):
+        buffer = io.BytesIO()
+        np.save(buffer, value, **more)
+        return buffer.getvalue()
+
+    labels = array(LABELS)
+    archive(images=array(IMAGES)[:-4], labels=labels)
+    refused(path, r"images: found uint8 \(30, 7, 5, 3\) in 3,274 bytes; they take 3,150|images: cut off")
+    archive(images=array(np.zeros((2**12, 256, 256, 1), np.uint8)), labels=labels)
+    refused(path, "images: claims 268,435,584 bytes and has")
+    archive(images=array(np.array([{}, []], object), allow_pickle=True), labels=labels)
+    refused(path, r"images: found object \(2,\)|images: found \|O|images: found object")
+    archive(images=b"no array", labels=labels)
+    refused(path, "images: damaged, or no array of numbers")
+    archive(images=array(np.asfortranarray(IMAGES)), labels=labels)
+    refused(path, "images: its columns come first in memory; wanted np.ascontiguousarray of it")
+    head = array(IMAGES[:1])
+    archive(images=head.replace(b"(1, 7", b"(9, 7"), labels=labels)
+    refused(path, r"images: found uint8 \(9, 7, 5, 3\) in .* bytes; they take 945")
+    archive(images=array(IMAGES), labels=labels)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(content)
+    refused(path, "a.npz")
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    refused(path, r"damaged, or no \.npz: File is not a zip file")
+
+
+def test_folders_that_do_not_fit_are_one_line(tmp_path):
+    def new(name, images=IMAGES[:4], labels=(0, 0, 1, 1)):
+        return pictures(tmp_path / name, images, labels)
+
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "found 0 folders; wanted one folder of pictures per class")
+    refused(new("one", labels=(0, 0, 0, 0)), "found 1 folders; wanted one folder of pictures per class")
+    (new("stray") / "notes.txt").write_text("")
+    refused(tmp_path / "stray", "found notes.txt, which is no folder")
+    (new("bare") / "zzz").mkdir()
+    refused(tmp_path / "bare", "found nothing in zzz")
+    (new("text") / "class 1" / "b.txt").write_text("no picture")
+    with pytest.raises(UserError, match=r"b\.txt: found no picture; wanted PNG, JPEG"):
+        data.load("own", file=tmp_path / "text")
+    Image.fromarray(IMAGES[0][:, :3]).save(new("sizes") / "class 1" / "b.png")
+    with pytest.raises(UserError, match=r"b\.png: found a picture \(7, 3, 3\); wanted \(7, 5, 3\), as the first one"):
+        data.load("own", file=tmp_path / "sizes")
+    Image.fromarray(IMAGES[0][..., 0]).save(new("kinds") / "class 1" / "b.png")
+    with pytest.raises(UserError, match=r"b\.png: found a picture \(7, 5, 1\); wanted \(7, 5, 3\)"):
+        data.load("own", file=tmp_path / "kinds")
+    Image.fromarray(IMAGES[0].astype(np.int32)[..., 0]).save(new("deep") / "class 0" / "0.tiff")
+    with pytest.raises(UserError, match=r"0\.tiff: found a picture of kind I; wanted one of L, LA, RGB, RGBA"):
+        data.load("own", file=tmp_path / "deep")
+    cut = new("cut") / "class 1" / "0002.png"
+    cut.write_bytes(cut.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"0002\.png: a damaged picture"):
+        data.load("own", file=tmp_path / "cut")
+    Image.new("L", (5000, 5000)).save(new("large") / "class 0" / "0.png")
+    with pytest.raises(UserError, match=r"0\.png: found \(5000, 5000, 1\); wanted at most 4096 pixels a side"):
+        data.load("own", file=tmp_path / "large")
+    for label in "ab":
+        (tmp_path / "bomb" / label).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (4000, 4000)).save(tmp_path / "bomb" / label / f"{i}.png")
+    refused(tmp_path / "bomb", "claims 384,000,000 bytes of pixels and has")
+    os.symlink(tmp_path / "nowhere", new("link") / "class 1" / "b.png")
+    with pytest.raises(UserError, match=r"b\.png"):
+        data.load("own", file=tmp_path / "link")
+
+
+def numbers(draw, content):
+    """The bytes with a few numbers changed, and perhaps cut off."""
+    content = bytearray(content)
+    for _ in range(draw(st.integers(0, 4))):
+        place, number = draw(st.integers(0, len(content) - 1)), draw(st.integers(0, 255))
+        content[place] = number
+    return content[: draw(st.integers(0, len(content)))] if draw(st.booleans()) else content
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "folder"])
+@settings(max_examples=25, deadline=None)
+@given(draw=st.data())
+def test_damaged_files_are_read_or_are_one_line(kind, draw, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / kind
+    if kind == "folder":
+        damaged = pictures(path, IMAGES[::10], (0, 0, 1)) / "class 1" / "0002.png"
+    else:
+        damaged = KINDS[kind](path, images=IMAGES, labels=LABELS)
+    damaged.write_bytes(numbers(draw.draw, damaged.read_bytes()))
+    with suppress(UserError):
+        loaded = data.load("own", file=path)
+        assert loaded.images[:].shape == loaded.images.shape and len(loaded.labels) == len(loaded.images)
+
+
+@settings(max_examples=40, deadline=None)
+@given(draw=st.data())
+def test_npz_of_any_structure_is_read_or_is_one_line(draw, tmp_path_factory):
+    """Fields of any shape and type, under any of the names."""
+    path = tmp_path_factory.mktemp("fuzz") / "a.npz"
+    shapes = st.one_of(st.lists(st.integers(0, 5), max_size=5), st.lists(st.integers(1, 4), min_size=4, max_size=4))
+    types = st.sampled_from(["u1", "i1", "i8", "f4", "U3", "?", "c8"])
+    fields = {}
+    for name in draw.draw(st.sets(st.sampled_from(own.FIELDS))):
+        fields[name] = np.ones(draw.draw(shapes), draw.draw(types))
+    np.savez(path, **fields)
+    with suppress(UserError):
+        loaded = data.load("own", file=path)
+        assert loaded.images.ndim == 4 and loaded.labels.max() >= 1
