@@ -21,7 +21,7 @@ from minifit.data.progress import Bar
 from minifit.data.stored import join
 from minifit.lab import files
 from minifit.lab.parallel import Team, shared
-from minifit.layers import Layer, leaves
+from minifit.layers import Layer, Sequential, leaves
 
 CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at once, on a device and on a host
 
@@ -81,7 +81,7 @@ class Sets:
         self.sizes = {part: len(labels) for part, (_, labels) in self.stored.items()}
         self.kept = {}  # (part, teacher) -> its outputs, and the teacher itself, which the key names by its address
 
-    @property
+    @cached_property
     def statistics(self):
         """The file of what whitening takes of the training images; None where images are not whitened."""
         if self.config.preprocessing != "whitened":
@@ -118,8 +118,16 @@ class Sets:
         if not self.keeps(part, teacher):
             return replace(examples, teacher=teacher)
         if key not in self.kept:
-            self.kept[key] = outputs(teacher, examples, workers, progress), teacher
+            self.kept[key] = outputs(*self.nearest(part, teacher, workers, progress), workers, progress), teacher
         return replace(examples, teacher=self.kept[key][0])
+
+    def nearest(self, part, teacher, workers, progress):
+        """(layers, examples): the teacher above the highest hint whose maps are kept, and these maps."""
+        for h in sorted(self.config.hint_layer, reverse=True) if isinstance(teacher, Sequential) else ():
+            if h < len(teacher) and self.keeps(part, teacher[:h]):
+                maps = self.taught(part, teacher[:h], workers, progress).teacher
+                return teacher[h:], Examples(maps, self.stored[part][1], as_they_are)
+        return teacher, self[part]
 
     def keeps(self, part, teacher):
         """Whether the teacher's outputs for a set are kept: the settings alone decide, not what else is in memory."""
@@ -130,6 +138,10 @@ class Sets:
         """Bytes that the teacher's outputs for a set take."""
         x = array_module(*teacher.params.values()).zeros((0, *self.stored[part][0].shape[1:]), np.float32)
         return self.sizes[part] * sum(each_size(teacher(x))) * x.itemsize
+
+
+def as_they_are(images):
+    return images
 
 
 def each_size(y):
