@@ -19,6 +19,7 @@ CONFIDENCE = 0.95  # of the intervals
 ROUNDING = 1e-12  # of the figures: differences whose spread is no larger have none
 FIGURES = ("test_error", "validation_error", "epochs", "seconds")
 ERRORS = FIGURES[:2]
+SIZES = ("weights", "multiplications")
 TEACHER = "teacher"  # the network that the students learn from, and the method that trains it
 FOLLOWS = {  # what differs because one of these settings does
     "images": {"train", "validation"},
@@ -103,6 +104,7 @@ def _figures(records):
     chosen = [r for r in records if r.get("validation_error") is not None] or tested
     return {
         "weights": tested[-1]["weights"],
+        "multiplications": tested[-1]["multiplications"],
         "test_error": tested[-1]["test_error"],
         "validation_error": chosen[-1].get("validation_error"),
         "best_epoch": chosen[-1]["best_epoch"],
@@ -118,11 +120,15 @@ def in_order(names):
     return sorted(dict.fromkeys(names), key=lambda name: known.index(name) if name in known else len(known))
 
 
-def pairs(methods):
-    """The methods that are compared: each student's method less the one before it, and less the first."""
+def pairs(methods, best=None):
+    """The methods that are compared: each student's method less the one before it, and less the first.
+
+    best: the method with which those listed after it are compared instead
+    """
     students = [name for name in methods if name != TEACHER]
-    others = {name: dict.fromkeys((before, students[0])) for before, name in pairwise(students)}
-    return [(name, other) for name, of in others.items() for other in of]
+    cut = students.index(best) + 1 if best in students else len(students)
+    others = {name: dict.fromkeys((before, students[0])) for before, name in pairwise(students[:cut])}
+    return [(name, other) for name, of in others.items() for other in of] + [(name, best) for name in students[cut:]]
 
 
 def gather(runs, command, changed=None, questions=None, order=(), others=()):
@@ -142,7 +148,7 @@ def gather(runs, command, changed=None, questions=None, order=(), others=()):
     methods = in_order(name for _, own in found for name in own)
     questions = questions or [{"question": "", "arms": {arm: arm for arm in arms}, "seeds": None}]
     shared = {k: v for k, v in runs[0]["settings"].items() if all(run["settings"].get(k) == v for run in runs)}
-    answers = [q | _answers(q, found, methods) for q in questions]
+    answers = [q | _answers(q, found, methods, next(iter(order), None)) for q in questions]
     head = next((run["head"] for run in runs if run["head"]), {"experiment": shared["experiment"]})
     return {
         "format": 2,
@@ -176,8 +182,8 @@ def again(comparison):
     return runs, comparison["command"], comparison["changed"], questions, order, comparison["others"]
 
 
-def _answers(question, found, methods):
-    """A row for each method under each arm, and the differences between the methods of each arm."""
+def _answers(question, found, methods, best):
+    """A row for each method under each arm, and the differences between the methods of each arm.   best: of `pairs`"""
     seeds, arms = question["seeds"], question["arms"]
     values = {  # (method, arm) -> {seed: figures}
         (method, arm): {
@@ -204,7 +210,7 @@ def _answers(question, found, methods):
     between = [
         {"setting": setting, "method": one, "less": other, **_paired(values[one, arm], values[other, arm])}
         for setting, arm in arms.items()
-        for one, other in pairs(shown)
+        for one, other in pairs(shown, best)
         if values[one, arm].keys() & values[other, arm].keys()
     ]
     return {"rows": rows, "differences": between}
@@ -219,7 +225,7 @@ def _row(method, setting, arm, found, reference):
         "method": method,
         "setting": setting,
         "arm": arm,
-        "weights": next((record["weights"] for record in one.values()), None),
+        **{size: next((record[size] for record in one.values()), None) for size in SIZES},
         "seeds": list(one),
         **{figure: spread(known(one, figure)) for figure in FIGURES},
         **{f"{error}s": known(one, error) for error in ERRORS},

@@ -245,7 +245,7 @@ def part_blocks(name, part):
     if any(part["methods"]):
         chosen = "the one with the fewest errors on validation images" if part["validation_images"] else "the last one"
         note = f"Errors are in percent. The epoch is {chosen}. The test set chose nothing. "
-        note += "A method's epochs and time are those of all its stages."
+        note += "A method's epochs and time are those of all its stages; mult. is the multiplications for one image."
         if several_arms:
             note += " Differences are paired by seed, in validation error, from the setting marked as reference."
         blocks.append(("text", note))
@@ -330,19 +330,20 @@ def one_for_all(row):
 
 def methods_table(rows, methods, several_arms):
     """One row per method and setting."""
-    header = ["method", "setting", "seeds", "test error", "sd", "validation error", "sd", "difference", "95 % interval"]
-    header += ["epoch chosen", "epochs", "time"]
+    header = ["method", "setting", "weights", "mult.", "seeds", "test error", "sd", "validation error", "sd"]
+    header += ["difference", "95 % interval", "epoch chosen", "epochs", "time"]
     lines = []
     for row in rows:
         best, less = row["best_epochs"], (row["less"] or {}).get("validation_error")
         title = methods[row["method"]]["title"] + " (one for all seeds)" * one_for_all(row)
-        line = [title, (row["setting"] or "base") + " (best)" * row["best"], len(row["seeds"])]
+        line = [title, (row["setting"] or "base") + " (best)" * row["best"]]
+        line += [f"{row['weights']:,}", count(row["multiplications"]), len(row["seeds"])]
         line += [number(row[error][figure]) for error in ERRORS for figure in ("mean", "sd")]
         line += [number(less and less["mean"], sign=True) if row["less"] else "reference", interval(less)]
         chosen = f"{min(best)} to {max(best)}" if min(best) < max(best) else f"{best[0]}"
         line += [chosen, number(row["epochs"]["mean"], 1).removesuffix(".0"), duration(row["seconds"]["mean"])]
         lines.append(line)
-    return "table", *without([] if several_arms else [1, 7, 8], header, lines)
+    return "table", *without([] if several_arms else [1, 9, 10], header, lines)
 
 
 def without(columns, header, rows):

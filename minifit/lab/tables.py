@@ -12,7 +12,7 @@ from minifit.lab.report import count, number, several, table
 from reference import paper
 
 CONFIDENCES = 0.1, 0.3, 0.5, 0.9, 0.99, 0.999  # of a teacher, in the table of the curriculum
-PRESETS = "paper", "default"  # the parts of a results folder that can fill a row
+PARTS = "paper", "default", "short", "arms"  # of a results folder, those that can fill a row
 
 
 def tables(results, say):
@@ -42,12 +42,12 @@ def lines(row, accuracies, results):
 
 
 def figures(folder, method):
-    """{preset: the row of a method} in the results of an experiment."""
+    """{preset: the row of a method, with unchanged settings} in the results of an experiment."""
     parts, found = publish.parts_of(folder), {}
-    for preset in (name for name in PRESETS if name in parts):
-        for row in parts[preset]["questions"][0]["rows"]:
-            if row["method"] == method and row["test_errors"]:
-                found[preset + " (changed)" * bool(parts[preset]["changed"])] = row
+    for part in (parts[name] for name in PARTS if name in parts):
+        for row in part["questions"][0]["rows"]:
+            if row["method"] == method and row["arm"] == "" and row["test_errors"]:
+                found[part["preset"] + " (changed)" * bool(part["changed"])] = row
     return found
 
 
