@@ -685,7 +685,8 @@ def _without_b(layer):
     """Returns an affine layer without its bias, sharing w; any other layer as it is."""
     linear = copy(layer)
     if layer.params:
-        linear.params = {name: p if name == "w" else 0 * p for name, p in layer.params.items()}
+        xp = array_module(*layer.params.values())
+        linear.params = {name: p if name == "w" else xp.zeros_like(p) for name, p in layer.params.items()}
     return linear
 
 

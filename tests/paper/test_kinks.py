@@ -17,15 +17,24 @@ from minifit.layers import (
     Dropout,
     Flatten,
     Linear,
+    Log,
     Maxout,
     MaxPool2d,
     Mean,
     ReLU,
+    Scale,
     Sequential,
     Softmax,
     max_norms,
 )
-from minifit.losses import cross_entropy, distillation_loss, hint_loss, log_softmax
+from minifit.losses import (
+    cross_entropy,
+    distillation_loss,
+    hint_loss,
+    log_softmax,
+    reconstruction_loss,
+    squared_hinge,
+)
 from minifit.regressors import pieces_of, regressor, weights
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -178,6 +187,28 @@ def test_a_masked_class_adds_nothing_to_a_loss_unless_it_is_wanted(dtype):
     assert cross_entropy(logits, np.array([1, 1]))[0] == np.inf
 
 
+def test_an_example_whose_hinge_is_just_what_it_may_cost_has_no_gradient():
+    logits, labels = np.array([[0.5, -1.0, -2.0], [0.5, -1.0, 0.0]]), np.array([0, 0])
+    loss, d = squared_hinge(logits, labels, gamma=0.25)  # the first costs 1/4, the second 5/4
+    assert loss == 0.5
+    np.testing.assert_array_equal(d, [[0, 0, 0], [-0.5, 0, 1]])
+    assert squared_hinge(logits, labels)[0] == 0.75  # unless told, every cost counts
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_logarithm_of_what_underflows_is_that_of_the_smallest_number_and_has_slope_0(dtype):
+    tiny = np.finfo(dtype).tiny
+    x = np.array([0, tiny / 2, tiny, 1, 2], dtype)
+    y, cache = Log().forward(x)
+    np.testing.assert_allclose(y, np.log([tiny, tiny, tiny, 1, 2]), rtol=1e-6)
+    np.testing.assert_array_equal(Log().backward(np.ones(5, dtype), cache)[0], [0, 0, 1 / tiny, 1, 0.5])
+
+
+def test_softmax_of_no_examples_is_one():
+    assert Softmax()(np.zeros((2, 0, 3))).shape == (2, 0, 3)
+    np.testing.assert_array_equal(Softmax()(np.zeros(4)), [0.25] * 4)
+
+
 def test_dropout_that_keeps_everything_draws_nothing():
     x, rng = np.ones((3, 4)), np.random.default_rng(0)
     np.testing.assert_array_equal(Dropout(1)(x, rng), x)
@@ -229,6 +260,12 @@ REFUSED = [
     (r"Branches: heads at \[3\]", lambda: Branches(Sequential([ReLU()] * 2), {3: ReLU()})),
     (r"Mean: no layers", lambda: Mean([])),
     (r"Mean: outputs \(2, 3\), \(2, 1\) differ", lambda: Mean([ReLU(), Maxout(3)])(np.zeros((2, 3)))),
+    (r"Scale: input \(2, 4\); wanted \(N, 3\)", lambda: Scale(np.ones(3), np.ones(3))(np.zeros((2, 4)))),
+    (r"Scale: input \(2, 3, 1\); wanted \(N, 3\)", lambda: Scale(np.ones(3), np.ones(3))(np.zeros((2, 3, 1)))),
+    (r"Scale: scale \(3,\) and shift \(1,\)", lambda: Scale(np.ones(3), np.ones(1))),
+    (r"Scale: scale \(1, 3\) and shift \(1, 3\)", lambda: Scale(np.ones((1, 3)), np.ones((1, 3)))),
+    (r"Log: tau 0.0 is not positive", lambda: Log(0.0)),
+    (r"Log: tau nan is not positive", lambda: Log(float("nan"))),
     (r"Softmax: tau 0.0 is not positive", lambda: Softmax(0.0)),
     (r"Softmax: tau -1.0 is not positive", lambda: Softmax(-1.0)),
     (r"Softmax: tau nan is not positive", lambda: Softmax(float("nan"))),
@@ -249,6 +286,15 @@ REFUSED = [
         r"distillation_loss: logits \(2, 1\); wanted two classes",
         lambda: distillation_loss(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2, int), 3.0, 1.0),
     ),
+    (r"squared_hinge: logits \(2, 3\) and labels \(3,\)", lambda: squared_hinge(np.zeros((2, 3)), np.zeros(3, int))),
+    (r"squared_hinge: gamma -1.0", lambda: squared_hinge(np.zeros((2, 3)), np.zeros(2, int), -1.0)),
+    (r"squared_hinge: gamma nan", lambda: squared_hinge(np.zeros((2, 3)), np.zeros(2, int), float("nan"))),
+    (
+        r"reconstruction_loss: logits \(2, 3\) and x \(2, 1\) differ",
+        lambda: reconstruction_loss(np.zeros((2, 3)), np.zeros((2, 1))),
+    ),
+    (r"reconstruction_loss: logits \(\) are no batch", lambda: reconstruction_loss(np.zeros(()), np.zeros(()))),
+    (r"reconstruction_loss: an empty batch", lambda: reconstruction_loss(np.zeros((0, 3)), np.zeros((0, 3)))),
     (r"hint_loss: reduction 'max'; wanted", lambda: hint_loss(np.zeros((2, 1)), np.zeros((2, 1)), "max")),
     (r"cross_entropy: logits \(2,\)", lambda: cross_entropy(np.zeros(2), np.zeros(2, int))),
     (r"cross_entropy: labels are float64", lambda: cross_entropy(np.zeros((2, 3)), np.zeros(2))),
@@ -368,9 +414,12 @@ def test_losses_of_arrays_of_two_libraries_are_refused(on_host):
     logits, teacher_logits, labels = arrays
     with pytest.raises(TypeError, match="arrays of one library"):
         distillation_loss(logits, teacher_logits, labels, 3.0, 1.0)
-    if on_host != 1:
+    for loss in (cross_entropy, squared_hinge) if on_host != 1 else ():
         with pytest.raises(TypeError, match="arrays of one library"):
-            cross_entropy(logits, labels)
+            loss(logits, labels)
+    if on_host != 2:
+        with pytest.raises(TypeError, match="arrays of one library"):
+            reconstruction_loss(logits, teacher_logits)
 
 
 @pytest.mark.parametrize("kind", ["conv", "fc"])

@@ -218,6 +218,26 @@ def test_the_errors_are_the_examples_whose_largest_logit_is_not_their_labels():
     assert measure(Stage("", Sequential([]), fitnets.LABELS, None), logits, None, np.array([0, 1, 2, 0]), 1)[1] == 1
 
 
+def test_of_several_outputs_the_last_one_classifies_and_a_reconstruction_is_compared_with_what_is_seen():
+    heads = tuple(np.array(rows) for rows in ([[1.0, 0.0]] * 3, [[0.0, 1.0]] * 3, [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
+    seen = []
+
+    def loss(prediction, target, labels, epoch):
+        seen.append(target)
+        return 0.25, None
+
+    class Heads(ReLU):
+        def forward(self, x, rng=None):
+            return heads, None
+
+    x, target, labels = np.ones((3, 2)), np.zeros((3, 2)), np.zeros(3, int)
+    stage = Stage("", Heads(), loss, None)
+    assert measure(stage, x, target, labels, 1) == (0.25, 2) and seen.pop() is target
+    assert measure(replace(stage, classifies=False), x, target, labels, 1) == (0.25, 0) and seen.pop() is target
+    measure(replace(stage, reconstructs=True), x, target, labels, 1)
+    assert seen.pop() is x
+
+
 def test_what_a_stage_measures_is_the_references_loss_and_a_count_of_errors():
     student, teacher, middle, stages, x, labels = actors("fitnet")
     logits, targets = student(x), teacher(x)
