@@ -12,10 +12,12 @@ from scipy import special
 
 from minifit import audit, networks
 from minifit.layers import (
+    Binary,
     Branches,
     Conv2d,
     Dropout,
     Flatten,
+    GlobalAverage,
     Linear,
     Log,
     Maxout,
@@ -204,8 +206,22 @@ def test_the_logarithm_of_what_underflows_is_that_of_the_smallest_number_and_has
     np.testing.assert_array_equal(Log().backward(np.ones(5, dtype), cache)[0], [0, 0, 1 / tiny, 1, 0.5])
 
 
-def test_softmax_of_no_examples_is_one():
+def test_noise_reaches_every_part_of_a_composite():
+    x = np.ones((4, 50))
+    first, second = (np.random.default_rng(1) for _ in range(2))
+    both = [Dropout(0.5)(x, first), Dropout(0.5)(x, first)]
+    mean, branches = Mean([Dropout(0.5), Dropout(0.5)]), Branches(Sequential([Dropout(0.5), ReLU()]), {1: Dropout(0.5)})
+    np.testing.assert_array_equal(mean.forward(x, second)[0], (both[0] + both[1]) / 2)
+    np.testing.assert_array_equal(mean(x, np.random.default_rng(1)), (both[0] + both[1]) / 2)
+    for outputs in (branches(x, np.random.default_rng(1)), branches.forward(x, np.random.default_rng(1))[0]):
+        head, trunk = outputs
+        np.testing.assert_array_equal(trunk, both[0])
+        np.testing.assert_array_equal(head, both[0] * both[1])
+
+
+def test_only_the_axes_that_are_summed_over_may_not_be_empty():
     assert Softmax()(np.zeros((2, 0, 3))).shape == (2, 0, 3)
+    assert GlobalAverage()(np.zeros((2, 3, 3, 0))).shape == (2, 0)
     np.testing.assert_array_equal(Softmax()(np.zeros(4)), [0.25] * 4)
 
 
@@ -264,6 +280,11 @@ REFUSED = [
     (r"Scale: input \(2, 3, 1\); wanted \(N, 3\)", lambda: Scale(np.ones(3), np.ones(3))(np.zeros((2, 3, 1)))),
     (r"Scale: scale \(3,\) and shift \(1,\)", lambda: Scale(np.ones(3), np.ones(1))),
     (r"Scale: scale \(1, 3\) and shift \(1, 3\)", lambda: Scale(np.ones((1, 3)), np.ones((1, 3)))),
+    (r"GlobalAverage: input \(2, 3, 3\)", lambda: GlobalAverage()(np.zeros((2, 3, 3)))),
+    (r"GlobalAverage: input \(2, 0, 3, 4\)", lambda: GlobalAverage()(np.zeros((2, 0, 3, 4)))),
+    (r"GlobalAverage: input \(2, 3, 0, 4\)", lambda: GlobalAverage()(np.zeros((2, 3, 0, 4)))),
+    (r"Binary: input \(2, 2\)", lambda: Binary()(np.zeros((2, 2)))),
+    (r"Binary: input \(2, 1, 1\)", lambda: Binary()(np.zeros((2, 1, 1)))),
     (r"Log: tau 0.0 is not positive", lambda: Log(0.0)),
     (r"Log: tau nan is not positive", lambda: Log(float("nan"))),
     (r"Softmax: tau 0.0 is not positive", lambda: Softmax(0.0)),

@@ -173,6 +173,15 @@ def test_a_second_pair_is_guided_after_the_first_and_has_a_regressor_of_its_own(
     assert [stage.name for stage in (first, second, last)] == ["hint", "hint", "fitnet"]
     assert first.network[0] is second.network[0] is last.network[0] and second.network[1] is last.network[1]
     assert not np.array_equal(first.network.params["2.w"][:4, :4], second.network.params["3.w"][:4, :4])
+    assert [stage.part for stage in (first, second)] == [", layers 1-1, and regressor", ", layers 1-2, and regressor"]
+    drawn = [
+        task.regressor(last.network[:g], task.teacher[:1], *pair).params["1.w"]
+        for g, pair in ((1, ()), (1, (1,)), (2, (2,)))
+    ]
+    for mine, theirs in zip(
+        drawn, (first.network.params["2.w"], first.network.params["2.w"], second.network.params["3.w"]), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)  # the first pair's stream is that of one pair
 
 
 def test_the_largest_norms_and_learning_rates_go_with_the_layers_of_every_stage():
