@@ -19,6 +19,7 @@ import numpy as np
 from minifit import UserError, files, layers
 from minifit.backend import array_module
 from minifit.data import preprocessing
+from minifit.data.preprocessing import ZCA, Local, Whitened, contrast, local_contrast
 from minifit.layers import Branches, Composite, Layer, Mean, Sequential, Softmax, leaves
 
 FORMAT = 1  # of the description
@@ -28,6 +29,9 @@ AXES = (
     "Flatten reads (H, W, C) in that order. Filters are (R, S, C, K): height, width, input and output channels. "
     "Dropout works in training only; otherwise it is the identity. A Sequential passes x from child to child."
 )
+
+
+MADE_OF = {Whitened: (contrast, ZCA), Local: (contrast, local_contrast)}  # what a preparation's definition names
 
 
 @dataclass(frozen=True)
@@ -169,10 +173,16 @@ def rebuild(described, arrays):
 
 
 def preparation(prepare, statistics=None):
-    """{"kind": "Unit"} or the like: the class in minifit.data.preprocessing, its numbers, the file of its arrays."""
+    """{"kind": "Unit"} or the like: the class in minifit.data.preprocessing, its numbers, the file of its arrays.
+
+    Its definition in words includes those of the functions that it names.
+    """
+    kind = type(prepare)
     plain = {f.name: getattr(prepare, f.name) for f in fields(prepare) if not is_dataclass(getattr(prepare, f.name))}
     held = {"statistics": Path(statistics).name} if statistics else {}
-    return {"kind": type(prepare).__name__, **plain, **held, "definition": inspect.getdoc(type(prepare))}
+    parts = {part.__name__: inspect.getdoc(part) for part in MADE_OF.get(kind, ())}
+    definition = "\n\n".join([inspect.getdoc(kind), *(f"{name}: {said}" for name, said in parts.items())])
+    return {"kind": kind.__name__, **plain, **held, "definition": definition}
 
 
 def prepared_by(described, path):

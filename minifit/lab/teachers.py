@@ -4,13 +4,7 @@ A teacher of this kind is a Layer that sees images as they are stored, whatever 
 logits, eq. 2's target; teacher[:h] is the part up to hint h, and gives eq. 3's target. Give an ONNX model any number of
 images, and its logits and one hidden map are all that distillation needs of it.
 
-From PyTorch, in five lines; `python run.py inspect teacher.onnx` then lists the hidden maps:
-
-    import torch
-    network.eval()
-    images = torch.zeros(2, 1, 28, 28)    # two, as your network sees them
-    free = {"images": {0: "N"}}
-    torch.onnx.export(network, (images,), "teacher.onnx", input_names=["images"], dynamic_axes=free, dynamo=False)
+The README has the lines that export a PyTorch network; `python run.py inspect teacher.onnx` lists its hidden maps.
 """
 
 import hashlib

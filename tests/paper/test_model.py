@@ -174,6 +174,16 @@ def test_an_outsider_with_h5py_alone_computes_the_same(tmp_path):
     np.testing.assert_allclose(x, expected, rtol=0, atol=1e-5)
 
 
+def test_a_preparations_definition_has_the_formulas_of_all_that_it_names():
+    prepare = preprocessing.fit(pictures(50, (4, 4, 2)))
+    for prepared, formulas in (
+        (prepare, ("y = (x - mean(x)) / d", "y = (x - mean) matrix")),
+        (preprocessing.Local(1), ("y = (x - mean(x)) / d", "y = (x - G * x) / max(d, mean(d), threshold)")),
+    ):
+        definition = describe(small((4, 4, 2)), "small", (4, 4, 2), prepared)["preprocessing"]["definition"]
+        assert all(formula in definition for formula in formulas)
+
+
 @pytest.mark.parametrize("network", networks.NETWORKS, ids=lambda network: network.name)
 def test_every_network_of_the_paper_is_described_with_all_its_parameters(network):
     image = network.input
