@@ -9,13 +9,13 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from minifit import UserError, experiments, model, networks
+from minifit import UserError, experiments, files, model, networks
 from minifit.data.preprocessing import Unit
 from minifit.lab import export, report, teachers
 from minifit.lab.parallel import Team, available, shared
@@ -48,6 +48,7 @@ class Contender:
     onnx: bytes
     input: tuple
     error: float | None = None  # in percent, of the test images
+    digest: str | None = None  # as the settings of a run record it of its given teacher
 
     @property
     def counts(self):
@@ -79,9 +80,11 @@ def from_file(path):
     path = Path(path)
     if path.suffix == ".onnx":
         found = teachers.Onnx(path)
-        return Contender(path.name, None, found.proto.SerializeToString(), tuple(found.shape[1:]))
+        image = tuple(found.shape[1:])
+        return Contender(path.name, None, found.proto.SerializeToString(), image, digest=found.digest)
     made = model.load(path)
-    return Contender(made.about["name"], made, exported(made), made.input, error_beside(path))
+    digest = files.digest(made.layers.params.values())
+    return Contender(made.about["name"], made, exported(made), made.input, error_beside(path), digest)
 
 
 def error_beside(path):
@@ -89,6 +92,23 @@ def error_beside(path):
     try:
         return json.loads((path.parent / "summary.json").read_text())["stages"][path.stem]["test_error"]
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def pair(teacher, student):
+    """(teacher, student) of two files. A given teacher has the error that the run of its student found."""
+    one, other = from_file(teacher), from_file(student)
+    return (one if one.error is not None else replace(one, error=error_as_teacher(one, Path(student).parent))), other
+
+
+def error_as_teacher(one, folder):
+    """The test error, in percent, that a run in this folder found its given teacher to have, if it is this one."""
+    try:
+        given = json.loads((folder / "config.json").read_text())["settings"]["networks"]["teacher"]
+        if one.digest not in (given.get("sha256"), given.get("weights")):
+            return None
+        return json.loads((folder / "summary.json").read_text())["teacher_error"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -302,9 +322,13 @@ def sentence(one, teacher, found, ratios):
     (engine, threads, batch, _), ratio = key, of[key]
     words = f"{engine}, {batch} image{'s' * (batch > 1)}, {threads} thread{'s' * (threads > 1)}"
     smaller = found[teacher.name][1] / found[one.name][1]
-    times = f"{ratio:.1f} times faster" if ratio >= 1 else f"{1 / ratio:.1f} times slower"
-    said = f"{one.name} is {smaller:.1f} times smaller and {times} ({words})"
+    size, pace = times(smaller, "smaller", "larger"), times(ratio, "faster", "slower")
+    said = f"{one.name} is {size} and {pace} ({words})"
     if one.error is None or teacher.error is None:
         return f"{said}; what it loses is not recorded."
     lost = one.error - teacher.error
     return f"{said}, and {'loses' if lost >= 0 else 'gains'} {abs(lost):.2f} points."
+
+
+def times(ratio, above, below):
+    return f"{ratio:.1f} times {above}" if ratio >= 1 else f"{1 / ratio:.1f} times {below}"

@@ -256,7 +256,7 @@ def measure(words, say):
     if len(places) == 1:
         teacher, students = speed.of_experiments(places[0], asked.results)
     elif len(places) == 2:
-        teacher, student = map(speed.from_file, places)
+        teacher, student = speed.pair(*places)
         students = [student]
     else:
         raise UserError("speed: wanted an experiment, or the files of a teacher and a student")

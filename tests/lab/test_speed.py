@@ -8,8 +8,9 @@ import pytest
 from exported import IMAGE, command, drawn, model_of, pictures, refused, saved, small
 
 from minifit import networks
-from minifit.lab import export, speed
+from minifit.lab import export, speed, teachers
 from minifit.lab.speed import Contender
+from minifit.model import load
 
 
 def test_the_table_of_an_experiment_has_sizes_accuracies_and_a_speed_up_of_every_engine(tmp_path, capsys):
@@ -40,6 +41,32 @@ def test_a_pair_of_ones_own_is_named_by_files(tmp_path, capsys):
     summary = {"stages": {"teacher": {"test_error": 1.0}, "student": {"test_error": 0.75}}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert "and gains 0.25 points" in command(capsys, "speed", one, other, "--seconds", 0.01)[1]
+
+
+def test_a_given_teacher_has_the_error_that_the_run_of_its_student_found(tmp_path):
+    (tmp_path / "run").mkdir()
+    one, other = saved(tmp_path / "teacher.h5", small(seed=3)), saved(tmp_path / "run" / "student.h5")
+    paths = [one]
+    if export.there("onnxruntime"):
+        export.write_onnx(load(one), tmp_path / "teacher.onnx", pictures(3))
+        paths.append(tmp_path / "teacher.onnx")
+    summary = {"teacher_error": 1.0, "stages": {"student": {"test_error": 1.5}}}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    for path in paths:
+        recorded = teachers.given(str(path), IMAGE, 3).described()
+        for error in (1.0, None):
+            config = {"settings": {"networks": {"teacher": recorded}}}
+            (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+            teacher, student = speed.pair(path, other)
+            assert (teacher.error, student.error) == (error, 1.5)
+            recorded = {name: "of another" for name in recorded}
+    (tmp_path / "run" / "config.json").write_text("[]")
+    assert speed.pair(one, other)[0].error is None
+
+
+def test_a_ratio_below_one_is_said_the_other_way_round():
+    assert speed.times(2.0, "smaller", "larger") == "2.0 times smaller"
+    assert speed.times(0.5, "smaller", "larger") == "2.0 times larger"
 
 
 def test_an_onnx_teacher_is_run_by_onnxruntime_alone(tmp_path, capsys):
