@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from minifit import UserError, data, experiments, files, model, networks, regressors, spec
 from minifit.data import stored
@@ -79,6 +80,10 @@ def places_and(command, about, words, start):
     return places, read(options, start)
 
 
+one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")  # several wait for one another on a busy machine
+
+
+@one_blas_thread
 def export_(words, say):
     """Writes a trained network as ONNX or safetensors."""
     about = (
@@ -125,6 +130,7 @@ def examples(path, network, asked):
     return export.noise(network.input), "random images, as the test images are not here (--data-dir, --data)"
 
 
+@one_blas_thread
 def predict(words, say):
     """Prints the class of each image, and its probability."""
     about = (
