@@ -20,6 +20,7 @@ PAGES = [
         "README.md",
         "CONTRIBUTING.md",
         "results/README.md",
+        "results/speed.md",
         "results/mnist/README.md",
         "benchmarks/README.md",
         "reference/README.md",
@@ -112,6 +113,14 @@ def test_the_sample_of_output_is_what_a_run_prints():
     summary = {"data": "digits", "seed": 0, "preset": "default", "test_images": 5000, "validation_images": 1000}
     summary |= {"train_images": 5000, "teacher": "", "student": "", "stages": stages | {"hint": hint, "fitnet": last}}
     assert report.results_table(summary).startswith(sample.rstrip())
+
+
+def test_the_speed_ups_of_the_page_are_those_that_were_printed():
+    record = (ROOT / "results" / "speed.txt").read_text(encoding="utf-8")
+    printed = [" ".join(line.split()) for line in record.splitlines()]
+    page = (ROOT / "results" / "speed.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:minifit|onnxruntime|PyTorch) .*) \|$", page, re.M)
+    assert len(rows) == 12 and {row.replace(" | ", " ") for row in rows} <= {*printed}
 
 
 def test_the_commands_are_those_that_everything_relies_on():
