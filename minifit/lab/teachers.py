@@ -50,6 +50,7 @@ class Given(Layer):
 
     sees_bytes = True
     microbatch = None
+    look = "look at the data that trained it and the order of its classes"  # where it knows no more than chance
 
     @property
     def input(self):
@@ -81,7 +82,7 @@ class Given(Layer):
         def part(start):
             logits = self(images[start : start + model.BATCH])
             if not np.isfinite(logits).all():
-                raise UserError(f"{self.name}: its logits have a number that is not finite; {LOOK}")
+                raise UserError(f"{self.name}: its logits have a number that is not finite; {self.look}")
             return int((logits.argmax(axis=-1) != labels[start : start + model.BATCH]).sum())
 
         def told(start):
@@ -104,12 +105,9 @@ class Given(Layer):
         if accuracy < chance + MARGIN * (1 - chance):
             raise UserError(
                 f"{self.name}: {100 * accuracy:.2f} % of the test images right, and the commonest class is "
-                f"{100 * chance:.2f} % of them; {LOOK}"
+                f"{100 * chance:.2f} % of them; {self.look}"
             )
         return 100 * errors / len(labels)
-
-
-LOOK = "look at --teacher-mean, --teacher-std, --teacher-range, the order of its classes and the data that trained it"
 
 
 class FromFile(Given):
@@ -255,6 +253,10 @@ def _run(path, session, names, given):
 
 class FromOnnx(Given):
     """An ONNX model as a teacher.   hints: the tensors that hint layers 1, 2 ... are"""
+
+    look = (
+        "look at --teacher-mean, --teacher-std, --teacher-range, the order of its classes and the data that trained it"
+    )
 
     def __init__(self, path, image, classes, hints=(), pixels=None):
         self.path, self.image, self.classes, self.hints = Path(path), tuple(image), classes, tuple(hints)

@@ -277,6 +277,9 @@ def test_a_stages_file_is_a_teacher_for_networks_of_its_own_shape(tmp_path):
     for image, classes in (((8, 8, 1), 3), (IMAGE, 4)):
         with pytest.raises(UserError, match="wanted"):
             given(str(path), image, classes)
+    wrong = (asked(images).argmax(axis=1) + 1) % 3
+    with pytest.raises(UserError, match="look at the data that trained it"):
+        asked.check(images, wrong)
     with pytest.raises(UserError, match="are for ONNX models"):
         given(str(path), IMAGE, 3, ("r1",))
 
