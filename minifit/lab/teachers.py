@@ -76,14 +76,19 @@ class Given(Layer):
     def parts(self):
         return {}
 
+    def outputs(self, images):
+        """{name: array} of all that is asked of it, its logits last."""
+        return {"logits": self(images)}
+
     def errors(self, images, labels, workers=1):
         """How many of the images it misclassifies; UserError where an output is not finite."""
 
         def part(start):
-            logits = self(images[start : start + model.BATCH])
-            if not np.isfinite(logits).all():
-                raise UserError(f"{self.name}: its logits have a number that is not finite; {self.look}")
-            return int((logits.argmax(axis=-1) != labels[start : start + model.BATCH]).sum())
+            for name, y in self.outputs(images[start : start + model.BATCH]).items():
+                if not np.isfinite(y).all():
+                    said = f"{self.name}: its {name} has a number that is not finite, for test images"
+                    raise UserError(f"{said}; {self.look}")
+            return int((y.argmax(axis=-1) != labels[start : start + model.BATCH]).sum())
 
         def told(start):
             try:
@@ -326,16 +331,26 @@ class FromOnnx(Given):
     def answer(self, images):
         if not len(images):
             return np.zeros((0, *self.shapes[self.tensor]), np.float32)
+        (y,) = self.tensors((self.tensor,), images)
+        if y.ndim == 4 and self.onnx.channels_first(self.tensor, self.image[2]):
+            y = y.transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(y, np.float32)
+
+    def outputs(self, images):
+        names = tuple(dict.fromkeys(self.blocks))
+        found = dict(zip(names, self.tensors(names, np.asarray(images)), strict=True))
+        return {name: found[name] for name in self.hints} | {"logits": found[self.tensor]}
+
+    def tensors(self, names, images):
+        """These tensors, as the model has them."""
         x = images if self.size == self.image[:2] else resized(images, self.size)
         x = x.astype(np.uint8) if self.onnx.dtype == np.uint8 else self.pixels(x, self.onnx.dtype)
         if self.layout == LAYOUTS[0]:
             x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-        if os.getpid() not in self.sessions:  # one in each process: threads do not survive a fork
-            self.sessions[os.getpid()] = self.onnx.session([self.tensor])
-        (y,) = _run(self.path, self.sessions[os.getpid()], [self.tensor], {self.onnx.given.name: x})
-        if y.ndim == 4 and self.onnx.channels_first(self.tensor, self.image[2]):
-            y = y.transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(y, np.float32)
+        key = os.getpid(), names
+        if key not in self.sessions:  # one in each process: threads do not survive a fork
+            self.sessions[key] = self.onnx.session(names)
+        return _run(self.path, self.sessions[key], names, {self.onnx.given.name: x})
 
 
 def resized(images, size):

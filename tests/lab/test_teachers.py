@@ -216,9 +216,17 @@ def test_a_teacher_near_chance_or_without_numbers_is_refused(tmp_path):
     assert asked.check(images, right) == 0
     with pytest.raises(UserError, match="look at --teacher-mean"):
         asked.check(images, (right + 1) % 3, workers=2)
-    asked.answer = lambda images: np.full((len(images), 3), np.nan, np.float32)
-    with pytest.raises(UserError, match="not finite"):
-        asked.check(images, right, workers=2)
+    as_before = asked.tensors
+    for i, name in enumerate(("r1", "logits")):  # the hint counts too
+
+        def damaged(names, images, i=i):
+            found = as_before(names, images)
+            found[i] = found[i] * np.float32(np.nan)
+            return found
+
+        asked.tensors = damaged
+        with pytest.raises(UserError, match=f"its {name} has a number that is not finite"):
+            asked.check(images, right, workers=2)
 
 
 def test_it_sees_the_stored_bytes_augmented_as_the_students_images_are(tmp_path):
