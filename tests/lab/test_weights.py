@@ -4,6 +4,7 @@ The list is the table of its README: | `file` | network | test error, % | SHA-25
 """
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from minifit import load
 
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "weights"
 ROW = re.compile(r"\| `([^`|]+)` \| [^|]+ \| [^|]+ \| `?([0-9a-f]{64})`? \| `(python run\.py [^`]+)`")
+ERROR = re.compile(r"\| `([^`|]+)\.h5` \| [^|]+ \| ([\d.]+) \|")
 MOST = 4_000_000  # bytes of the networks for MNIST together
 
 needs_weights = pytest.mark.skipif(not FOLDER.is_dir(), reason="there is no results/weights")
@@ -35,11 +37,18 @@ def test_a_row_of_the_list_is_read():
 @needs_weights
 def test_every_file_is_listed_and_has_its_checksum():
     known = listed((FOLDER / "README.md").read_text())
-    there = {path.name: path for path in FOLDER.iterdir() if path.name != "README.md"}
+    there = {path.name: path for path in FOLDER.iterdir() if path.name not in ("README.md", "summary.json")}
     assert there.keys() == known.keys() and known
     for name, (sha, _) in known.items():
         assert hashlib.sha256(there[name].read_bytes()).hexdigest() == sha, name
     assert sum(path.stat().st_size for name, path in there.items() if name.startswith("mnist")) < MOST
+
+
+@needs_weights
+def test_the_errors_that_speed_reads_are_those_of_the_list():
+    stages = json.loads((FOLDER / "summary.json").read_text())["stages"]
+    listed = {name: float(error) for name, error in ERROR.findall((FOLDER / "README.md").read_text())}
+    assert listed and listed == {name: stage["test_error"] for name, stage in stages.items()}
 
 
 @needs_weights
