@@ -23,20 +23,16 @@ class Config:
     None: the value follows from other settings, as the help of the setting says.
     """
 
-    train: int = setting(
-        "train on this many images: the first ones", at_least(1), group="data", common=True, teacher=True
-    )
+    train: int = setting("train on the first N training images", at_least(1), group="data", common=True, teacher=True)
     validation: int = setting(
-        "choose the epoch by this many images: the last ones of the training set",
+        "choose the epoch by the last N training images",
         at_least(0),
         common=True,
         teacher=True,
     )
-    test: int | None = setting(
-        "test on this many images, the first ones; auto: all", at_least(1), common=True, teacher=True
-    )
+    test: int | None = setting("test on the first N test images; auto: all", at_least(1), common=True, teacher=True)
     retrain: bool = setting(
-        "then train every stage again, on the validation images too, for the number of epochs that was best"
+        "then train every stage again on training and validation images, for the epochs that were best"
     )
     preprocessing: str = setting(
         "scale pixels to [0, 1]; or normalise the contrast and then apply ZCA, or normalise it locally too, in all "
@@ -70,22 +66,22 @@ class Config:
     )
     init_range: float = setting("draw uniform initial weights from U(-X, X)", ABOVE_0)
     microbatch: int | None = setting(
-        "on a CPU, pass this many images at once, which fixes the order of sums; auto: the network's own",
+        "on a CPU, compute N images at a time; another N rounds sums otherwise; auto: the network's own",
         at_least(1),
         default=None,
     )
 
     guided_layer: tuple[int, ...] = setting(
-        "train the student up to this layer on the hint; several layers are trained in turn", group="hint", common=True
+        "train the student up to layer N on the hint; several layers are trained in turn", group="hint", common=True
     )
     hint_layer: tuple[int, ...] = setting(
-        "take the hint from this layer of the teacher; one for each guided layer", common=True
+        "take the hint from layer N of the teacher; one per guided layer", common=True
     )
     regressor: str = setting(
         "map the guided layer to the hint by a convolution, a dense layer, or nothing", one_of("conv", "fc", "none")
     )
     regressor_pieces: int | None = setting(
-        "give the regressor's maxout this many pieces; 1 = a linear regressor; auto: as the hint layer has", at_least(1)
+        "give the regressor's maxout N pieces; 1 = a linear regressor; auto: as many as the hint layer", at_least(1)
     )
     regressor_init: str = setting(
         "draw the regressor's weights uniformly, or from a normal distribution of variance 1 / fan-in",
@@ -101,7 +97,7 @@ class Config:
     )
 
     tau: float = setting(
-        "soften the teacher's and the student's outputs by this temperature",
+        "soften the outputs in eq. 2 by this temperature",
         ABOVE_0,
         group="distillation",
         common=True,
@@ -109,7 +105,7 @@ class Config:
     student_tau: float | None = setting(
         "soften the student's outputs in eq. 2 by another temperature; auto: tau", ABOVE_0
     )
-    lam: Ramp = setting("weigh the teacher's outputs in eq. 2 by this value of the epoch", at_least(0), common=True)
+    lam: Ramp = setting("weigh the teacher's part of eq. 2 by this", at_least(0), common=True)
 
     teacher: Schedule = field(metadata={"group": "training", "teacher": True})
     stage1: Schedule  # the hint stage
@@ -120,7 +116,7 @@ class Config:
         teacher=True,
     )
     targets_memory: int = setting(
-        "keep the teacher's outputs while they take at most this many MiB; else compute them for each batch",
+        "keep the teacher's outputs in memory if they take at most N MiB; else compute them for each batch",
         at_least(0),
         default=1024,
     )

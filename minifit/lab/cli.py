@@ -37,11 +37,12 @@ python run.py cifar10-fitnet1          CIFAR-10; all experiments are listed belo
 python run.py compare mnist --seeds 5  all stages of five seeds, compared
 python run.py compare RUN RUN ...      run directories that exist, compared
 python run.py results mnist            pages and pictures again, from the records
+python run.py tables                   the paper's tables, beside our results
 python run.py networks                 the networks' weights and multiplications
-python run.py audit                    every gradient against its derivative
+python run.py audit                    every gradient against the forward pass
 python run.py export FILE.h5 OUT       a trained network as ONNX or safetensors
 python run.py predict FILE.h5 PICTURE  the class of a picture
-python run.py inspect FILE.onnx        the hidden maps of a teacher of your own
+python run.py inspect FILE.onnx        the hints that a teacher of yours can give
 python run.py speed cifar10            how much faster FitNets are, measured
 python run.py mnist --help             the common settings; --help-all: all
 """
@@ -53,58 +54,61 @@ COMPARE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options(experiments.Config):
-    """The settings of an experiment, and what else a command that trains is told."""
+    """The settings of an experiment, and the other options of a command that trains."""
 
-    preset: str = setting("start from these settings", default="default", group="run", common=True)
+    preset: str = setting("take these settings", default="default", group="run", common=True)
     stage: str = setting("train this stage and the stages it needs", default="all", common=True)
-    teacher_spec: str | None = setting("take this .onnx or .h5 file for a teacher", default=None, common=True)
+    teacher_spec: str | None = setting("use this .onnx or .h5 file as the teacher", default=None, common=True)
     hint_tensor: tuple[str, ...] = setting("take the hint from this tensor of an ONNX teacher", default=())
     teacher_mean: tuple[float, ...] = setting(
-        "subtract this from what an ONNX teacher sees, one number or one per channel", default=(0.0,)
+        "subtract X from the pixels for an ONNX teacher; one number or one per channel", default=(0.0,)
     )
-    teacher_std: tuple[float, ...] = setting("and divide it by this", ABOVE_0, default=(1.0,))
-    teacher_range: float = setting("show an ONNX teacher pixels from 0 to X, such as 1 or 255", ABOVE_0, default=1.0)
-    teacher_from: Path | None = setting("take the teacher of this run directory; auto: train one", default=None)
+    teacher_std: tuple[float, ...] = setting("then divide the pixels by X", ABOVE_0, default=(1.0,))
+    teacher_range: float = setting("scale the pixels for an ONNX teacher to [0, X], X = 1 or 255", ABOVE_0, default=1.0)
+    teacher_from: Path | None = setting("copy the teacher from this run directory; auto: train one", default=None)
     data_dir: Path | None = setting(
         "read the data set from here; auto: MINIFIT_DATA, the cache, or a download", default=None, common=True
     )
     runs: Path = setting("write to PATH/EXPERIMENT/seedN", default=Path("runs"), common=True)
     workers: int = setting(
-        "use this many processes; results do not depend on it", at_least(1), default=available(), common=True
+        "use N processes; results do not depend on it", at_least(1), default=available(), common=True
     )
     backend: str = setting("compute with this library", one_of(*BACKENDS), default="numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneSeed(Options):
-    """What a run is told."""
+    """The options of a run."""
 
     CHOICE: ClassVar[str] = "method"
 
-    seed: int = setting("draw other initial weights and another order of images", at_least(0), default=0, common=True)
-    method: tuple[str, ...] = setting("train these methods", default=(), common=True)
+    seed: int = setting("draw other initial weights and image orders", at_least(0), default=0, common=True)
+    method: tuple[str, ...] = setting("train these methods in place of Table 4's four", default=(), common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """What an experiment on a file of the user's is told besides."""
+    """The further options of an experiment on a file of the user's."""
 
     data: Path | None = setting(
-        "read the images from this file or folder, see the README", default=None, group="your data", common=True
+        "read the images from this file or folder; the README describes it",
+        default=None,
+        group="your data",
+        common=True,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Specs(File):
-    """What an experiment on a data set of the user's is told besides."""
+    """The further options of an experiment on a data set of the user's."""
 
     student_spec: str = setting(
-        "the student's layers: channels, with - between layers and / between groups, which a pooling ends",
+        "build the student from these layers: channels, - between layers, / between groups; a group ends in a pooling",
         default=experiments.OWN_STUDENT,
         common=True,
     )
     teacher_spec: str = setting(
-        "the teacher's layers, where without a / every layer ends in a pooling; or the file of a trained teacher",
+        "build the teacher from these layers; without a / every layer ends in a pooling; or use this trained file",
         default=experiments.OWN_TEACHER,
         common=True,
     )
@@ -116,35 +120,37 @@ OF_TEACHERS = "teacher_spec", "hint_tensor", "teacher_mean", "teacher_std", "tea
 
 @dataclass(frozen=True, kw_only=True)
 class Several(Options):
-    """What a comparison is told."""
+    """The options of a comparison."""
 
     CHOICE: ClassVar[str] = "methods"
 
-    seeds: int = setting("train with the seeds 0 to N - 1", between(1, 1000), default=5, common=True)
+    seeds: int = setting("train seeds 0 to N - 1", between(1, 1000), default=5, common=True)
     at_once: int = setting(
         "train N seeds at the same time; they share the workers", at_least(1), default=1, common=True
     )
-    methods: tuple[str, ...] = setting("train and compare these methods; all: every one", default=(), common=True)
-    arm: tuple[str, ...] = setting("also train with these settings changed", SETTINGS, default=(), common=True)
+    methods: tuple[str, ...] = setting(
+        "compare these methods in place of Table 4's four; all of them by the name all", default=(), common=True
+    )
+    arm: tuple[str, ...] = setting("also train an arm with these settings", SETTINGS, default=(), common=True)
     studies: bool = setting("answer the questions of experiments.STUDIES, from the preset short", default=False)
     results: Path = setting("write tables and pictures to PATH/EXPERIMENT", default=Path("results"), common=True)
-    html: bool = setting("write the page as HTML too", default=False, common=True)
+    html: bool = setting("also write the page as report.html", default=False, common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """Where a comparison goes."""
+    """Where a comparison is written."""
 
-    results: Path = setting("the folder of tables and pictures", default=Path("results"), common=True)
-    html: bool = setting("write the page as HTML too", default=False, common=True)
+    results: Path = setting("use this folder of tables and pictures", default=Path("results"), common=True)
+    html: bool = setting("also write the page as report.html", default=False, common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What the audit is told."""
+    """The options of the audit."""
 
     row: str | None = setting(
-        "check the row of this name, or else those whose names begin so; auto: all", default=None, common=True
+        "check this row, or all rows whose names begin so; auto: all rows", default=None, common=True
     )
     draws: int = setting("draw this many problems for each row", at_least(1), default=15, common=True)
     seed: int = setting("draw other problems", at_least(0), default=0, common=True)

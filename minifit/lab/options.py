@@ -12,8 +12,9 @@ from minifit.settings import Ramp, check, flag, walk, words
 
 HELP_ALL = "--help-all"
 HELP = {"-h", "--help", HELP_ALL}
-WIDTH, COLUMN = 80, 26  # of help, and where its sentences begin
+WIDTH, COLUMN = 80, 26  # columns of a help page, and the column where its sentences begin
 INDENT = " " * COLUMN
+FIRST_GROUPS = ("your data", "run")  # help begins with these; the others keep the order of the settings
 RAMP = "FIRST LAST END START: from FIRST, linearly from epoch START (1) to LAST at END."
 # What the words of an option are: as help shows them, and as a complaint does.
 KINDS = {
@@ -141,7 +142,8 @@ def show_help(usage, about, start, arguments, choices):
         else:
             hidden = True
     lines = wrap(f"python {usage} [OPTION VALUE ...]", WIDTH) + wrap(about, WIDTH)
-    for group, rows in groups.items():
+    for group in sorted(groups, key=lambda name: name in FIRST_GROUPS and FIRST_GROUPS.index(name) - len(FIRST_GROUPS)):
+        rows = groups[group]
         lines += ["", *[group] * bool(group)]
         for f, (flags, values) in rows.items():
             metavar = "|".join(f.metadata["rule"].choices) or KINDS.get(kind_of(f), ("",))[0]

@@ -181,7 +181,7 @@ def plot_errors(rows, path, title, methods, published=None):
     width, height = left + (wide + 0.25) * len(parts) + 0.1, tall + 1.35
     figure = Figure(figsize=(width, height))
     diamonds = "; diamonds: the paper" * any(row["method"] in published for row in rows)
-    heading(figure, title, f"one point per seed, a grey line joins the points of a seed, a bar is the mean{diamonds}")
+    heading(figure, title, f"one point per seed, one grey line per seed, a bar at the mean{diamonds}")
     for i, part in enumerate(parts):
         axes = figure.add_axes(((left + i * (wide + 0.25)) / width, 0.4 / height, wide / width, tall / height))
         beside, shown, joined = {"transform": axes.get_yaxis_transform(), "va": "center"}, [], {}
@@ -251,7 +251,8 @@ def plot_filters(weights, path, title):
         framed[:, 3:69, 3:69] = 0.8
         framed[:, 4:68, 4:68] = tiles[:, rows][:, :, columns]
         mosaics.append(mosaic.swapaxes(1, 2).reshape(len(mosaic) * 72, wide * 72, 3))
-        shown = {1: ", red > 0 > blue", 3: ", grey = 0"}.get(C, f", mean of {C} channels, red > 0 > blue")
+        signs = ", red positive, blue negative"
+        shown = {1: signs, 3: ", grey is 0"}.get(C, f", mean of {C} channels{signs}")
         captions.append(f"{name}: {K} filters, {R}x{S}{shown}")
 
     # Placed by hand, in inches: at 120 dots an inch a tile's 72 pixels are the PNG's own, and frames stay even.
@@ -298,10 +299,10 @@ def plot_hints(images, hints, before, after, path, title):
     width, height = 0.3 + 1.5 + 3 * (wide + 0.2), 0.7 + n * (tall + 0.35) + 0.1
     figure = Figure(figsize=(width, height))
     P, Q = hints.shape[1:3]
-    about = f"all {k} channels, {P}x{Q} each; an image's three panels share their colours"
-    heading(figure, title, f"{about}; L_HT: eq. 3 of the image alone")
+    about = f"all {k} channels, {P}x{Q} each; the three panels of an image share their colours"
+    heading(figure, title, f"{about}; L_HT: eq. 3 for this image")
     colours = matplotlib.colormaps["magma"].with_extremes(bad="white")
-    panels = {"hint of the teacher": hints, "regressor before stage 1": before, "after stage 1": after}
+    panels = {"the teacher's hint": hints, "regressor before stage 1": before, "after stage 1": after}
     for i in range(n):
         bottom = height - 0.7 - (i + 1) * (tall + 0.35)
         axes = figure.add_axes((0.15 / width, (bottom + (tall - 1.3) / 2) / height, 1.3 / width, 1.3 / height))
@@ -326,8 +327,8 @@ def plot_mistakes(images, labels, said, teacher_said, sure, path, title, most=30
     width, height = 10.6, 0.85 + 1.55 * rows
     figure = Figure(figsize=(width, height))
     order = np.argsort(-np.asarray(sure), kind="stable")[:shown]
-    some = f"the {shown} of which the student is surest" if shown < len(images) else "all of them, the surest first"
-    heading(figure, title, f"{some}; label > what the student says, its probability; T: what the teacher says")
+    some = f"the {shown} surest" if shown < len(images) else "all of them, the surest first"
+    heading(figure, title, f"{some}; label > student's answer, its probability; T: the teacher's answer")
     for place, i in enumerate(order):
         row, column = divmod(place, columns)
         at = (0.15 + 1.04 * column) / width, 1 - (0.85 + 1.55 * row + 0.95) / height

@@ -27,11 +27,11 @@ from minifit.settings import walk, words
 from reference import paper
 
 PICTURES = {
-    "errors.png": "Errors: one point per seed, a line joins the points of a seed, a bar is the mean.",
-    "curves.png": "Curves of each stage: one thin line per seed, a thick line for their mean.",
-    "filters.png": "The first layer of the teacher and, after each stage, of the student.",
-    "hints.png": "Hints, and what the regressor makes of the guided layer before and after stage 1.",
-    "mistakes.png": "Test images that the student of the last method misreads, the surest mistakes first.",
+    "errors.png": "Errors: one point per seed, one grey line per seed, and a bar at the mean.",
+    "curves.png": "Errors and losses of each stage: one thin line per seed, one thick line for their mean.",
+    "filters.png": "Filters of the first layer: the teacher's, and the student's after each stage.",
+    "hints.png": "The teacher's hints, and the regressor's output before and after stage 1.",
+    "mistakes.png": "Test images that the last method's student misclassifies, the surest mistakes first.",
 }
 # The order that the paper finds, from the best method to the worst.
 ORDER = [name for name in sorted(paper.TABLE_4, key=paper.TABLE_4.get) if name != TEACHER]

@@ -5,7 +5,10 @@ A block is ("heading", text), ("heading 3", text), ("text", text), ("code", text
 """
 
 import re
+import shutil
+import sys
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 from minifit.lab.compare import ERRORS, TEACHER, figures, in_order
@@ -47,7 +50,10 @@ def several(values):
 
 
 def table(rows, header, markdown=False):
-    """Aligned columns under a header: columns of numbers to the right, None as "-", "\\n" starts a line in a cell."""
+    """Aligned columns under a header: columns of numbers to the right, None as "-", "\\n" starts a line in a cell.
+
+    In a terminal that is narrower than the table, `listed` takes its place.
+    """
     cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
     columns = [[line for row in cells for line in row[i].split("\n")] for i in range(len(header))]
     right = [any(c) and all(t in ("-", "") or NUMBER.fullmatch(t.strip()) for t in c) for c in columns]
@@ -65,7 +71,23 @@ def table(rows, header, markdown=False):
     lines = [line for row in tall for line in zip(*row, strict=True)]
     lines.insert(heights[0], ["-" * width for width in widths])
     aligned = [[t.rjust(w) if r else t.ljust(w) for t, w, r in zip(line, widths, right, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in aligned)
+    found = "\n".join("  ".join(line).rstrip() for line in aligned)
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sum(widths) + 2 * len(widths)
+    return found if max(map(len, found.splitlines())) <= room else listed(cells, header, right[0], room)
+
+
+def listed(rows, header, numbered, room):
+    """The rows of a table one below another: the first cell, and under it the name and the value of the others.
+
+    numbered: whether the first cells are numbers, which need their column's name    room: columns of the terminal
+    """
+    names, found = [name.replace("\n", " ") for name in header], []
+    for row in rows:
+        first, *cells = (cell.replace("\n", ", ").replace(" ,", ",") for cell in row)
+        values = (f"{name} {cell}" for name, cell in zip(names[1:], cells, strict=True) if cell not in ("-", ""))
+        title, about = f"{names[0]} " * numbered + first, {"initial_indent": "  ", "subsequent_indent": "  "}
+        found += [textwrap.fill(title, room), textwrap.fill("; ".join(values), room, **about)]
+    return "\n".join(filter(None, found))
 
 
 def results_table(summary, published=None):
@@ -124,10 +146,10 @@ def _chosen(validation):
 
 def epoch_line(record):
     """One line after an epoch: how it went and how long it took."""
-    error = f" and error {record['validation_error']:.2f} %" if "validation_error" in record else ""
+    error = f", error {record['validation_error']:.2f} %" if "validation_error" in record else ""
     losses = f"loss {record['train_loss']:.4g}"
     if "validation_loss" in record:
-        losses += f", validation loss {record['validation_loss']:.4g}"
+        losses += f", validation {record['validation_loss']:.4g}"
     return f"{record['stage']} epoch {record['epoch']}: {losses}{error}, {duration(record['seconds'])}"
 
 
@@ -172,24 +194,23 @@ def networks_table(rows):
 
 # The parts of a page, in order.
 TITLES = {"default": "Our settings", "paper": "The paper's settings", "arms": "Changed settings", "studies": "Studies"}
-MARKS = {"shown": "shown", "refuted": "refuted", "undecided": "not decided"}
+VERDICTS = {"shown": "show it", "refuted": "refute it", "undecided": "do not decide it"}
 
 
 def page(parts, published, pictures):
-    """(title, blocks) of the page of an experiment.
+    """(title, blocks) of the page of an experiment; it begins with its conclusions.
 
     parts: name -> comparison    published: method -> the paper's test error    pictures: name -> [(path, caption)]
     """
-    blocks, single = [], {name: part for name, part in parts.items() if len(part["arms"]) == 1}
+    single = {name: part for name, part in parts.items() if len(part["arms"]) == 1}
+    concluded = {TITLES.get(name, name): conclusion(part) for name, part in single.items() if part["order"]}
+    blocks = [("text", f"{title}. {text}") for title, text in concluded.items()]
     if single:
         blocks.append(overview(single, published))
     if single and published:
-        of_tables = "The paper's figures are those of its Table 4 or 5: one network each, its own teacher."
+        of_tables = "The paper's figures are those of its Table 4 or 5: one network per method, with its own teacher."
         experiment = next(iter(parts.values()))["experiment"]
         blocks.append(("text", ABOUT.get(experiment, of_tables)))
-    for name, part in single.items():
-        if part["order"]:
-            blocks.append(("text", f"{TITLES.get(name, name)}: {conclusion(part)}"))
     for name, part in parts.items():
         blocks += part_blocks(name, part)
         blocks += [("picture", path, caption) for path, caption in pictures[name]]
@@ -310,17 +331,25 @@ def tables(question, part, several_arms):
     if question["differences"]:
         blocks.append(differences_table(question["differences"], methods, several_arms))
     if part["order"]:
-        rule = "It is shown if the interval of each step lies below 0, and refuted if one lies above."
-        said = conclusion(part)
-        blocks.append(("text", f"{said[0].upper()}{said[1:]} {rule}"))
+        rule = "Seeds show an order if the interval of each step lies below 0, and refute it if one lies above."
+        blocks.append(("text", f"{conclusion(part)} {rule}"))
     return blocks
 
 
 def conclusion(part):
-    """Whether the test errors have the paper's order."""
-    order, mark = part["order"]["methods"], MARKS[part["order"]["test_error"]]
-    best = ", then ".join(part["methods"][name]["title"] for name in order)
-    return f"the paper's order of test errors, the fewest first, is {best}. These seeds: {mark}."
+    """Whether the test errors have the paper's order, and the difference at each step of it."""
+    order, titles = part["order"]["methods"], {name: method["title"] for name, method in part["methods"].items()}
+    best = ", then ".join(titles[name] for name in order)
+    found = {(d["method"], d["less"]): d["test_error"] for d in part["questions"][0]["differences"]}
+    steps = []
+    for one, other in pairwise(order):
+        if (less := found.get((one, other))) is not None:
+            how, chance = "lower" if less["mean"] < 0 else "higher", interval(less)
+            step = f"the error of {titles[one]} is {abs(less['mean']):.2f} {how} than that of {titles[other]}"
+            steps.append(step + (f" (95 % interval of the difference {chance})" if chance else ""))
+    verdict = VERDICTS[part["order"]["test_error"]]
+    said = f"The paper's order of test errors, the fewest first, is {best}. These seeds {verdict}"
+    return f"{said}: {'; '.join(steps)}." if steps else f"{said}."
 
 
 def one_for_all(row):

@@ -5,6 +5,7 @@ adds up its own microbatches in order, then the lanes are added in order: the su
 number of workers that compute the lanes.
 """
 
+import shutil
 import sys
 import time
 from math import ceil, isfinite
@@ -23,7 +24,8 @@ from minifit.optimizers import max_norm
 
 LANES = 8  # the most partial sums of a minibatch, and so the most workers of use ...
 LANES_MEMORY = 2**27  # ... and fewer, but two at least, where they would take more bytes than this
-BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining} left, {rate_noinv_fmt}{postfix}"  # in 80 columns
+BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining} left, {rate_noinv_fmt}{postfix}"  # in a terminal of WIDE columns
+NARROW_BAR, WIDE = "{desc} {percentage:3.0f}%|{bar}| {remaining}", 80
 MEASURED_AT_ONCE = 32  # chunks, between two looks at the bar
 
 
@@ -230,7 +232,8 @@ def improves(stage, loss, errors, state):
 
 def bar(label, images, progress):
     """A progress bar over so many images, if progress is to be seen."""
-    look = {"unit": "img", "unit_scale": True, "dynamic_ncols": True, "bar_format": BAR, "leave": False}
+    form = BAR if shutil.get_terminal_size().columns >= WIDE else NARROW_BAR
+    look = {"unit": "img", "unit_scale": True, "dynamic_ncols": True, "bar_format": form, "leave": False}
     return Bar(total=images, desc=label, disable=not progress, **look)
 
 
