@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
@@ -446,4 +447,5 @@ def known(name, names, what="an experiment or a command"):
 
 
 def say(text):
-    print(text, flush=True)
+    """Prints a text; in a terminal, its lines break between words."""
+    print(report.fitted(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text, flush=True)

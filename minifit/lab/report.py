@@ -83,11 +83,27 @@ def listed(rows, header, numbered, room):
     """
     names, found = [name.replace("\n", " ") for name in header], []
     for row in rows:
-        first, *cells = (cell.replace("\n", ", ").replace(" ,", ",") for cell in row)
+        first, *cells = (_one_line(cell) for cell in row)
         values = (f"{name} {cell}" for name, cell in zip(names[1:], cells, strict=True) if cell not in ("-", ""))
         title, about = f"{names[0]} " * numbered + first, {"initial_indent": "  ", "subsequent_indent": "  "}
         found += [textwrap.fill(title, room), textwrap.fill("; ".join(values), room, **about)]
     return "\n".join(filter(None, found))
+
+
+def _one_line(cell):
+    """A cell's lines as one: numbers with commas between them, words as a sentence."""
+    lines = [line.strip() for line in cell.split("\n")]
+    return (", " if all(map(NUMBER.fullmatch, lines)) else " ").join(lines)
+
+
+def fitted(text, room):
+    """A text whose longer lines are broken between words, for a terminal of `room` columns. Tables stay as they are."""
+    about = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    lines = text.split("\n")
+    long = [len(line) > room and "  " not in line.strip() for line in lines]
+    return "\n".join(
+        textwrap.fill(line, room, **about) if wrap else line for line, wrap in zip(lines, long, strict=True)
+    )
 
 
 def results_table(summary, published=None):

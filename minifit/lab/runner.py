@@ -273,7 +273,8 @@ def train(run, goal, say, teacher_from=None):
             walk(method, task, make, keys[-1] if keys != run.keys(method) else None)
         if goal == "all":
             say("\n" + report.results_table(run.summary(), published(run.name, run.data.name)))
-        say(f"\n{run.folder}/: summary.json, metrics.jsonl, curves.png, filters.png")
+        say(f"\nPictures: {run.folder}/curves.png, {run.folder}/filters.png")
+        say(f"Records: {run.folder}/summary.json, {run.folder}/metrics.jsonl")
 
 
 def draw(run):

@@ -148,8 +148,20 @@ def test_in_a_narrow_terminal_the_rows_of_a_table_stand_below_one_another(monkey
         test error of seed 0
           knowledge distillation 0.51
     """)
+    told = report.table([["hint", "layers\n1-4", "the thin MNIST FitNet"]], ["stage", "part", "trains"])
+    assert told == "hint\n  part layers 1-4; trains the\n  thin MNIST FitNet"
     monkeypatch.setenv("COLUMNS", "80")
     assert "-------" in report.table(rows, ["method", "weights", "test\nerror %", "epoch"])
+
+
+def test_long_lines_break_between_words_and_tables_do_not():
+    row = "method   weights        time"
+    assert report.fitted(f"kd epoch 1: loss 2, validation 2.2\n{row}\n  runs/0/kd.h5", 20) == text(f"""
+        kd epoch 1: loss 2,
+          validation 2.2
+        {row}
+          runs/0/kd.h5
+    """)
 
 
 def test_a_table_without_rows_is_its_header():
