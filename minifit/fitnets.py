@@ -38,7 +38,7 @@ def kd(task, train):
 
 
 def fitnet(task, train):
-    """Algorithm 1: the student up to its guided layer on eq. 3, then all of it on eq. 2."""
+    """Algorithm 1: trains the student up to its guided layer on eq. 3, then the whole student on eq. 2."""
     s, teacher, student = task.settings, trained_teacher(task, train), task.network("student")
     for pair, (g, h) in enumerate(task.pairs, start=1):  # the paper has one pair
         w_hint = teacher[:h]  # line 1
@@ -46,7 +46,7 @@ def fitnet(task, train):
         w_r = task.regressor(w_guided, w_hint, pair)  # line 3
         part = f", layers 1-{g}, and regressor"
         train(Stage("hint", w_guided + w_r, eq_3(task), s.stage1, w_hint, part=part, classifies=False))  # line 4
-        # line 5, W_S <- {W_Guided*, ...}, has happened: the slice's layers are the student's own
+        # line 5 copies W_Guided* into W_S: nothing to do, because a slice shares its layers with the student
     for layer in student[: max(s.guided_layer)]:
         layer.lr_scale *= s.guided_lr_scale  # 1 in the paper
     train(Stage("fitnet", student, eq_2(task), s.student, teacher))  # line 6

@@ -22,6 +22,7 @@ PAGES = [
         "CONTRIBUTING.md",
         "results/README.md",
         "results/mnist/README.md",
+        "results/weights/README.md",
         "benchmarks/README.md",
         "reference/README.md",
         "tests/mutants.md",
@@ -123,13 +124,13 @@ def test_the_commands_are_those_that_everything_relies_on():
 
 
 def test_a_trained_student_is_used_as_the_front_page_says(tmp_path):
-    folder = tmp_path / "runs" / "digits" / "seed0"
+    folder = tmp_path / "results" / "weights"
     folder.mkdir(parents=True)
     student = networks.build(networks.MNIST_FITNET)
     networks.initialise(student, np.random.default_rng(0))
     list(student.params.values())[-1][7] = 1e6  # the bias of a class
     about = model.describe(student, "MNIST FitNet", (28, 28, 1), Unit())
-    files.save(folder / "fitnet.h5", {"network": about}, best=dict(student.params))
+    files.save(folder / "mnist-fitnet.h5", {"network": about}, best=dict(student.params))
     [code] = [block for block in blocks(README, "python") if "minifit.load" in block]
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "[7]\n"
