@@ -137,11 +137,11 @@ def test_a_trained_student_is_used_as_the_front_page_says(tmp_path):
 
 
 def test_a_data_set_is_made_as_the_front_page_says(tmp_path, monkeypatch):
-    [code] = [block for block in blocks(README, "python") if "my.h5" in block]
+    [code] = [block for block in blocks(README, "python") if "my.npz" in block]
     assert len(code.splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    loaded = data.load("own", file="my.h5")
+    loaded = data.load("own", file="my.npz")
     assert loaded.images.shape == (480, 16, 16, 3) and np.bincount(loaded.test_labels).tolist() == [40, 40, 40]
 
 
