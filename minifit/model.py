@@ -169,7 +169,7 @@ def rebuild(described, arrays):
 
 
 def preparation(prepare, statistics=None):
-    """Describes a preparation, such as {"kind": "Unit"}: its class in preprocessing, its numbers, the file of arrays."""
+    """Describes a preparation, such as {"kind": "Unit"}: its class, its numbers, the name of the file of its arrays."""
     plain = {f.name: getattr(prepare, f.name) for f in fields(prepare) if not is_dataclass(getattr(prepare, f.name))}
     held = {"statistics": Path(statistics).name} if statistics else {}
     return {"kind": type(prepare).__name__, **plain, **held, "definition": inspect.getdoc(type(prepare))}

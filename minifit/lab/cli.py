@@ -1,4 +1,4 @@
-"""The command line: every setting is an option, every complaint is one line, and each command is a function."""
+"""The command line: each command is a function, every setting is an option, every error is one line."""
 
 import os
 import shlex
@@ -159,7 +159,7 @@ class Audit:
 
 
 def parse(name, arguments, kind=OneSeed, command="run.py"):
-    """The options of an experiment: a preset's settings, and what the arguments change in them."""
+    """Returns the options of an experiment: a preset's settings, changed by the arguments."""
     experiment, named = experiments.EXPERIMENTS[name], option_of("preset", arguments) or "default"
     kind = told(kind, experiment)
     if (experiment.data in OF_FILES or option_of("teacher_spec", arguments)) and not HELP & {*arguments}:
@@ -183,13 +183,13 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
 
 
 def told(kind, experiment):
-    """The kind of options, with those for the experiment's kind of data."""
+    """Returns the class of options, extended by those for the experiment's kind of data."""
     more = OF_FILES.get(experiment.data)
     return dataclass(frozen=True, kw_only=True)(type(kind.__name__, (more, kind), {})) if more else kind
 
 
 def experiment_of(name, asked):
-    """The experiment of that name, as a file of the user's, SPECs and a trained teacher make it."""
+    """Returns the experiment of that name, adapted to the user's file, SPECs and trained teacher."""
     experiment, trained = experiments.EXPERIMENTS[name], (asked.teacher_spec or "").endswith(teachers.ENDINGS)
     if experiment.data in OF_FILES:
         found = read_file(experiment.data, asked.data, asked.data_dir)
@@ -212,12 +212,12 @@ def experiment_of(name, asked):
 
 @cache
 def read_file(name, file, data_dir):
-    """The data set in a file of the user's."""
+    """Reads the data set in a file of the user's."""
     return data.load(name, data_dir, file=file)
 
 
 def methods_of(experiment, asked):
-    """The names of the methods asked for, and of the one that trains the stage asked for; none: those of every run."""
+    """Returns the names of the methods to train, with the one that has the stage of --stage; empty: Table 4's four."""
     names = getattr(asked, asked.CHOICE)
     methods = baselines.METHODS if names == ("all",) else runner.chosen(names)
     goals = goals_of(experiment, asked, methods)
@@ -233,7 +233,7 @@ def methods_of(experiment, asked):
 
 
 def goals_of(experiment, config, methods=None):
-    """What `--stage` takes with these settings: the methods, by default those of every run, their stages and "all"."""
+    """Returns the values that `--stage` accepts with these settings: methods, their stages, and "all"."""
     task, goals = Task({"teacher": experiment.teacher, "student": experiment.student}, config, 0, draw=False), []
 
     def note(stage):
@@ -259,7 +259,7 @@ def dataset_of(name, asked):
 
 
 def run_of(name, asked, config, seed, dataset, runs):
-    """The run of one seed.   runs: the folder of the experiment's folder"""
+    """Builds the run of one seed.   runs: the folder that holds one folder per experiment"""
     folder, experiment = runs / name / f"seed{seed}", experiment_of(name, asked)
     about = folder, name, asked.preset, experiment, config, seed, dataset
     methods = getattr(asked, asked.CHOICE)
@@ -281,7 +281,7 @@ def train(name, words):
 
 
 def compare(words):
-    """Trains several seeds of several arms and compares them; or compares the run directories that are named."""
+    """Trains several seeds of several arms and compares them; or compares existing run directories."""
     said, named = f"python run.py compare {shlex.join(words)}", [*takewhile(lambda word: word[:1] != "-", words)]
     if not {*named[:1]} & {*experiments.EXPERIMENTS}:
         asked = read_alone("compare RUN RUN ...", COMPARE, words[len(named) :], Written())
@@ -308,7 +308,7 @@ def compare(words):
 
 
 def arms_of(asked, base, studies):
-    """{arm: (its changes of the settings, its goals, seeds beyond --seeds)}; the base comes first and is called ""."""
+    """Returns {arm: (changed settings, goals, seeds beyond --seeds)}. The base comes first; its name is ""."""
     arms, single = {"": ({}, (asked.stage,), 0)}, [(changes(arm, base), (asked.stage,), 0) for arm in asked.arm]
     for own, goals, more in single + [(own, s.goals, s.more) for s in studies for own in s.arms.values()]:
         arm = comparison.arm_name(own)
@@ -318,7 +318,7 @@ def arms_of(asked, base, studies):
 
 
 def child(name, asked, run, teacher):
-    """The words of the command that trains one run."""
+    """Returns the words of the command that trains one run."""
     start = told(OneSeed, run.experiment)(**vars(run.experiment.presets[run.preset]), preset=run.preset)
     own = {"seed": run.seed, "method": run.methods, "runs": run.folder.parents[1], "teacher_from": teacher}
     more = [f.name for f in fields(OF_FILES[run.experiment.data])] if run.experiment.data in OF_FILES else []
@@ -328,16 +328,16 @@ def child(name, asked, run, teacher):
 
 
 def results(words):
-    """Makes the pages and pictures of a results folder again; nothing is trained."""
+    """Writes the pages and pictures of a results folder again, without training."""
     name, *rest = words or [""]
-    about = "Makes the pages and pictures of a results folder again, from the records in it. Nothing is trained."
+    about = "Writes the pages and pictures of a results folder again from its records, without training."
     asked = read_alone("results EXPERIMENT", about, words if {*words} & HELP else rest, Written())
     known(name, experiments.EXPERIMENTS, "an experiment")
     return publish.again(asked.results / name, asked.html, say)
 
 
 def show_networks(words):
-    """Counts the networks, beside the published figures."""
+    """Prints the weights and multiplications of the paper's networks beside the published counts."""
     if HELP & {*words}:
         say("python run.py networks: counts the weights and multiplications of the paper's networks")
         return 0
@@ -345,29 +345,29 @@ def show_networks(words):
         raise UserError(f"networks takes no options, but was given {shlex.join(words)}")
 
     def counted(network):
-        """All weights and multiplications of a network, built."""
+        """Returns the weights and the multiplications of a network, built as it is trained."""
         counts = networks.count(networks.build(network), np.zeros((0, *network.input), np.float32))
         return [sum(column) for column in zip(*counts, strict=True)]
 
     likely = paper.COUNTS["FitNet 3, block 1 of 64s"]
     fully_connected = (
-        "Its fully connected maxout layer has 5 pieces, as the text says, and is built and trained so. The published "
-        "counts are those of 2 pieces in every maxout layer."
+        "Its fully connected maxout layer is built and trained with 5 pieces, as the text says. The published counts "
+        "are those of 2 pieces in every maxout layer."
     )
     as_printed = [
-        "As printed, with a first block of 32-48-64-64, it gives neither published figure. 64-64-64-64 would: "
+        "With the printed first block, 32-48-64-64, neither count is the published one. 64-64-64-64 would give both: "
         f"{likely.weights:,} weights and {report.count(likely.multiplications)} multiplications."
     ]
-    budget = ["Table 6 gives no counts: this is the budget of multiplications that the series keeps to."]
+    budget = ["Table 6 gives no counts; this is the budget of multiplications of its series."]
     notes = {
         networks.FITNET_3: as_printed,
         networks.FITNET_3_100: as_printed,
-        networks.FITNET_4_100: ["The published figure is that of 10 classes; 100 classes have 45,000 weights more."],
+        networks.FITNET_4_100: ["The published count is for 10 classes; 100 classes have 45,000 more weights."],
         **dict.fromkeys((*networks.DEPTH_30M, *networks.DEPTH_107M), budget),
     }
     for network in (networks.AFLW_TEACHER, networks.AFLW_FITNET_1, networks.AFLW_FITNET_2):
         weights, multiplications = counted(replace(network, input=(16, 16, 1)))
-        grey = f"Of grey images it has {weights:,} weights and {report.count(multiplications)} multiplications."
+        grey = f"For grey images it has {weights:,} weights and {report.count(multiplications)} multiplications."
         notes[network] = [grey]
     rows = []
     for network in (*networks.NETWORKS, *networks.OTHERS):
@@ -386,7 +386,7 @@ def show_networks(words):
 
 
 def show_tables(words):
-    about = "Prints the paper's tables: each row with the published figure and ours, or the command that makes it."
+    about = "Prints the paper's tables: each row with the published figure and ours, or the command that trains ours."
     tables.tables(read_alone("tables", about, words, Written()).results, say)
     return 0
 
@@ -401,14 +401,14 @@ def audit(words):
 
 
 def read_alone(command, about, words, start):
-    """The options of a command without an experiment."""
+    """Reads the options of a command that has no experiment."""
     if HELP & {*words}:
         show_help(f"run.py {command}", about, start, words, {})
     return read(words, start)
 
 
 def main(words):
-    """Carries out a command; an exit status."""
+    """Runs a command and returns its exit status."""
     commands = {"compare": compare, "results": results, "networks": show_networks, "audit": audit}
     commands |= {"tables": show_tables}
     commands |= {name: lambda words, do=do: do(words, say) for name, do in tools.COMMANDS.items()}
@@ -434,13 +434,13 @@ def main(words):
         kept = "to begin again" if name in ("networks", "audit") else "the last finished epoch is kept. To go on"
         say(f"\nstopped; {kept}: python run.py {shlex.join(words)}")
         return 130
-    except BrokenPipeError:  # as of `run.py networks | head`: nobody reads on
+    except BrokenPipeError:  # as in `run.py networks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def known(name, names, what="an experiment or a command"):
-    """UserError where a name is none of those that there are."""
+    """Raises UserError for a name that is not among `names`."""
     if name not in names:
         said = f"{name!r} is not {what}" if name else f"wanted {what}"
         raise UserError(said + nearest(name, names, f": choose {', '.join(names)}"))
