@@ -272,7 +272,7 @@ def block(integer, rng, block, seed=None, batch=(1, 3), **dropout):
 
 
 def pair(integer, pieces=2, alike=False):
-    """A thin deep student and a shallow teacher, whose layer 1 has smaller maps than the student's layer 2, or alike."""
+    """A thin deep student, and a shallow teacher whose layer 1 has smaller maps than its layer 2, or `alike` ones."""
     shape, classes = (integer(4, 6), integer(3, 5), integer(1, 2)), integer(2, 4)
     thin = Conv(2, 3, pad=1, pieces=pieces), Conv(integer(1, 2), 3, pad=1, pool=(2, 2), pieces=pieces)
     student = Network("student", shape, (*thin, FullyConnected(2, pieces and 5), Output(classes)))
