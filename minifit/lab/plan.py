@@ -54,8 +54,8 @@ def about_the_teacher(run, stages):
         return f"The teacher's outputs are computed once and kept: {kept}."
     why = ", which are augmented" if run.sets.draw else f", in {', '.join(anew)} (--targets-memory)"
     return (
-        f"The teacher's outputs for training images are computed in every epoch{why}; the others are computed once "
-        f"and kept: {kept}."
+        f"The teacher's outputs are computed anew in every epoch for training images{why}; the others are computed "
+        f"once and kept: {kept}."
     )
 
 
