@@ -1,4 +1,4 @@
-"""What runs and comparisons say: tables and lines to print, and the blocks of a page.
+"""Writes the words of runs and comparisons: tables and lines to print, and the blocks of a page.
 
 A block is ("heading", text), ("heading 3", text), ("text", text), ("code", text), ("table", header, rows) or
 ("picture", path, caption). No method is named here: titles and order are those of the records.
@@ -18,7 +18,7 @@ NUMBER = re.compile(r"[~<>+-]?\d[\d.,]*( ?(K|M|G|%|s|min|h))?( \d\d (s|min))?( o
 
 
 def duration(seconds):
-    """A time to read: "0.4 s", "38 s", "2 min 05 s", "1 h 03 min"."""
+    """Formats a time: "0.4 s", "38 s", "2 min 05 s", "1 h 03 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -31,7 +31,7 @@ def duration(seconds):
 
 
 def count(n, trim=False):
-    """A large number to read, "28.67M"; `trim` drops closing zeros, "9M", for figures published that way."""
+    """Formats a large number, "28.67M"; `trim` drops trailing zeros, "9M", for figures published that way."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         if round(n / size, 5) >= 1:
             text = f"{n / size:.2f}"
@@ -44,13 +44,13 @@ def number(value, places=2, sign=False):
 
 
 def several(values):
-    """Seeds and other things in a sentence: "3", "3 and 4", "3, 4 and 7"."""
+    """Lists values in a sentence: "3", "3 and 4", "3, 4 and 7"."""
     *some, last = map(str, values)
     return f"{', '.join(some)} and {last}" if some else last
 
 
 def table(rows, header, markdown=False):
-    """Aligned columns under a header: columns of numbers to the right, None as "-", "\\n" starts a line in a cell.
+    """Formats aligned columns under a header: numbers to the right, None as "-"; "\\n" starts a new line in a cell.
 
     In a terminal that is narrower than the table, `listed` takes its place.
     """
@@ -77,7 +77,7 @@ def table(rows, header, markdown=False):
 
 
 def listed(rows, header, numbered, room):
-    """The rows of a table one below another: the first cell, and under it the name and the value of the others.
+    """Formats the rows of a table one below another: the first cell, and under it the other cells with their names.
 
     numbered: whether the first cells are numbers, which need their column's name    room: columns of the terminal
     """
@@ -97,7 +97,7 @@ def _one_line(cell):
 
 
 def fitted(text, room):
-    """A text whose longer lines are broken between words, for a terminal of `room` columns. Tables stay as they are."""
+    """Breaks the longer lines of a text between words, for a terminal of `room` columns; tables stay as they are."""
     about = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
     lines = text.split("\n")
     long = [len(line) > room and "  " not in line.strip() for line in lines]
@@ -107,9 +107,9 @@ def fitted(text, room):
 
 
 def results_table(summary, published=None):
-    """Table 4 of the paper beside this run: one row per method.   FitNets, Table 4.
+    """Formats a run as Table 4 of the paper: one row per method.   FitNets, Table 4.
 
-    published: method -> test error in percent or None; without any, the paper's column is left out.
+    published: method -> the paper's test error in percent, or None; without any, the paper's column is left out.
     """
     stages, methods = summary["stages"], figures(summary["stages"])
     titles = {stage["method"]: stage["title"] for stage in stages.values()}
@@ -161,7 +161,7 @@ def _chosen(validation):
 
 
 def epoch_line(record):
-    """One line after an epoch: how it went and how long it took."""
+    """Formats the line after an epoch: losses, error and time."""
     error = f", error {record['validation_error']:.2f} %" if "validation_error" in record else ""
     losses = f"loss {record['train_loss']:.4g}"
     if "validation_loss" in record:
@@ -170,7 +170,7 @@ def epoch_line(record):
 
 
 def stage_line(stage, record, test_images=None, folder=None):
-    """Two lines after a stage: how well it does, at which epoch; how long it took and where its file is."""
+    """Formats the two lines after a stage: its errors and chosen epoch, then its time and its file."""
     if record.get("test_error") is None and record.get("validation_error") is None:
         measure = f"loss {record['test_loss']:.4g}" + (f" ({test_images:,} images)" if test_images else "")
         validation = f"{record['validation_loss']:.4g}" if "validation_loss" in record else "none"
@@ -188,10 +188,10 @@ def stage_line(stage, record, test_images=None, folder=None):
 
 
 def networks_table(rows):
-    """The published counts beside ours, by the paper's convention and as built; notes are numbered under the table.
+    """Formats the published counts beside ours, by the paper's convention and as built, with numbered notes.
 
-    rows: dicts of network, layers, weights and multiplications, each of the latter two a triple (published, as text or
-    None; as the paper counts; as built), and notes, a list of texts
+    rows: dictionaries of network, layers, weights, multiplications and notes (a list of texts). Weights and
+    multiplications are triples: as published (text or None), as the paper counts, as built.
     """
     notes = list(dict.fromkeys(note for row in rows for note in row["notes"]))
     lines = []
@@ -214,7 +214,7 @@ VERDICTS = {"shown": "show it", "refuted": "refute it", "undecided": "do not dec
 
 
 def page(parts, published, pictures):
-    """(title, blocks) of the page of an experiment; it begins with its conclusions.
+    """Returns (title, blocks) of the page of an experiment, which begins with its conclusions.
 
     parts: name -> comparison    published: method -> the paper's test error    pictures: name -> [(path, caption)]
     """
@@ -236,7 +236,7 @@ def page(parts, published, pictures):
 
 
 def overview(parts, published):
-    """Table 4: the paper's figures beside those of each part.   parts: name -> comparison"""
+    """Returns Table 4: the paper's figures beside those of each part.   parts: name -> comparison"""
     header = ["method", "weights", *(["paper %"] if published else [])]
     for name, part in parts.items():
         header += [
@@ -263,7 +263,7 @@ def rows_of(part):
 
 
 def part_blocks(name, part):
-    """The blocks of one comparison: settings, seeds, tables; its pictures follow them."""
+    """Returns the blocks of one comparison without its pictures: settings, seeds, tables."""
     several_arms = len(part["arms"]) > 1
     blocks = [("heading", f"{TITLES.get(name, name)} (preset {part['preset']})"), ("code", part["command"])]
     if TEACHER in part:
@@ -293,7 +293,7 @@ def part_blocks(name, part):
 
 
 def made_by(part):
-    """The versions and commits that trained these runs; "+" marks a working copy with changes."""
+    """Names the versions and commits that trained these runs; "+" marks a working copy with changes."""
     made = {}
     for run in part["runs"]:
         if "minifit" in run:
@@ -304,7 +304,7 @@ def made_by(part):
 
 
 def about_runs(part):
-    """Which seeds the means are of, which runs are unfinished or left out, and whose teacher it was."""
+    """Says which seeds are in the means, which runs are unfinished or left out, and where the teacher is from."""
     runs = part["runs"]
     seeds = sorted({run["seed"] for run in runs if not run["missing"]})
     said = [f"Seeds: {several(seeds)}." if seeds else "No seed is finished."]
@@ -329,12 +329,12 @@ def about_runs(part):
 
 
 def teacher_of(run):
-    """Where a run's teacher was trained; None for the run itself."""
+    """Returns the run directory in which a run's teacher was trained; None for the run's own."""
     return next((stage["from"] for stage in run["stages"].values() if "from" in stage), None)
 
 
 def tables(question, part, several_arms):
-    """The blocks of one question: methods, test errors of each seed where there is one arm, differences, the order."""
+    """Returns the blocks of one question: methods, test errors per seed (for one arm), differences, conclusion."""
     if not question["rows"]:
         return []
     methods, blocks = part["methods"], [methods_table(question["rows"], part["methods"], several_arms)]
@@ -353,7 +353,7 @@ def tables(question, part, several_arms):
 
 
 def conclusion(part):
-    """Whether the test errors have the paper's order, and the difference at each step of it."""
+    """Says whether the test errors have the paper's order, and how large the difference at each step is."""
     order, titles = part["order"]["methods"], {name: method["title"] for name, method in part["methods"].items()}
     best = ", then ".join(titles[name] for name in order)
     found = {(d["method"], d["less"]): d["test_error"] for d in part["questions"][0]["differences"]}
@@ -369,12 +369,12 @@ def conclusion(part):
 
 
 def one_for_all(row):
-    """Whether a row is of one network, from another run, that served all seeds."""
+    """Whether a row is about one network from another run that serves all seeds."""
     return row["from"] not in (None, "other runs")
 
 
 def methods_table(rows, methods, several_arms):
-    """One row per method and setting."""
+    """Returns a table with one row per method and setting."""
     header = ["method", "setting", "seeds", "test error", "sd", "validation error", "sd", "difference", "95 % interval"]
     header += ["epoch chosen", "epochs", "time"]
     lines = []
@@ -391,7 +391,7 @@ def methods_table(rows, methods, several_arms):
 
 
 def without(columns, header, rows):
-    """The header and the rows of a table without some of its columns."""
+    """Returns the header and the rows of a table without some columns."""
     header, *rows = ([cell for i, cell in enumerate(row) if i not in columns] for row in [header, *rows])
     return header, rows
 
@@ -403,7 +403,7 @@ def interval(difference):
 
 
 def differences_table(differences, methods, several_arms):
-    """One row per pair of methods: what the first has more errors than the second, on test and validation images."""
+    """Returns a table with one row per pair of methods: the first one's error less the second one's."""
     header = ["paired difference", "setting", "pairs"]
     header += ["test error", "95 % interval", "p", "validation error", "95 % interval", "p"]
     rows = []
