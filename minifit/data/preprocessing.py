@@ -1,4 +1,4 @@
-"""From stored bytes to what networks see: pixels in [0, 1], or contrast normalisation, global and then local, or ZCA.
+"""Prepares stored bytes for networks: as pixels in [0, 1], or by contrast normalisation, local normalisation or ZCA.
 
 Whitening is how pylearn2, and with it the paper, prepares CIFAR's images; local normalisation is for SVHN's.
 
@@ -64,9 +64,9 @@ class Whitened:
 
 
 def fit(images, scale=55.0, regularisation=0.1):
-    """The Whitened whose statistics come from these training images, (N, H, W, C), and from nothing else.
+    """Returns the Whitened with the statistics of these training images, (N, H, W, C).
 
-    No more than SLICE images are in memory as floats.
+    At most SLICE images are in memory as floats at a time.
     """
     return Whitened(ZCA.fit(images, regularisation, lambda part: contrast(part, scale)), scale)
 

@@ -1,10 +1,10 @@
-"""Images in files of any size: read row by row where they are asked for, and copied to such a file where they are not.
+"""Reads images from files of any size, row by row, and copies other files into that form.
 
-A file of one contiguous array of bytes is read in place, with as many bytes in memory as the rows asked for take.
-Anything else (compressed arrays, archives, pictures) is copied once, in slices, to such a file in the cache.
+If a file holds one contiguous array of bytes, only the rows asked for are read into memory. Anything else (compressed
+arrays, archives, pictures) is copied once, in slices, to such a file in the cache.
 
-What is read may be damaged or hostile. It is read by a child process of limited memory and time, whose end is a
-complaint of one line, and sizes are compared with the bytes that there are before they are believed.
+A file may be damaged or hostile. A child process of limited memory and time reads it; if the child dies, the user sees
+one line. Sizes that a file claims are compared with its real bytes before they are used.
 """
 
 import faulthandler
@@ -27,15 +27,15 @@ from minifit import UserError
 from minifit.files import SLICE, slices
 
 PLENTY = 2**26  # bytes that any file may inflate to ...
-RATIO = 100  # ... and beyond that, how many times its own size: photographs compress to a half or so
-MEMORY = 2**30  # bytes that a reader may need beyond what this process has
-SECONDS, SPEED = 60, 2**20  # of processor time that it may need, and bytes that it must read in another second
+RATIO = 100  # ... and beyond that, at most this many times its own size: photographs compress to about a half
+MEMORY = 2**30  # bytes that a reader may need in addition to this process
+SECONDS, SPEED = 60, 2**20  # seconds of processor time that a reader may need, and one more per SPEED bytes
 
 
 class Rows:
     """Some rows of an array of bytes in a file; indexing reads them.
 
-    A reader cannot tell them from an array uint8 (N, ...) but by the memory that they do not take.
+    They behave like an array uint8 (N, ...), but take no memory.
     """
 
     dtype = np.dtype(np.uint8)
