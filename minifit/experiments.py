@@ -265,7 +265,7 @@ def cifar10(student, guided):
 
 
 def depth(student, guided):
-    """An experiment of Figure 2, whose networks are not trained again on all images [A.1.2]."""
+    """An experiment of Figure 2; its networks are not trained again on all images [A.1.2]."""
     experiment = cifar10(student, guided)
     paper = replace(experiment.presets["paper"], retrain=False)
     return replace(experiment, presets=experiment.presets | {"paper": paper})
@@ -321,7 +321,7 @@ AFLW_PAPER = replace(
     teacher_all=0,
 )
 
-# The same networks on a schedule of minutes; what is set here is [ours], as for MNIST.
+# The same networks on a schedule of minutes. The settings here are [ours], as for MNIST.
 AFLW = replace(
     AFLW_PAPER,
     init="scaled",

@@ -78,7 +78,7 @@ def contrast(images, scale=55.0):
 
     images (N, H, W, C), bytes or any multiple of them    y float32 (N, H, W, C), zeros for an image of one colour
     """
-    # In float64, where the mean of equal pixels is exactly their value: what is left of them would be scaled up.
+    # In float64 the mean of equal pixels is exactly their value. Otherwise the rounding error would be scaled up.
     x = rows(images).astype(np.float64)
     x -= x.mean(axis=1, keepdims=True)
     xp = array_module(x)
@@ -152,7 +152,7 @@ class ZCA:
             covariance += centred.T @ centred
         covariance /= len(images)
         e, v = np.linalg.eigh(covariance)  # covariance = v diag(e) v.T
-        # A covariance has no eigenvalue below 0, but for rounding.
+        # A covariance has no eigenvalue below 0, except by rounding.
         scale = np.sqrt(np.maximum(e, 0) + regularisation)
         return cls(mean.astype(np.float32), ((v / scale) @ v.T).astype(np.float32))
 

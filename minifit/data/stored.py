@@ -58,7 +58,7 @@ class Rows:
         return len(self.index)
 
     def __getitem__(self, index):
-        """Rows as an array; index: a number, a slice, or an array of numbers or of truth values."""
+        """Reads rows into an array; index: a number, a slice, or an array of numbers or of truth values."""
         rows = np.atleast_1d(self.index[index])
         y = np.empty((len(rows), *self.whole[1:]), np.uint8)
         size, start = prod(self.whole[1:]), 0
@@ -79,32 +79,32 @@ class Rows:
         return self[:] if dtype is None else self[:].astype(dtype)
 
     def part(self, index):
-        """Some of these rows, unread."""
+        """Returns some of these rows without reading them."""
         return Rows(self.path, self.offset, self.whole, self.index[index], self.file)
 
 
 def part(images, index):
-    """Some of the images, unread where they are Rows; a view of an array where the index is a slice."""
+    """Returns some of the images: of Rows without reading them, of an array as a view if the index is a slice."""
     return images.part(index) if isinstance(images, Rows) else images[index]
 
 
 def join(a, b):
-    """The images of a and then those of b, unread where they are Rows of one file."""
+    """Returns the images of a followed by those of b, without reading them if both are Rows of one file."""
     if isinstance(a, Rows) and isinstance(b, Rows) and (a.path, a.offset) == (b.path, b.offset):
         return Rows(a.path, a.offset, a.whole, np.concatenate([a.index, b.index]), a.file)
     return np.concatenate([a, b])
 
 
 def believable(place, claimed, there, what="bytes"):
-    """UserError where a file claims more bytes than those that it has can be."""
+    """Raises UserError if a file claims more bytes than its own can hold when compressed."""
     if claimed > max(PLENTY, RATIO * there):
         raise UserError(f"{place}: claims {claimed:,} {what} and has {there:,}; no images compress so well")
 
 
 def guarded(function, *arguments, size=0):
-    """function(*arguments), computed by a child process of limited memory and time; UserError where that ends it.
+    """Returns function(*arguments), computed by a child process of limited memory and time. UserError if it dies.
 
-    size: bytes that it reads, for which it may take longer. Its value must be small, as it is sent through a pipe.
+    size: the bytes that it reads; more bytes allow more time. The value must be small, because a pipe carries it.
     """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
@@ -239,9 +239,9 @@ class Copy:
 
 
 def copied(place, sources, make, *arguments):
-    """The path of the copy in the cache that make(place, path, *arguments) writes, unless it is there.
+    """Returns the path of a copy in the cache, which make(place, path, *arguments) writes if it is missing.
 
-    sources: the files whose name, size and time of change tell one copy from another
+    sources: the files that the copy is made from; their names, sizes and times of change identify it
     """
     try:
         known = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]

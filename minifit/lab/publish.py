@@ -43,7 +43,7 @@ class Member:
     """One run of a comparison that the command line asks for."""
 
     run: runner.Run
-    words: list  # what follows `run.py` in the command that trains it
+    words: list  # the words after `run.py` in the command that trains it
     arm: str = ""  # the name of its arm, "" for the base
     goals: tuple = ("all",)  # the methods or stages to train
 

@@ -14,7 +14,7 @@ from minifit.lab.options import HELP, read, show_help
 from minifit.settings import ABOVE_0, flag, setting
 
 WORK = 4e11  # the most multiplications for comparing an exported model with minifit
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # what Pillow calls pictures of so many channels
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's name of the mode
 MOST_PIXELS = 10**8
 ARRAYS = ".npy", ".h5", ".hdf5"
 UNTRAINED = (
@@ -131,7 +131,8 @@ def predict(words, say):
     """Prints the class of each image, and its probability."""
     about = (
         "Prints the class and its probability for each picture, or for each image of an .npy file or of the data set "
-        "`images` of an .h5 file, uint8 (N, H, W, C). Pictures are resized, and their colours converted, as needed."
+        "`images` of an .h5 file, uint8 (N, H, W, C). Pictures are resized, and their colours converted, as needed. "
+        "Ink and paper stay as they are: digits of MNIST are white on black."
     )
     places, asked = places_and("predict FILE.h5 INPUT...", about, words, Predict())
     if len(places) < 2:
