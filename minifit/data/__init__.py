@@ -75,7 +75,7 @@ def load(name, data_dir=None, progress=True, train=None, test=None, file=None, *
         *arrays, groups = FILES[name].load(file)
     elif name == "digits":
         if data_dir is not None:
-            raise UserError(f"--data-dir {data_dir}: digits are drawn, not read; leave --data-dir out")
+            raise UserError(f"--data-dir {data_dir}: digits are drawn here, not read; leave --data-dir out")
         settings |= {part: count for part, count in (("train", train), ("test", test)) if count is not None}
         arrays = digits.load(**settings)
     elif name in cifar.SETS:

@@ -362,7 +362,7 @@ def show_networks(words):
     notes = {
         networks.FITNET_3: as_printed,
         networks.FITNET_3_100: as_printed,
-        networks.FITNET_4_100: ["The published count is for 10 classes; 100 classes have 45,000 more weights."],
+        networks.FITNET_4_100: ["The published count is for 10 classes; 100 classes have 45,000 weights more."],
         **dict.fromkeys((*networks.DEPTH_30M, *networks.DEPTH_107M), budget),
     }
     for network in (networks.AFLW_TEACHER, networks.AFLW_FITNET_1, networks.AFLW_FITNET_2):
