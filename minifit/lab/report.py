@@ -318,7 +318,7 @@ def about_runs(part):
         said.append(f"Seed {other['seed']} has been started too and is {state}. It was not asked for.")
     if len(part["arms"]) > 1:
         taken = any(row["from"] for row in rows_of(part)) or any(teacher_of(run) for run in runs)
-        return said + ["The base's teacher of a seed serves the other settings of that seed."] * taken
+        return said + ["All settings of one seed share that seed's teacher."] * taken
     sources = {run["seed"]: teacher_of(run) for run in runs if not run["missing"]}
     if len(sources) > 0 and len({*sources.values()}) == 1 and (source := next(iter(sources.values()))):
         said.append(f"One teacher, trained in {source}, served all seeds: the spread comes from the students only.")

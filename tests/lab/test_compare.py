@@ -548,7 +548,7 @@ def test_arms_share_the_teacher_of_a_seed_and_are_paired_with_the_base(tmp_path,
     gain = other["kd"]["validation_error"] - base["kd"]["validation_error"]
     assert rows[1]["less"]["validation_error"]["mean"] == pytest.approx(gain) and len(rows) == 2
     text = (tmp_path / "out" / "digits" / "README.md").read_text()
-    assert "## Changed settings (preset default)" in text and "The base's teacher of a seed serves" in text
+    assert "## Changed settings (preset default)" in text and "settings of one seed share that seed's teacher" in text
 
     before = contents(tmp_path)
     monkeypatch.setattr(jobs.subprocess, "Popen", None)
