@@ -66,10 +66,10 @@ from minifit.optimizers import Ramp
 from minifit.regressors import KINDS, regressor
 from minifit.task import Task
 
-TRIES = 60  # draws of a network before its row fails for want of one clear of kinks
-MANY = FEW, FEW + 1  # images, that convolutions have innermost in memory
-COORDINATES = 8  # arrays of at most so many elements are compared along every coordinate as well
-EPOCH = 3  # in which stages are asked
+TRIES = 60  # draws of a network before its row fails because every draw crossed a kink
+MANY = FEW, FEW + 1  # numbers of images for which convolutions keep images innermost in memory
+COORDINATES = 8  # arrays with at most this many elements are also compared along every coordinate
+EPOCH = 3  # the epoch in which losses of stages are computed
 KEY = (
     "worst relative error of dx and each parameter by differences|complex step|adjoint, beside their tolerances;\n"
     "relative to magnitude + 1e-2|1e-1|1e-1, so that absolute errors of 1e-10|1e-14|1e-14 pass whatever the magnitude"
@@ -80,45 +80,45 @@ KEY = (
 class Problem:
     """A map at a point: f(arrays, examples, rng) -> y, pull, as minifit.gradcheck has it."""
 
-    subject: object  # the Layer, loss function or Stage that is asked
+    subject: object  # the Layer, loss function or Stage that is checked
     f: Callable
-    arrays: dict  # what is differentiated: "x", unless a stage is asked, and every parameter
-    examples: tuple = ()  # what else there is one of for each example: labels, the teacher's output
-    seed: int | None = None  # of the noise; none without
+    arrays: dict  # the arrays to differentiate by: every parameter and, except for a stage, "x"
+    examples: tuple = ()  # further inputs with one entry per example: labels, the teacher's output
+    seed: int | None = None  # of the noise; None: no noise
     settings: dict = field(default_factory=dict)  # of the loss: temperatures and lambda of eq. 2, reduction of eq. 3
 
     def __call__(self, arrays):
         return self.f(arrays, self.examples, None if self.seed is None else np.random.default_rng(self.seed))
 
     def map(self, change):
-        """The problem with every array changed: moved to a device, to another type, to another layout."""
+        """Returns the problem with every array changed: moved to a device, to another type, to another layout."""
         arrays = {name: change(a) for name, a in self.arrays.items()}
         return replace(self, arrays=arrays, examples=tuple(each(change, e) for e in self.examples))
 
     def take(self, index):
-        """The problem of some of the examples, without noise."""
+        """Returns the problem with only some of the examples, without noise."""
         arrays = {name: a[index] if name == "x" else a for name, a in self.arrays.items()}
         examples = tuple(each(lambda a: a[index], e) for e in self.examples)
         return replace(self, arrays=arrays, examples=examples, seed=None)
 
 
 def each(change, given):
-    """An array, changed; or several, as of a teacher with several outputs; or none."""
+    """Applies `change` to an array, or to each of several (a teacher with several outputs); None stays None."""
     return tuple(map(change, given)) if isinstance(given, tuple) else None if given is None else change(given)
 
 
 def with_params(layer, params):
-    """A copy of the layer with these arrays, of any type, for its parameters."""
+    """Copies the layer, with these arrays, of any type, as its parameters."""
     return copy.deepcopy(layer, {id(p): params[name] for name, p in layer.params.items()})
 
 
 def joined(y):
-    """Several outputs as one array, each example in one row; one output as it is."""
+    """Joins several outputs into one array with one row per example; leaves a single output as it is."""
     return array_module(*y).concatenate([Flatten()(part) for part in y], axis=1) if isinstance(y, tuple) else y
 
 
 def parted(rows, y):
-    """What joined(y) gave, or its gradient, as several arrays again."""
+    """Undoes joined(y), for its result or for a gradient."""
     if not isinstance(y, tuple):
         return rows
     ends = np.cumsum([prod(part.shape[1:]) for part in y]).tolist()
@@ -148,7 +148,7 @@ def of_loss(loss, x, *examples, **settings):
 
 
 def of_stage(stage, x, labels, seed=1):
-    """The stage's loss as a map of its parameters, "hint 0.w" for one of the hint stage."""
+    """The stage's loss as a map of its parameters, named as "hint 0.w" in the hint stage."""
     x, target = stage.sees(x), None if stage.target is None else stage.target(x)
     stage = replace(stage, below=None)
     own = {f"{stage.key} {name}": name for name in stage.network.params}
@@ -254,7 +254,7 @@ def drawn(network, rng):
 
 
 def settled(network, rng):
-    """The network with random biases for their zeros: where a kernel meets only padding, pieces without a bias tie."""
+    """Draws biases in place of zeros: where a kernel meets only padding, pieces with zero biases would tie."""
     for p in network.params.values():
         if not p.any():
             p[...] = rng.normal(size=p.shape)
@@ -272,7 +272,7 @@ def block(integer, rng, block, seed=None, batch=(1, 3), **dropout):
 
 
 def pair(integer, pieces=2, alike=False):
-    """A thin deep student and a shallow teacher. Its layer 1 has smaller maps than the student's layer 2, or alike."""
+    """A thin deep student, and a shallow teacher whose layer 1 has smaller maps than its layer 2, or `alike` ones."""
     shape, classes = (integer(4, 6), integer(3, 5), integer(1, 2)), integer(2, 4)
     thin = Conv(2, 3, pad=1, pieces=pieces), Conv(integer(1, 2), 3, pad=1, pool=(2, 2), pieces=pieces)
     student = Network("student", shape, (*thin, FullyConnected(2, pieces and 5), Output(classes)))
@@ -300,7 +300,7 @@ def ensemble(integer, rng):
 
 
 class SmallTask(Task):
-    """A task whose methods bring thin networks: of hundreds of units some always cross a kink."""
+    """A task with thin versions of the networks that methods bring: of hundreds of units some always cross a kink."""
 
     def network(self, name, own=None, **settings):
         thin = own if own in (None, *self.networks.values()) else widened(own, 0.02)
@@ -308,7 +308,7 @@ class SmallTask(Task):
 
 
 def walk(integer, rng, method, pieces=2, **settings):
-    """The problems that are a method's stages, on small networks; what it takes from methods before it is there."""
+    """Returns one problem per stage of a method, on small networks. The teacher is trained before."""
     settings = AUDITED | settings
     student, teacher = pair(integer, pieces, alike=settings["regressor"] == "none")
     x = rng.normal(size=(integer(1, 4), *student.input))
@@ -372,7 +372,7 @@ def hint_loss(integer, rng, **settings):
 
 @dataclass(frozen=True)
 class Case:
-    """A row. affine: in each array, so that the adjoint identity holds. kinks: inside, so that a draw may cross one."""
+    """A row. affine: in each array, so the adjoint identity holds. kinks: a draw may cross one."""
 
     name: str
     draw: Callable
@@ -475,7 +475,7 @@ VARIANTS = {
 
 
 def cases():
-    """Every row: the layers, regressors and losses, and the methods that there are now."""
+    """Returns every row: layers, regressors, losses, and the methods in the list at the time of the call."""
     rows = list(CASES)
     for method in baselines.METHODS:
         seen = []
@@ -490,13 +490,13 @@ def cases():
 
 
 def problems_of(case, integer, rng):
-    """The problems of one draw: the stages of a method, or else the one that is drawn."""
+    """Returns the problems of one draw: one per stage for a method, otherwise a single one."""
     drawn = case.draw(integer, rng)
     return [drawn] if isinstance(drawn, Problem) else drawn
 
 
 def asks(case):
-    """The name of what a row asks: a layer's class, a loss, a method, or a kind of regressor."""
+    """Returns the name of what a row checks: a layer's class, a loss, a method, or a kind of regressor."""
     function, settings = getattr(case.draw, "func", None), getattr(case.draw, "keywords", {})
     if function is walk:
         return settings["method"].name
@@ -527,12 +527,12 @@ def without_a_row():
 
 
 def below(kind):
-    """All subclasses, their own too."""
+    """Returns all subclasses, direct and indirect."""
     return [found for subclass in kind.__subclasses__() for found in (subclass, *below(subclass))]
 
 
 def examine(case, integer, rng, xp=np):
-    """The comparisons of one draw of a case that decides something; those that fail, where one did before a kink."""
+    """Returns the comparisons of the first draw without a kink; only the failing ones if any failed before a kink."""
     tries = TRIES if case.kinks else 1
     for _ in range(tries):
         found = []
@@ -552,7 +552,7 @@ def examine(case, integer, rng, xp=np):
 
 @dataclass(frozen=True)
 class Result:
-    """What the draws of one row came to: {array: {oracle: its worst Comparison}}, and the first failure."""
+    """The result of one row's draws: {array: {oracle: its worst Comparison}}, and the first failure."""
 
     row: str
     draws: int
@@ -566,18 +566,18 @@ class Result:
 
 
 def run(draws=15, seed=0, only=None, xp=np):
-    """Returns a Result for every row, or for the row called `only`, or else for rows whose names begin so.
+    """Returns one Result per row: all rows, or the row called `only`, or else the rows whose names begin so.
 
     Draw i of seed s is draw 0 of seed s + i, whatever the other rows are. A failure names the seed that repeats it.
     """
     if draws < 1:
-        raise UserError(f"{draws} draws check nothing; one at least")
+        raise UserError(f"--draws {draws}: wanted at least 1")
     if seed < 0:
         raise UserError(f"--seed {seed}: wanted 0 or more")
     rows = cases()
     chosen = [case for case in rows if case.name == only] or [case for case in rows if case.name.startswith(only or "")]
     if not chosen:
-        raise UserError(f"there is no row {only!r}; the rows are {', '.join(case.name for case in rows)}")
+        raise UserError(f"--row {only}: no such row; the rows are {', '.join(case.name for case in rows)}")
     return [_run(case, draws, seed, xp) for case in chosen]
 
 

@@ -1,8 +1,8 @@
-"""The other systems in the paper's tables, its ablations and its curriculum, one function each; the list of methods.
+"""The other systems of the paper's tables, its ablations and its curriculum, one function each; the list of methods.
 
-Sources: [BC] Ba and Caruana 2014, [NiN] Lin et al. 2014, [DSN] Lee et al. 2015 and
+Sources: [P 3.1] section 3.1 of the paper, [BC] Ba and Caruana 2014, [NiN] Lin et al. 2014, [DSN] Lee et al. 2015 and
 their code, [MX] Goodfellow et al. 2013. Numbers without a source are chosen here. Methods train with the student's
-schedule, unless they say otherwise, so that they are compared at equal effort.
+schedule, unless they say otherwise, so all of them are compared at equal effort.
 """
 
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ from minifit.layers import Branches, Log, Mean, Scale, Sequential, Softmax
 from minifit.losses import hint_loss, log_softmax, squared_hinge
 from minifit.optimizers import Ramp
 
-MEMBERS = 3  # of an ensemble; [BC] has 4
+MEMBERS = 3  # the teachers of an ensemble; [BC] has 4
 ALWAYS = Ramp(1.0)
 
 
 def trained_teachers(task, train, members=MEMBERS):
-    """Several teachers that differ by their starts and their order of images, as a list."""
+    """Trains several teachers that differ in their initial weights and their order of images; returns their list."""
     return [trained_teacher(task, train, "teacher" if i == 1 else f"teacher_{i}") for i in range(1, members + 1)]
 
 
 def mimic(task, train, name="mimic", wide=False, members=1):
-    """A mimic net [BC]: one hidden layer behind a linear bottleneck, on a teacher's logits alone, by least squares."""
+    """Trains a mimic net [BC] by least squares on the teacher's logits: one hidden layer behind a linear bottleneck."""
     teachers = trained_teachers(task, train, members)
     teacher = Mean(teachers) if members > 1 else teachers[0]
     layers, loss = in_units_of(task, teacher, task.network(*mimic_net(task, wide)))
@@ -34,50 +34,50 @@ def mimic(task, train, name="mimic", wide=False, members=1):
 
 
 def mimic_labels(task, train):
-    """The mimic net on labels alone."""
+    """Trains the mimic net on labels only."""
     name, network = mimic_net(task)
     train(Stage("mimic-labels", task.network(name, network), LABELS, task.settings.student, of=name))
 
 
 def kd_ensemble(task, train, members=MEMBERS, average="logits"):
-    """The student on eq. 2, taught by several teachers: a_T of eq. 1 is their mean; or P_T is, the other average."""
+    """Trains the student on eq. 2 with an ensemble: averages its logits a_T or, for another `average`, its P_T."""
     teachers, tau = trained_teachers(task, train, members), task.settings.tau
     mean = Mean(teachers if average == "logits" else [teacher + Softmax(tau) for teacher in teachers])
-    target = mean if average == "logits" else Sequential([mean, Log(tau)])  # a_T of which eq. 1 makes that P_T again
+    target = mean if average == "logits" else Sequential([mean, Log(tau)])  # logits from which eq. 1 gives this P_T
     train(Stage("kd-ensemble", task.network("student"), eq_2(task), task.settings.student, target))
 
 
 def nin(task, train):
-    """Network in network [NiN], on labels."""
+    """Trains network in network [NiN] on labels."""
     layers = task.network("nin", brought(task, networks.nin_mnist, networks.nin_cifar))
     train(Stage("nin", layers, LABELS, slower(task), of="nin"))
 
 
 def dsn(task, train, weight=None, gamma=0.0):
-    """Deeply-supervised nets [DSN]: network in network, with a companion loss on each convolution, before its ReLU.
+    """Trains network in network with a companion loss on each convolution, before its ReLU: deeply-supervised [DSN].
 
-    weight: of the companions, as a Ramp. [DSN] has .1 (1 - t / N), the default; its code weighs them by 1 and drops
-    them after a quarter of the epochs, Ramp(1.0, 0.0, N / 4, N / 4).
-    gamma: a companion's cost for an image counts where it exceeds this; [DSN] does not say by how much
+    weight: a Ramp, the weight of the companion losses. [DSN] has .1 (1 - t / N), the default; its code has 1 for a
+    quarter of the epochs and then 0, Ramp(1.0, 0.0, N / 4, N / 4).
+    gamma: a companion's cost for an image counts only above this; [DSN] gives no value
     """
     layers = task.network("dsn", brought(task, networks.nin_mnist, networks.nin_cifar, relu=False))
     network, s = task.networks["dsn"], slower(task)
     depths = [i for i, block in enumerate(network.blocks, start=1) if isinstance(block, networks.Conv)]
-    few = network.blocks[-1].classes <= 10  # with more, the squared hinge does not converge: its code has softmax there
+    few = network.blocks[-1].classes <= 10  # for more, its code has softmax: there the squared hinge does not converge
     costs = (SquaredHinge(gamma), SquaredHinge()) if few else (LABELS, LABELS)
     weight = weight or Ramp(0.1, 0.0, task.settings.student.epochs)
     deeply_supervised(task, train, "dsn", "dsn", layers, depths, costs, weight, s, lr_scale=0.001)  # its code's
 
 
 def dsn_student(task, train):
-    """The student with a companion loss on every layer, whose weight falls from 1 to 0: 88.2 % in Table 1 [P 3.1]."""
+    """Trains the student with a companion loss on every layer; their weight falls from 1 to 0. Table 1's 88.2 %."""
     student, s = task.network("student"), task.settings.student
     depths, weight = range(1, len(student)), Ramp(1.0, 0.0, s.epochs)
     deeply_supervised(task, train, "dsn-student", "student", student, depths, (LABELS, LABELS), weight, s)
 
 
 def maxout(task, train):
-    """Maxout networks [MX], on labels: the permutation-invariant one of MNIST; for colours, the teacher's network."""
+    """Trains a maxout network [MX] on labels: for grey images the permutation-invariant one, else the teacher's."""
     network = task.networks["teacher"]
     if network.input[2] == 1:
         network = networks.for_images(networks.maxout_dense(classes_of(task)), network.input)
@@ -137,10 +137,10 @@ METHODS = (  # in the order in which they are listed everywhere
 
 
 def deeply_supervised(task, train, name, of, layers, depths, costs, weight, schedule, lr_scale=1.0):
-    """Layers with a linear classifier at each of these depths, discarded afterwards.
+    """Trains layers with a linear classifier at each of these depths, and discards the classifiers.
 
-    costs: the loss of these companions, and that of the output    weight: of each companion
-    lr_scale: times the learning rate, of the classifiers
+    costs: (the loss of each classifier, the loss of the output)    weight: of each classifier's loss, a Ramp
+    lr_scale: factor of the classifiers' learning rate
     """
     heads = {i: task.head(layers[:i], f"{name} head weights", i) for i in depths}
     for head in heads.values():
@@ -150,7 +150,7 @@ def deeply_supervised(task, train, name, of, layers, depths, costs, weight, sche
 
 
 def guided_by_labels(task, train):
-    """The student, after a stage on labels up to its guided layer: the start of ablations 1 and 2, which share it."""
+    """Trains the student up to its guided layer on labels, and returns it: the first stage of ablations 1 and 2."""
     student, g = task.network("student"), max(task.settings.guided_layer)
     classifier = student[:g] + task.head(student[:g], "guided head weights")
     part = f", layers 1-{g}, and classifier"
@@ -163,16 +163,16 @@ def classes_of(task):
 
 
 def brought(task, mnist, cifar, **settings):
-    """The network that a method brings with it: of two, the one for the task's images and classes."""
+    """Returns the network that a method brings with it, in its version for the task's images and classes."""
     image = task.networks["student"].input
     network = (cifar if image[2] == 3 else mnist)(classes_of(task), **settings)
     return networks.for_images(network, image)
 
 
 def mimic_net(task, wide=False):
-    """(its name in the task, a mimic net).
+    """Returns (its name in the task, a mimic net), on CIFAR those of Table 1: 54M weights or, `wide`, 70M.
 
-    About as large as MNIST's FitNet, with or, `wide`, without a convolution; on CIFAR those of Table 1, 54M or 70M.
+    On MNIST it is about as large as the FitNet: 32L-120 or, `wide`, with a convolution, 8c-16L-200.
     """
     mnist = (16, 200, 8) if wide else (32, 120)
     network = brought(
@@ -184,17 +184,17 @@ def mimic_net(task, wide=False):
 
 
 def slower(task):
-    """The student's schedule, by RMSProp at a rate at which network in network learns from a scaled start in minutes.
+    """Returns the student's schedule with RMSProp at a rate that trains network in network from a scaled start.
 
-    [NiN] has SGD, momentum .9 and rate .1 from a start at N(0, .05), and hundreds of epochs.
+    [NiN] trains for hundreds of epochs by SGD, momentum .9 and rate .1, from initial weights N(0, .05).
     """
     return replace(task.settings.student, optimizer="rmsprop", lr=0.0005)
 
 
 def in_units_of(task, teacher, layers):
-    """(layers, loss): logits whose means and standard deviations are the teacher's from the start.
+    """Returns (layers, loss) for logits that start with the teacher's means and standard deviations.
 
-    They are those of the images that a scaled start measures. The last layer has them, and does not learn.
+    These are measured on the images of a scaled start. They are the last layer, which does not learn.
     """
     shape, spread = classes_of(task), ()
     scale, shift = task.xp.ones(shape, task.dtype), task.xp.zeros(shape, task.dtype)
@@ -211,7 +211,7 @@ def in_units_of(task, teacher, layers):
 
 @dataclass(frozen=True)
 class Mimic(Loss):
-    """1/2 ||(a_S - a_T) / spread||^2, spread being the teacher's standard deviation for each class.   [BC, eq. 1]"""
+    """1/2 ||(a_S - a_T) / spread||^2, where spread is the standard deviation of a_T per class.   [BC, eq. 1]"""
 
     title: ClassVar[str] = "L2 on logits"
     spread: tuple[float, ...]
@@ -235,7 +235,7 @@ class SquaredHinge(Loss):
 
 @dataclass(frozen=True)
 class Outputs(Loss):
-    """The loss of a network with several outputs: the last one's, and those of the others times `weight`."""
+    """The loss of a network with several outputs: the last output's loss, plus `weight` times each other one's."""
 
     title: str
     losses: tuple[Loss, ...]
@@ -255,11 +255,11 @@ class Outputs(Loss):
 
 
 def pull(teacher_logits, tau):
-    """How strongly each example pulls at a student that does not know anything: the curriculum of section 2.4.
+    """Returns the size of each example's gradient at a student that knows nothing: the curriculum of section 2.4.
 
     teacher_logits (N, K)    (N,), (N,): the teacher's confidence max_k P_T, and |dH(P_T^tau, P_S^tau)/da_S|
 
-    The gradient is (P_S^tau - P_T^tau) / tau, and P_S^tau = 1 / K: it grows with the confidence, and is 0 without any.
+    The gradient is (P_S^tau - P_T^tau) / tau with P_S^tau = 1 / K. It grows with the teacher's confidence.
     """
     xp = array_module(teacher_logits)
     confidence, soft = (xp.exp(log_softmax(teacher_logits / t)) for t in (1.0, tau))

@@ -23,20 +23,16 @@ class Config:
     None: the value follows from other settings, as the help of the setting says.
     """
 
-    train: int = setting(
-        "train on this many images: the first ones", at_least(1), group="data", common=True, teacher=True
-    )
+    train: int = setting("train on the first N training images", at_least(1), group="data", common=True, teacher=True)
     validation: int = setting(
-        "choose the epoch by this many images: the last ones of the training set",
+        "choose the epoch by the last N training images",
         at_least(0),
         common=True,
         teacher=True,
     )
-    test: int | None = setting(
-        "test on this many images, the first ones; auto: all", at_least(1), common=True, teacher=True
-    )
+    test: int | None = setting("test on the first N test images; auto: all", at_least(1), common=True, teacher=True)
     retrain: bool = setting(
-        "then train every stage again, on the validation images too, for the number of epochs that was best"
+        "then train every stage again on training and validation images, for the epochs that were best"
     )
     preprocessing: str = setting(
         "scale pixels to [0, 1]; or normalise the contrast and then apply ZCA, or normalise it locally too, in all "
@@ -70,22 +66,22 @@ class Config:
     )
     init_range: float = setting("draw uniform initial weights from U(-X, X)", ABOVE_0)
     microbatch: int | None = setting(
-        "on a CPU, pass this many images at once, which fixes the order of sums; auto: the network's own",
+        "on a CPU, compute N images at a time; another N rounds sums otherwise; auto: the network's own",
         at_least(1),
         default=None,
     )
 
     guided_layer: tuple[int, ...] = setting(
-        "train the student up to this layer on the hint; several layers are trained in turn", group="hint", common=True
+        "train the student up to layer N on the hint; several layers are trained in turn", group="hint", common=True
     )
     hint_layer: tuple[int, ...] = setting(
-        "take the hint from this layer of the teacher; one for each guided layer", common=True
+        "take the hint from layer N of the teacher; one per guided layer", common=True
     )
     regressor: str = setting(
         "map the guided layer to the hint by a convolution, a dense layer, or nothing", one_of("conv", "fc", "none")
     )
     regressor_pieces: int | None = setting(
-        "give the regressor's maxout this many pieces; 1 = a linear regressor; auto: as the hint layer has", at_least(1)
+        "give the regressor's maxout N pieces; 1 = a linear regressor; auto: as many as the hint layer", at_least(1)
     )
     regressor_init: str = setting(
         "draw the regressor's weights uniformly, or from a normal distribution of variance 1 / fan-in",
@@ -101,7 +97,7 @@ class Config:
     )
 
     tau: float = setting(
-        "soften the teacher's and the student's outputs by this temperature",
+        "soften the outputs in eq. 2 by this temperature",
         ABOVE_0,
         group="distillation",
         common=True,
@@ -109,7 +105,7 @@ class Config:
     student_tau: float | None = setting(
         "soften the student's outputs in eq. 2 by another temperature; auto: tau", ABOVE_0
     )
-    lam: Ramp = setting("weigh the teacher's outputs in eq. 2 by this value of the epoch", at_least(0), common=True)
+    lam: Ramp = setting("weigh the teacher's part of eq. 2 by this", at_least(0), common=True)
 
     teacher: Schedule = field(metadata={"group": "training", "teacher": True})
     stage1: Schedule  # the hint stage
@@ -120,7 +116,7 @@ class Config:
         teacher=True,
     )
     targets_memory: int = setting(
-        "keep the teacher's outputs while they take at most this many MiB; else compute them for each batch",
+        "keep the teacher's outputs in memory if they take at most N MiB; else compute them for each batch",
         at_least(0),
         default=1024,
     )
@@ -128,13 +124,13 @@ class Config:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A data set, the two networks, and the settings by name of their preset."""
+    """A data set, the two networks, and the presets: their settings by name."""
 
     data: str
     teacher: networks.Network
     student: networks.Network
     presets: dict[str, Config]
-    others: dict[str, networks.Network] = field(default_factory=dict)  # in place of what methods bring, by their names
+    others: dict[str, networks.Network] = field(default_factory=dict)  # by name: replace networks that methods bring
 
 
 MNIST_PAPER = Config(
@@ -172,9 +168,9 @@ MNIST_PAPER = Config(
     teacher_all=500,  # [PL]; the limit is [ours]
 )
 
-# The paper's networks, losses and stages on a schedule of minutes. Settings named here are [ours], the rest are those
-# above. From U(-.005, .005) a few epochs are too few. From a scaled start the networks train at once, although the
-# first update takes the filters of the first layers back to their largest norm. Learning rates end near 0.
+# The paper's networks, losses and stages on a schedule of minutes. The settings here are [ours]; all others are those
+# above. From U(-.005, .005) a few epochs are not enough. From a scaled start the networks train at once, although
+# max-norm shrinks the filters of the first layers at the first update. Learning rates end near 0.
 MNIST = replace(
     MNIST_PAPER,
     dropout_keep_input=1.0,  # the teacher has 0.47 % of validation errors; with 0.8, [PL], in 20 epochs 0.57 %
@@ -187,7 +183,7 @@ MNIST = replace(
     teacher_all=0,
 )
 
-# [ours], as the data themselves.
+# [ours]: the data are drawn here too.
 DIGITS = replace(
     MNIST,
     train=5_000,
@@ -224,7 +220,7 @@ CIFAR10_PAPER = replace(
     guided_layer=(6,),  # Table 7
     hint_layer=(2,),  # Table 7
     lam=Ramp(4.0, 1.0, 500),  # [A.1.2]; its code: from epoch 5 to 400
-    # [PL], except at most 500 epochs and the choice among them, as for the students: [PL] has the 474 that it found.
+    # [PL], except that validation images choose among at most 500 epochs, as for the students; [PL] has found 474.
     teacher=Schedule(
         "sgd", lr=0.17, lr_scale=Ramp(1.0, 0.01, 500), momentum=Ramp(0.5, 0.65, 250), epochs=500, patience=100
     ),
@@ -233,7 +229,7 @@ CIFAR10_PAPER = replace(
     teacher_all=0,  # [PL]; retraining takes its place
 )
 
-# For two CPU cores. Settings named here are [ours], as for MNIST; the teacher is half as wide. All students have one
+# For two CPU cores. The settings here are [ours], as for MNIST; the teacher is half as wide. All students share one
 # learning rate. At twice this rate FitNet 4's loss grows in its first updates, which are RMSProp's largest.
 CIFAR10 = replace(
     CIFAR10_PAPER,
@@ -250,8 +246,8 @@ CIFAR10 = replace(
     student=Schedule("rmsprop", lr=0.0005, lr_scale=Ramp(1.0, 0.02, 10), epochs=10, patience=10),
 )
 
-# [A.1.2]: CIFAR-10's settings on all 50,000 images, without a choice of the epoch. The paper does not say for how many
-# epochs: here the students' limit of 500, and the teacher's 474 of [PL].
+# [A.1.2]: CIFAR-10's settings on all 50,000 images, so the last epoch counts. The paper does not give the number of
+# epochs: here 500 for students, their limit on CIFAR-10, and 474 for the teacher, from [PL].
 CIFAR100_PAPER = replace(
     CIFAR10_PAPER,
     train=50_000,  # [A.1.2]
@@ -269,14 +265,14 @@ def cifar10(student, guided):
 
 
 def depth(student, guided):
-    """An experiment of Figure 2, whose networks are not trained again on all images [A.1.2]."""
+    """An experiment of Figure 2; its networks are not trained again on all images [A.1.2]."""
     experiment = cifar10(student, guided)
     paper = replace(experiment.presets["paper"], retrain=False)
     return replace(experiment, presets=experiment.presets | {"paper": paper})
 
 
 def cifar100(student, guided):
-    """The same on CIFAR-100."""
+    """An experiment on CIFAR-100 in which the student's layer `guided` learns from the teacher's second."""
     presets = {"default": CIFAR10, "paper": CIFAR100_PAPER}
     presets = {name: replace(preset, guided_layer=(guided,)) for name, preset in presets.items()}
     return Experiment("cifar100", networks.CIFAR100_TEACHER, student, presets)
@@ -296,7 +292,7 @@ SVHN_PAPER = replace(
     ),
 )
 
-# For two CPU cores, as CIFAR10: a thirtieth of the images, in random order, has both files in their proportions.
+# For two CPU cores, as CIFAR10. A thirtieth of the images; their order is random, so both files have their share.
 SVHN = replace(
     CIFAR10,
     train=20_000,
@@ -307,7 +303,7 @@ SVHN = replace(
     hint_layer=(3,),
 )
 
-# What the paper does not say of AFLW is MNIST's, or [ours]: the optimiser's kind and rate, the limits, the pixels.
+# Where the paper says nothing of AFLW, settings are MNIST's, or [ours]: optimiser, learning rate, limits, pixels.
 AFLW_PAPER = replace(
     MNIST_PAPER,
     train=33_633,  # [3.4]: nine tenths, of which a tenth validates; `fitted` adapts both to the file
@@ -325,7 +321,7 @@ AFLW_PAPER = replace(
     teacher_all=0,
 )
 
-# The same networks on a schedule of minutes; what is set here is [ours], as for MNIST.
+# The same networks on a schedule of minutes. The settings here are [ours], as for MNIST.
 AFLW = replace(
     AFLW_PAPER,
     init="scaled",
@@ -351,7 +347,7 @@ VALIDATION_SHARE, MOST_VALIDATION = 10, 10_000  # [ours]: of the training images
 
 
 def fitted(experiment, data):
-    """The experiment on a data set of the user's: its channels, and how many images of it validate."""
+    """Returns the experiment adapted to a data set of the user's: its channels and its number of validation images."""
     channels = data.images.shape[3]
     nets = {
         name: replace(network, input=(*network.input[:2], channels))
@@ -361,7 +357,7 @@ def fitted(experiment, data):
 
 
 def sized(experiment, data):
-    """The experiment in which a tenth of the training images validates, to a whole number of groups."""
+    """Returns the experiment with a tenth of the training images for validation, rounded up to whole groups."""
     total = len(data.images)
     validation = max(1, min(MOST_VALIDATION, total // VALIDATION_SHARE))
     if data.groups is not None:
@@ -372,7 +368,7 @@ def sized(experiment, data):
 
 
 def of_own(data, student, teacher):
-    """The experiment on a data set of the user's, with networks of these SPECs."""
+    """Returns the experiment on a data set of the user's, with networks built from these SPECs."""
     image, classes = data.images.shape[1:], int(data.labels.max()) + 1
     student, teacher = (spec.network(*of, image, classes) for of in (("student", student), ("teacher", teacher)))
     guided, hint, regressor = spec.pair(student, teacher)
@@ -449,12 +445,12 @@ EXPERIMENTS = {
 
 @dataclass(frozen=True)
 class Study:
-    """A question, and its answers: {name of an arm: the settings in which it differs from the preset `short`}."""
+    """A question and its arms: {name of an arm: the settings in which it differs from the preset `short`}."""
 
     question: str
     arms: dict[str, dict]
-    goals: tuple[str, ...] = ("all",)  # the methods that the question is asked of
-    more: int = 0  # seeds beyond the number that all studies are asked for
+    goals: tuple[str, ...] = ("all",)  # the methods that are trained for it
+    more: int = 0  # seeds beyond those of the other studies
 
 
 # One setting is changed at a time. Only validation errors choose between arms.

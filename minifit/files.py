@@ -14,16 +14,16 @@ import numpy as np
 from minifit import UserError
 from minifit.backend import array_module, to_host
 
-SLICE = 2**24  # bytes of an array that are read at once
+SLICE = 2**24  # bytes of an array read at a time
 
 
 def write_atomically(path, write):
-    """write(temporary path), then fsync and rename: a reader sees the old file or the new one, never half of one.
+    """Calls write(temporary path), then syncs and renames: a reader sees the old file or the new one, never a part.
 
-    UserError where the disk refuses, with the old file as it was.
+    Raises UserError if the disk refuses; the old file then stays as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that what a killed run left is written over
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same name, so the next run overwrites a killed run's
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -41,9 +41,9 @@ def write_atomically(path, write):
 def save(path, record, **groups):
     """Saves a record {name: JSON value} and groups of {name: array}. The same content gives the same bytes.
 
-    The file is HDF5, then the record, then the length of the record in eight bytes, the record's SHA-256, and the
-    SHA-256 of all before it. HDF5 ignores what follows its own end. The sums find all damage before the HDF5
-    library, which may hang on a damaged file, sees it. The record can be read without the arrays.
+    The file is HDF5, then the record, its length in eight bytes, its SHA-256, and the SHA-256 of everything before.
+    HDF5 ignores the bytes after its own end. `load` checks the sums first, because the HDF5 library may hang on a
+    damaged file. The record can be read without the arrays.
 
     HDF5 alone reads the record too, as the data set "record", bytes of UTF-8 (an attribute ends at 64 KiB):
 
@@ -52,7 +52,7 @@ def save(path, record, **groups):
     written = json.dumps(record, sort_keys=True).encode()
 
     def write(temporary):
-        content = io.BytesIO()  # and not the disk: HDF5 does not survive one that is full
+        content = io.BytesIO()  # not the disk: HDF5 crashes on a full disk
         with h5py.File(content, "w") as file:
             for group, arrays in groups.items():
                 for name, array in sorted(arrays.items()):
@@ -69,7 +69,7 @@ def save(path, record, **groups):
 
 
 def load(path):
-    """(record, {group: {name: array}}) of a file that `save` wrote; UserError where it is not one."""
+    """Returns (record, {group: {name: array}}) from a file that `save` wrote. UserError for any other file."""
     with _reading(path):
         content = memoryview(path.read_bytes())
         if hashlib.sha256(content[:-TAIL_SUM]).digest() != content[-TAIL_SUM:]:
@@ -82,7 +82,7 @@ def load(path):
 
 
 def load_record(path):
-    """The record alone of a file that `save` wrote, without reading its arrays; UserError where it is not one."""
+    """Returns only the record from a file that `save` wrote, without reading arrays. UserError for any other file."""
 
     def before(file, n):
         file.seek(-TAIL - n, os.SEEK_END)
@@ -114,7 +114,7 @@ def _reading(path):
 
 
 def restore(params, saved, source):
-    """Copies saved arrays into parameters, in place; UserError where a name or a shape does not fit."""
+    """Copies saved arrays into parameters, in place. UserError if a name or a shape does not fit."""
     for name, p in params.items():
         if name not in saved or saved[name].shape != p.shape:
             found = saved[name].shape if name in saved else "nothing"
@@ -123,7 +123,7 @@ def restore(params, saved, source):
 
 
 def digest(arrays):
-    """A fingerprint of arrays: of images, or of a network's weights."""
+    """Returns a fingerprint of arrays, such as images or a network's weights."""
     sha = hashlib.sha256()
     for a in arrays:
         for rows in slices(a) if a.ndim else [a]:
@@ -132,7 +132,7 @@ def digest(arrays):
 
 
 def slices(array):
-    """Yields an array, or what is read like one, in parts of about SLICE bytes."""
+    """Yields an array, or an object that is indexed like one, in parts of about SLICE bytes."""
     step = max(1, SLICE // max(1, prod(array.shape[1:]) * array.dtype.itemsize))
     for start in range(0, len(array), step):
         yield array[start : start + step]

@@ -1,8 +1,8 @@
 """Algorithm 1 of FitNets and the other methods of its Table 4, one function each. If you read one file, read this.
 
-A method gets a task (networks, settings, random streams) and `train`. Its stages are its statements. `train(stage)`
-returns the stage's record when its network is trained, or loaded if it had been trained before. Stages share layers, so
-each one starts where the statements before it left the network.
+A method is a function of a task (networks, settings, random streams) and of `train`. Each call of `train` is a stage:
+it trains the stage's network, or loads it if it was trained before, and returns the stage's record. Stages share
+layers, so each one starts where the statements before it left the network.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from minifit.optimizers import Ramp, Schedule
 
 
 def teacher(task, train, name="teacher"):
-    """Trains the wide, shallow network on labels. `teacher_all` adds pylearn2's last phase, without dropout."""
+    """Trains the wide, shallow network on labels. teacher_all adds pylearn2's last phase, without dropout."""
     s, network = task.settings, task.network(name, task.networks["teacher"], as_teacher=True)
     record = train(Stage(name, network, LABELS, s.teacher, of=name))
     if s.teacher_all:
@@ -32,13 +32,13 @@ def backprop(task, train):
 
 
 def kd(task, train):
-    """Trains the student on eq. 2: all of W_S, from its random start."""
+    """Trains the whole student on eq. 2, from its random start."""
     teacher = trained_teacher(task, train)
     train(Stage("kd", task.network("student"), eq_2(task), task.settings.student, teacher))
 
 
 def fitnet(task, train):
-    """Algorithm 1: the student up to its guided layer on eq. 3, then all of it on eq. 2."""
+    """Algorithm 1: trains the student up to its guided layer on eq. 3, then the whole student on eq. 2."""
     s, teacher, student = task.settings, trained_teacher(task, train), task.network("student")
     for pair, (g, h) in enumerate(task.pairs, start=1):  # the paper has one pair
         w_hint = teacher[:h]  # line 1
@@ -46,7 +46,7 @@ def fitnet(task, train):
         w_r = task.regressor(w_guided, w_hint, pair)  # line 3
         part = f", layers 1-{g}, and regressor"
         train(Stage("hint", w_guided + w_r, eq_3(task), s.stage1, w_hint, part=part, classifies=False))  # line 4
-        # line 5, W_S <- {W_Guided*, ...}, has happened: the slice's layers are the student's own
+        # line 5 copies W_Guided* into W_S: nothing to do, because a slice shares its layers with the student
     for layer in student[: max(s.guided_layer)]:
         layer.lr_scale *= s.guided_lr_scale  # 1 in the paper
     train(Stage("fitnet", student, eq_2(task), s.student, teacher))  # line 6
@@ -55,7 +55,7 @@ def fitnet(task, train):
 def trained_teacher(task, train, name="teacher"):
     """Returns the trained teacher, which all methods of a task share. It never changes afterwards.
 
-    name: another name for another teacher, for an ensemble
+    name: "teacher", or another name for each further teacher of an ensemble
     """
     if name not in task.teachers:
         task.teachers[name] = teacher(task, train, name)
@@ -63,7 +63,7 @@ def trained_teacher(task, train, name="teacher"):
 
 
 def held(schedule, epoch, updates, epochs):
-    """Returns the schedule with constant learning rate and momentum: those of one epoch, after so many updates."""
+    """Returns the schedule with the learning rate and momentum held at their values in `epoch`, after `updates`."""
     lr = schedule.lr * schedule.lr_scale(epoch) * schedule.lr_decay**-updates
     momentum = Ramp(schedule.momentum(epoch))
     return replace(schedule, epochs=epochs, lr=lr, lr_scale=Ramp(1.0), lr_decay=1.0, momentum=momentum)
@@ -101,18 +101,18 @@ class Stage:
 
     name: str
     network: Layer  # all of its parameters are trained
-    loss: Callable  # (prediction, target, labels, epoch) -> (loss, d(loss)/d(prediction)); it has a title
+    loss: Callable  # a Loss: (prediction, target, labels, epoch) -> (loss, d(loss)/d(prediction))
     schedule: Schedule
-    target: Layer | None = None  # the loss compares with the output of this part of the teacher, which is never trained
-    of: str = "student"  # the task's network to which `network` belongs
-    part: str = ""  # which part of it, in words
-    classifies: bool = True  # True: the network ends in logits, and errors choose the epoch; False: the loss does
-    noise: bool = True  # whether dropout is on, if the network has any
-    on_all: bool = False  # train on validation images too, until their loss is the one the training images start with
-    below: Layer | None = None  # trained layers that never move: the network sees their output in place of the images
-    reconstructs: bool = False  # whether the loss compares with what the network sees, in place of a teacher's output
-    rule: Callable | None = None  # gives the step in place of `gradient`, with its arguments, where that is no gradient
-    index: int = 1  # of a method's second stage of the same name, 2
+    target: Layer | None = None  # the part of the teacher whose output the loss compares with; it is never trained
+    of: str = "student"  # the name of the task's network that `network` belongs to
+    part: str = ""  # the part of that network, in words
+    classifies: bool = True  # True: `network` ends in logits, and errors choose the epoch; False: the loss chooses it
+    noise: bool = True  # whether dropout is on
+    on_all: bool = False  # also train on validation images, until their loss falls to the first training loss
+    below: Layer | None = None  # fixed layers whose output the network sees in place of the images
+    reconstructs: bool = False  # whether the loss compares with the network's own input, in place of a teacher's output
+    rule: Callable | None = None  # computes the update in place of `gradient`, for a rule that is no gradient
+    index: int = 1  # 2 for a method's second stage of the same name
 
     @property
     def key(self):
@@ -121,11 +121,11 @@ class Stage:
 
     @property
     def answers(self):
-        """What of the network gives the logits: heads beside it are discarded after training."""
+        """The part of the network that gives the logits, without heads that are discarded after training."""
         return self.network.trunk if isinstance(self.network, Branches) else self.network
 
     def sees(self, x):
-        """What its network sees of images x: the output of the layers below it, or the images themselves."""
+        """Returns the network's input for images x: the images, or the output of the layers below."""
         return x if self.below is None else self.below(x)
 
 
@@ -133,7 +133,7 @@ class Loss:
     """A stage's loss."""
 
     def figures(self, epoch):
-        """Returns the values that change with the epoch, for the log."""
+        """Returns the loss's settings that change with the epoch, for the log."""
         return {}
 
 
@@ -149,7 +149,7 @@ class Labels(Loss):
 
 @dataclass(frozen=True)
 class Distillation(Loss):
-    """L_KD, eq. 2: H(y, P_S) + lam H(P_T^tau, P_S^tau).   student_tau: the student's own tau, if it has one"""
+    """L_KD, eq. 2: H(y, P_S) + lam H(P_T^tau, P_S^tau).   student_tau: another tau for the student; None: tau"""
 
     title: ClassVar[str] = "eq. 2"
     tau: float
@@ -178,7 +178,7 @@ LABELS = Labels()
 
 
 def gradient(stage, x, target, labels, epoch, rng=None, share=1.0):
-    """Returns (loss, grads) of a stage on some examples, times their share of the minibatch.
+    """Returns (loss, grads) of a stage on a microbatch, times its share of the minibatch.
 
     No layer mixes examples, so the gradient of a minibatch is the sum over its microbatches, each times its share.
     """
@@ -190,10 +190,7 @@ def gradient(stage, x, target, labels, epoch, rng=None, share=1.0):
 
 
 def measure(stage, x, target, labels, epoch):
-    """Returns (loss, errors) on some examples, without noise: the mean loss, and the number of misclassified ones.
-
-    If there are several outputs, the last one has the logits.
-    """
+    """Returns (mean loss, number of misclassified examples), without noise. Logits are the last of several outputs."""
     x = stage.sees(x)
     prediction = stage.network(x)
     loss, _ = stage.loss(prediction, x if stage.reconstructs else target, labels, epoch)

@@ -39,7 +39,7 @@ class KinkCrossed(Exception):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What backward claims and what an oracle measures of d<dy, y>/dt along one direction in one array."""
+    """The rate d<dy, y>/dt along one direction in one array, as backward claims it and as an oracle measures it."""
 
     name: str
     oracle: str
@@ -50,7 +50,7 @@ class Comparison:
 
     @property
     def error(self):
-        """Relative to the scale, which holds the absolute floor; infinite for a NaN."""
+        """The error relative to the scale, which includes the absolute floor; infinite for a NaN."""
         error = abs(self.claimed - self.measured) / self.scale
         return error if isfinite(error) else inf
 
@@ -79,7 +79,7 @@ def comparisons(f, arrays, rng, affine=False, coordinates=0):
     """Yields a Comparison by every oracle that applies, for every array.
 
     rng draws dy and one direction per array. An array of at most `coordinates` elements is also compared along each of
-    its coordinates. KinkCrossed where differences decide nothing; GradientError where gradients are missing or of
+    its coordinates. Raises KinkCrossed if differences decide nothing, GradientError if gradients are missing or have
     another shape.
     """
     xp = array_module(*arrays.values())
@@ -115,7 +115,7 @@ class Along:
 
 
 def differences(y, dy, claimed, magnitude):
-    """Five points. If the answers at h and h/2 differ, a kink was crossed. A NaN fails before this test."""
+    """Compares by five-point differences. Answers at h and h/2 that differ mean a kink. A NaN fails before that."""
     half, one, two = (y(t) - y(-t) for t in (STEP / 2, STEP, 2 * STEP))
     rate, again = (8 * one - two) / (12 * STEP), (8 * half - one) / (6 * STEP)
     made = _comparison("differences", y, dy, rate, claimed, magnitude, rtol=1e-8, atol=1e-10)

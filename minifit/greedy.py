@@ -22,13 +22,13 @@ from minifit.losses import reconstruction_loss
 from minifit.networks import Network, Output, SigmoidFullyConnected, for_images, of_sigmoids
 from minifit.optimizers import Schedule
 
-UNITS = 1000, 1000, 1000  # 500 to 1000 in each of 3 to 5 layers; the Deep Learning Tutorials, of that laboratory: these
+UNITS = 1000, 1000, 1000  # the paper: 3 to 5 layers of 500 to 1000; its laboratory's Deep Learning Tutorials: these
 RECONSTRUCTION_LR = 0.1  # of SGD: Deep Learning Tutorials, for auto-associators and RBMs
-LABELS_LR = 0.0005  # of RMSProp, ours: SGD at .1, the tutorials' rate, does not train this network from every start
+LABELS_LR = 0.0005  # of RMSProp, chosen here: SGD at .1, the tutorials' rate, fails from some starts
 
 
 def autoassociator(task, train, student=False):
-    """Each layer learns to reconstruct what it sees, pixels or the layer below, by its own weights transposed."""
+    """Trains each layer to reconstruct its input, pixels or the layer below, by its own weights transposed."""
     start = sigmoid_student(task) if student else deep(task)
     for i, stage in start.stages("autoassociator"):
         train(reconstruction(task, start, i, stage))
@@ -36,7 +36,7 @@ def autoassociator(task, train, student=False):
 
 
 def rbm(task, train, student=False):
-    """Each layer learns as an RBM, by one step of contrastive divergence; the next layer sees its mean field."""
+    """Trains each layer as an RBM by one step of contrastive divergence; the next layer sees its mean field."""
     start = sigmoid_student(task) if student else deep(task)
     for i, stage in start.stages("rbm"):
         train(replace(reconstruction(task, start, i, stage), rule=contrastive_divergence))
@@ -44,7 +44,7 @@ def rbm(task, train, student=False):
 
 
 def supervised(task, train, student=False):
-    """Each layer learns as the hidden layer of a classifier, whose output layer is then discarded."""
+    """Trains each layer as the hidden layer of a classifier, and discards the classifier's output layer."""
     start = own_student(task) if student else deep(task)
     for i, stage in start.stages("supervised"):
         head = task.head(start.layers[: i + 1], f"output weights{start.suffix}", i + 1)
@@ -82,21 +82,21 @@ class Start:
     reconstructing: Schedule
     greedy: Schedule  # on labels
     last: Schedule
-    suffix: str = ""  # of its stages' names
+    suffix: str = ""  # ends the names of its stages
 
     def stages(self, name):
-        """(i, stage) of each block but the output, on labels, on what the blocks below it give."""
+        """Yields (i, stage) for each block except the output: on labels, on the output of the blocks below it."""
         for i, block in enumerate(self.layers[:-1]):
             below, part = self.layers[:i] if i else None, f", layer {i + 1}"
             yield i, Stage(name + self.suffix, block, LABELS, self.greedy, of=self.of, part=part, below=below)
 
     def last_stage(self, name):
-        """Returns the stage of all blocks on labels. The output layer starts as it was drawn."""
+        """Returns the stage that trains all blocks on labels. The output layer starts with its initial weights."""
         return Stage(name + self.suffix, self.layers, LABELS, self.last, of=self.of)
 
 
 def deep(task):
-    """784-1000-1000-1000-10, or as many inputs and classes as the data have, at rates of its own."""
+    """Builds 784-1000-1000-1000-10, with as many inputs and classes as the data have, and its own learning rates."""
     s, given = task.settings, task.networks["student"]
     blocks = *map(SigmoidFullyConnected, UNITS), Output(given.blocks[-1].classes)
     network = Network("deep sigmoids", (28, 28, 1), blocks, microbatch=64)
@@ -107,7 +107,7 @@ def deep(task):
 
 
 def own_student(task):
-    """The student. Its greedy stages have the schedule of a hint."""
+    """Builds the student. Its greedy stages have the schedule of a hint."""
     s = task.settings
     return Start("student", task.network("student"), s.stage1, s.stage1, s.student, "-student")
 
@@ -118,7 +118,7 @@ def sigmoid_student(task):
 
 
 def reconstruction(task, start, i, stage):
-    """The stage in which block i is an auto-associator: of the same layers, with a decoder's biases of its own."""
+    """Returns the stage that trains block i as an auto-associator: its own layers, with a new bias for the decoder."""
     if task.draw and task.settings.preprocessing != "unit":
         raise UserError(f"{stage.name}: reconstructs pixels in [0, 1]; wanted --preprocessing unit")
     block, image = start.layers[i], task.xp.zeros((0, *task.networks[start.of].input), task.dtype)
@@ -130,7 +130,7 @@ def reconstruction(task, start, i, stage):
 
 @dataclass(frozen=True)
 class Reconstruction(Loss):
-    """Cross-entropy of what a layer sees with its reconstruction."""
+    """Cross-entropy of a layer's input with its reconstruction."""
 
     title: ClassVar[str] = "reconstruction"
 
@@ -142,10 +142,10 @@ RECONSTRUCTION = Reconstruction()
 
 
 def contrastive_divergence(stage, x, target, labels, epoch, rng=None, share=1.0):
-    """CD-1, the rule of an RBM: (cross-entropy of the reconstruction, -(<h0 v0'> - <q1 v1'>)), for W, and so b and c.
+    """The rule CD-1 of an RBM: returns (cross-entropy of the reconstruction, -(<h0 v0'> - <q1 v1'>)), likewise b and c.
 
     h0 ~ P(h | v0), v1 ~ P(v | h0), q1 = P(h = 1 | v1). No loss has this gradient: v1 depends on the weights too, and
-    the rule leaves that part out. Draws are made on the host. Without rng, probabilities take their place.
+    the rule leaves that part out. Samples are drawn on the host. Without rng, their probabilities take their place.
     """
     machine, v0, rng = stage.network, stage.sees(x), rng if stage.noise else None
     q0, cache0 = machine.up(v0)

@@ -27,7 +27,7 @@ class Layer:
     params = MappingProxyType({})
     children = MappingProxyType({})
     max_norm = None  # the largest norm of each filter of "w"
-    lr_scale = 1.0  # factor of the learning rate, for all parameters, those of the children included
+    lr_scale = 1.0  # factor of the learning rate of all parameters, including those of the children
 
     def forward(self, x, rng=None):
         raise NotImplementedError
@@ -40,7 +40,7 @@ class Layer:
         return self.backward(dy, cache)[1]
 
     def __call__(self, x, rng=None):
-        """Returns only y. A layer may skip what only its backward needs."""
+        """Returns only y. A layer may skip computations that only its backward needs."""
         return self.forward(x, rng)[0]
 
     def visit(self, x, see):

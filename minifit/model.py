@@ -23,7 +23,7 @@ from minifit.data.preprocessing import ZCA, Local, Whitened, contrast, local_con
 from minifit.layers import Branches, Composite, Layer, Mean, Sequential, Softmax, leaves
 
 FORMAT = 1  # of the description
-BATCH = 64  # images that pass the network at once
+BATCH = 64  # images computed at a time
 AXES = (
     "Images are uint8 (N, H, W, C), N of them of height H, width W and C channels. Arrays are in row-major order, and "
     "Flatten reads (H, W, C) in that order. Filters are (R, S, C, K): height, width, input and output channels. "
@@ -36,11 +36,11 @@ MADE_OF = {Whitened: (contrast, ZCA), Local: (contrast, local_contrast)}  # what
 
 @dataclass(frozen=True)
 class Model:
-    """A network that classifies stored images, with their preparation."""
+    """A network that classifies stored images, with the preparation of its images."""
 
     layers: Layer
-    prepare: object  # bytes to what the layers see
-    about: dict  # its description
+    prepare: object  # turns stored bytes into the network's input
+    about: dict  # the description of the network
 
     @property
     def input(self):
@@ -51,7 +51,7 @@ class Model:
         return self.about["classes"]
 
     def __call__(self, images):
-        """Probabilities (N, classes) of images uint8 (N, H, W, C)."""
+        """Returns probabilities (N, classes) for images uint8 (N, H, W, C)."""
         return Softmax()(self.logits(images))
 
     def logits(self, images):
@@ -106,8 +106,8 @@ def load(path):
 def describe(network, name, image, prepare, statistics=None, classifies=True, **more):
     """Describes a trained network for its file, as JSON.
 
-    image: the shape (H, W, C) of one    prepare: what makes what the network sees of bytes
-    statistics: the file of the arrays of `prepare`, if it has any    classifies: whether it maps images to logits
+    image: the shape (H, W, C) of one image    prepare: turns stored bytes into the network's input
+    statistics: the file with the arrays of `prepare`, if any    classifies: whether the network maps images to logits
     """
     shapes, none = {}, array_module(*network.params.values()).zeros((0, *image), np.float32)
 
@@ -135,7 +135,7 @@ def describe(network, name, image, prepare, statistics=None, classifies=True, **
 
 
 def tree(layer, shapes, prefix=""):
-    """The description of one layer, those that it is made of included."""
+    """Describes a layer, with the layers that it is made of."""
     kind = {"kind": type(layer).__name__}
     if isinstance(layer, Composite):
         below = [{"name": n} | tree(child, shapes, f"{prefix}{n}.") for n, child in layer.children.items()]
@@ -146,7 +146,7 @@ def tree(layer, shapes, prefix=""):
 
 
 def settings(layer):
-    """What the constructor of a layer without children is given, but for parameters: all that it is not trained for."""
+    """Returns the arguments of a layer's constructor other than parameters, for a layer without children."""
     return {name: v for name, v in vars(layer).items() if name not in ("params", "max_norm", "lr_scale")}
 
 
@@ -162,7 +162,7 @@ def rebuild(described, arrays):
             trunk = Sequential(layer for name, layer in made.items() if not name.startswith("head"))
             return Branches(trunk, {int(n.removeprefix("head")): h for n, h in made.items() if n.startswith("head")})
         if kind not in (Sequential, Mean):
-            raise ValueError(f"a {kind.__name__} is of training alone")
+            raise ValueError(f"a {kind.__name__} is only for training")
         return kind(made.values())
     parameters = {}
     for name, shape in given.pop("parameters", {}).items():
@@ -173,9 +173,9 @@ def rebuild(described, arrays):
 
 
 def preparation(prepare, statistics=None):
-    """{"kind": "Unit"} or the like: the class in minifit.data.preprocessing, its numbers, the file of its arrays.
+    """Describes a preparation, such as {"kind": "Unit"}: its class, its numbers, the name of the file of its arrays.
 
-    Its definition in words includes those of the functions that it names.
+    Its definition in words includes the definitions of the functions that it names.
     """
     kind = type(prepare)
     plain = {f.name: getattr(prepare, f.name) for f in fields(prepare) if not is_dataclass(getattr(prepare, f.name))}
@@ -186,7 +186,7 @@ def preparation(prepare, statistics=None):
 
 
 def prepared_by(described, path):
-    """What `preparation` described. A file of statistics lies beside `path`, or in .cache of a folder above it."""
+    """Rebuilds the preparation. Its file of statistics lies beside `path`, or in .cache of a folder above it."""
     given = {name: value for name, value in described.items() if name not in ("kind", "statistics", "definition")}
     if "statistics" in described:
         name, above = described["statistics"], path.resolve().parents

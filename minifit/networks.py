@@ -1,4 +1,4 @@
-"""The paper's networks for MNIST and CIFAR, as literal lists of blocks, and their counts.
+"""The paper's networks as lists of blocks, and the counts of their weights and multiplications.
 
 One element of a network is one layer of the paper: Conv(48, 8, pool=(4, 2)) is 48 maxout channels of 8x8 kernels with
 the pooling after them. It becomes Sequential([Conv2d, Maxout, MaxPool2d]).
@@ -108,7 +108,7 @@ class Output:
 
 @dataclass(frozen=True)
 class BinaryOutput(Output):
-    """The logits of two classes from one sum, as a sigmoid has it: that of the first class is 0."""
+    """The logits of two classes from one number, as for a sigmoid: the logit of the first class is 0."""
 
     classes: int = 2
 
@@ -118,7 +118,7 @@ class BinaryOutput(Output):
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """A fully connected layer without a non-linearity, before a wide one: a mimic net's factors U V of a matrix W."""
+    """A fully connected layer without a non-linearity before a wide one: in mimic nets the two are a product U V."""
 
     units: int
 
@@ -131,11 +131,11 @@ class Bottleneck:
 
 @dataclass(frozen=True)
 class Micro:
-    """What follows the convolution of an mlpconv layer: ReLU, 1x1 convolutions and their ReLUs, pooling, dropout."""
+    """The part of an mlpconv layer after its convolution: ReLU, 1x1 convolutions and their ReLUs, pooling, dropout."""
 
     channels: tuple[int, ...]
     pool: tuple | None = None
-    keep: float = 1.0  # of what the next layer is given, in training
+    keep: float = 1.0  # dropout keeps each output with this probability in training
 
     def layers(self, shape, xp, dtype):
         made, below = [], shape[2]
@@ -151,10 +151,10 @@ class Micro:
 
 @dataclass(frozen=True)
 class ClassMaps:
-    """A map for each class by a 1x1 convolution, and, as logits, the means of these maps."""
+    """One map per class, by a 1x1 convolution; the means of the maps are the logits."""
 
     classes: int
-    relu: bool = True  # of the maps
+    relu: bool = True  # whether the maps pass a ReLU first
 
     def layers(self, shape, xp, dtype):
         w, b = zeros((1, 1, shape[2], self.classes), xp, dtype)
@@ -165,7 +165,7 @@ class ClassMaps:
 
 
 def zeros(shape, xp, dtype):
-    """Weights of this shape and biases, one for each filter on the last axis: all 0, until they are drawn."""
+    """Returns weights of this shape and one bias per filter, the last axis; all are 0 until they are drawn."""
     return xp.zeros(shape, dtype), xp.zeros(shape[-1], dtype)
 
 
@@ -184,8 +184,8 @@ class Network:
     name: str
     input: tuple[int, int, int]
     blocks: tuple
-    # Images that pass it together on a CPU: few, so that they fit the cache; more for few channels or large filters,
-    # whose transforms then weigh less.
+    # Images computed at a time on a CPU: few, so that they fit the cache; more for few channels or large filters, whose
+    # transforms then cost less per image.
     microbatch: int = 16
 
 
@@ -269,7 +269,7 @@ SVHN_TEACHER = Network(
 )
 SVHN_FITNET = replace(FITNET_3, name="SVHN FitNet")
 
-# Appendix A.4: of ReLUs, with a sigmoid for output.
+# Appendix A.4: ReLUs, and a sigmoid at the output.
 AFLW_TEACHER = Network(
     "AFLW teacher",
     (16, 16, 3),
@@ -284,7 +284,7 @@ AFLW_TEACHER = Network(
 
 
 def aflw_student(name, first, others):
-    """Appendix A.4: seven 3x3 layers without padding, from 16x16 to 2x2; it prints eight widths."""
+    """Appendix A.4: seven 3x3 layers without padding lead from 16x16 to 2x2; the paper prints eight widths."""
     blocks = (Conv(channels, 3, pieces=None) for channels in (first, *[others] * 6))
     return Network(name, (16, 16, 3), (*blocks, BinaryOutput()), microbatch=32)
 
@@ -308,10 +308,10 @@ DEPTH_107M = (
 
 
 def nin(name, image, classes, convolutions, micro, relu=True, microbatch=16):
-    """Network in network (Lin et al. 2014): three mlpconv layers, the last of which ends in maps of the classes.
+    """Network in network (Lin et al. 2014): three mlpconv layers; the last one ends in one map per class.
 
-    convolutions: (channels, kernel) of each    micro: channels of the 1x1 convolutions behind each, but for the classes
-    relu: of the maps of classes, as in its code; deeply-supervised nets have none
+    convolutions: (channels, kernel) of each    micro: channels of the 1x1 convolutions after each, without the classes
+    relu: whether the maps of the classes pass a ReLU, as in its code; not so in deeply-supervised nets
     """
     blocks = []
     for (channels, kernel), behind in zip(convolutions, micro, strict=True):
@@ -336,19 +336,19 @@ def nin_svhn(classes=10, relu=True):
 
 
 def mimic(image, classes, bottleneck, hidden, channels=None, pool=(3, 2)):
-    """A mimic net (Ba and Caruana 2014): one hidden layer behind a linear bottleneck; with channels, a convolution."""
+    """A mimic net (Ba and Caruana 2014): [convolution of `channels`], linear bottleneck, one hidden layer."""
     first = [Conv(channels, 5, pad=2, pool=pool, pieces=None)] if channels else []
     name = f"mimic net {f'{channels}c-' if channels else ''}{bottleneck}L-{hidden}"
     return Network(name, image, (*first, Bottleneck(bottleneck), FullyConnected(hidden, None), Output(classes)), 64)
 
 
 def mimic_cifar(channels, classes=10):
-    """Those of Table 1, with 64 channels for 54M weights and 128 for 70M: only maps of 15x15 give these counts."""
+    """The mimic nets of Table 1: 64 channels for 54M weights, 128 for 70M. Only maps of 15x15 give these counts."""
     return mimic((32, 32, 3), classes, 1200, 30_000, channels, pool=(3, 2, False))
 
 
 def maxout_dense(classes=10):
-    """The maxout network that knows nothing of where a pixel is (Goodfellow et al. 2013, section 5.1)."""
+    """The permutation-invariant maxout network of MNIST (Goodfellow et al. 2013, section 5.1)."""
     dense = FullyConnected(240, pieces=5, max_norm=1.9365)
     output = Output(classes, max_norm=1.9365)
     return Network("permutation-invariant maxout", (28, 28, 1), (dense, dense, output), 64)
@@ -376,7 +376,7 @@ NETWORKS = (
     *DEPTH_107M,
 )
 
-# The other systems of its tables, for ten classes.
+# The other systems of the paper's tables, for ten classes.
 OTHERS = (nin_mnist(), nin_cifar(), nin_svhn(), maxout_dense(), mimic_cifar(64), mimic_cifar(128))
 
 
@@ -406,7 +406,7 @@ def of_sigmoids(network):
 
 
 def for_images(network, image):
-    """The network for images of this shape; where they are smaller, so are its channels and units, in proportion."""
+    """Returns the network for images of this shape. Smaller images get fewer channels and units, in proportion."""
     return replace(widened(network, min(1, prod(image) / prod(network.input))), input=image)
 
 
@@ -436,8 +436,8 @@ def initialise(layers, rng, init_range=None):
     """Draws all weights in order, in place; biases stay 0. It draws on the host in float64, the same for every backend.
 
     Weights are from U(-init_range, init_range), as in the paper; without init_range, normal with variance 1 / fan-in.
-    The latter keeps the mean square of activations through a maxout of two pieces: the larger of two centred normals
-    has the mean square of one.
+    Normal weights keep the mean square of activations through a maxout of two pieces, because the larger of two
+    centred normals has the same mean square as one of them.
     """
     for layer in leaves(layers):
         if "w" in layer.params:
@@ -466,7 +466,8 @@ def count(layers, x):
 
     x (N, H, W, C): any number of images of the right shape, even none.
 
-    The paper's convention: biases do not count; a weight of a convolution multiplies once per output before pooling.
+    The paper's convention: biases do not count, and each weight of a convolution multiplies once per output pixel
+    before pooling.
     """
     counts = {}
 

@@ -1,7 +1,7 @@
-"""SGD with momentum, RMSProp and max-norm, and how their rates change over the epochs.
+"""SGD with momentum, RMSProp and max-norm, and the schedules of their rates over the epochs.
 
-`step(params, grads)` updates the arrays in place. Optimisers know the names of arrays, and no layers.
-lr_scales: {name: factor of the learning rate} for arrays with another rate than the rest.
+`step(params, grads)` updates the arrays in place. Optimisers know names of arrays, but no layers.
+lr_scales: {name: factor of the learning rate} for arrays with a learning rate of their own.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class SGD:
 class RMSProp:
     """m <- decay m + (1 - decay) g^2, from 0 and without bias correction;   w <- w - lr g / max(sqrt(m), floor).
 
-    The released code uses pylearn2's RMSProp, with this decay and this floor. Where gradients vanish the floor keeps
-    steps small, so it decides whether a network that starts at U(-.005, .005) moves at all.
+    The released code uses pylearn2's RMSProp, with this decay and this floor. The floor keeps steps small where
+    gradients vanish, so it decides whether a network that starts at U(-.005, .005) moves at all.
     """
 
     def __init__(self, lr, decay=0.9, floor=1e-5, lr_scales=None):

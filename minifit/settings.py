@@ -10,7 +10,7 @@ LARGEST = 3e38  # of float32, the type in which networks compute
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be: words that follow "wanted", and a function that accepts the value."""
+    """The rule for a value: words that follow "wanted", and a function that says whether a value is accepted."""
 
     words: str
     accepts: Callable
@@ -41,7 +41,7 @@ def setting(help, rule=ANY, *, default=MISSING, group=None, common=False, teache
     help     what the setting does, for the command line; it follows the setting's name
     group    the heading under which help lists this setting and those after it
     common   whether `--help` shows it; `--help-all` shows every setting
-    teacher  whether it shapes the trained teacher, so that a teacher of another value is another teacher
+    teacher  whether the trained teacher depends on it
     """
     known = {"help": help, "rule": rule, "group": group, "common": common, "teacher": teacher}
     return field(default=default, metadata=known)
@@ -49,7 +49,7 @@ def setting(help, rule=ANY, *, default=MISSING, group=None, common=False, teache
 
 @dataclass(frozen=True)
 class Ramp:
-    """A value that goes linearly from `first` in epoch `start` to `last` in epoch `end`, and is constant outside.
+    """A value that changes linearly from `first` in epoch `start` to `last` in epoch `end`, and is constant outside.
 
     Ramp(4.0) is 4 in every epoch.
     """
@@ -97,7 +97,7 @@ def check(name, f, value):
 
 
 def flag(name):
-    """The option of a setting: "--teacher.lr-scale" of "teacher.lr_scale", and "--student" of "student_spec"."""
+    """Returns the option of a setting: "--teacher.lr-scale" for "teacher.lr_scale", "--student" for "student_spec"."""
     return f"--{name.replace('_', '-').removesuffix('-spec')}"
 
 

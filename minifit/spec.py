@@ -5,9 +5,9 @@
     LAYER    CHANNELS, or CHANNELSxKERNEL
 
 A layer is a convolution of 3x3, or KERNELxKERNEL, that keeps the size of its map, and a maxout of two pieces. A group
-ends in a max-pooling that halves the map. In a SPEC of one group, as of a shallow teacher, every layer ends in one. The
-last pooling, of either, takes the whole map. UNITS is a fully connected layer of maxouts of five pieces. The output,
-which a SPEC leaves out, has as many logits as the data have classes.
+ends in a max-pooling that halves the map. In a SPEC of one group, for a shallow teacher, every layer ends in a pooling.
+The last pooling of a SPEC takes the whole map. UNITS is a fully connected layer of maxouts of five pieces. A SPEC
+leaves out the output layer, which has one logit per class of the data.
 """
 
 import re
@@ -24,7 +24,7 @@ MOST = 100  # layers
 
 
 def network(role, spec, image, classes):
-    """The Network of a SPEC for images (H, W, C) of so many classes.   role: "teacher" or "student" """
+    """Builds the Network of a SPEC for images (H, W, C).   role: "teacher" or "student" """
     convolutions, plus, units = spec.partition("+")
     groups = [group.split("-") for group in convolutions.split("/")]
     if len(groups) == 1:
@@ -55,10 +55,11 @@ def network(role, spec, image, classes):
 
 
 def pair(student, teacher):
-    """(guided layer, hint layer, kind of regressor): the middle of the teacher's layers, and the student's to suit.
+    """Chooses (guided layer, hint layer, kind of regressor). The hint layer is the middle one of the teacher.
 
-    Of the student's maps that are at least as large as the hint, the smallest ones make the smallest regressors; of
-    their layers it is the one nearest to the middle. Where none is as large, the regressor is fully connected.
+    The guided layer is the student's layer with the smallest map that is at least as large as the hint, which makes
+    the smallest regressor; of several, the one nearest to the middle. Without such a map the regressor is fully
+    connected.
     """
     maps, hints = shapes(student), shapes(teacher)
     hint = (len(hints) + 1) // 2
@@ -72,7 +73,7 @@ def pair(student, teacher):
 
 
 def shapes(network):
-    """The maps (H, W, C) of a network's convolutions."""
+    """Returns the shapes (H, W, C) of a network's convolutional maps."""
     layers, x, found = build(network), np.zeros((0, *network.input), np.float32), []
     for layer, block in zip(layers, network.blocks, strict=True):
         x = layer(x)

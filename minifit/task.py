@@ -1,4 +1,4 @@
-"""A task is what a method is given: the networks by name, the settings, and the random streams of one seed."""
+"""A task, the first argument of a method: the networks by name, the settings, and the random streams of one seed."""
 
 from dataclasses import dataclass, field
 from zlib import crc32
@@ -18,15 +18,15 @@ MEASURED = 128  # a scaled start measures its layers on this many training image
 class Task:
     """One experiment with one seed, before any training."""
 
-    networks: dict  # name -> networks.Network: "teacher", "student", and those that methods bring with them
+    networks: dict  # name -> networks.Network: "teacher", "student", and networks that methods bring with them
     settings: Config
     seed: int
-    images: object = None  # the first MEASURED training images, as networks see them; only a scaled start asks
+    images: object = None  # the first MEASURED training images, as networks see them; only a scaled start needs them
     xp: object = np  # the library, numpy or cupy
     dtype: type = np.float32
     trained: frozenset = frozenset()  # stages that have finished: a network of the same name is loaded, not drawn
-    draw: bool = True  # False leaves all weights 0, where nothing but shapes is asked for
-    teachers: dict = field(default_factory=dict, init=False)  # name -> those that a method has brought up
+    draw: bool = True  # False: all weights stay 0, where only shapes are needed
+    teachers: dict = field(default_factory=dict, init=False)  # name -> a teacher that a method has trained or loaded
 
     def __post_init__(self):
         given = self.networks["teacher"]
@@ -35,7 +35,7 @@ class Task:
 
     @property
     def teacher(self):
-        """The teacher, once a method has brought it up."""
+        """The teacher, after a method has trained or loaded it; None before."""
         return self.teachers.get("teacher")
 
     @property
@@ -54,12 +54,12 @@ class Task:
     def network(self, name, own=None, as_teacher=False):
         """Returns the network at its start. With one seed, every method gets a student with the same weights.
 
-        own: a networks.Network that the method brings with it; it has this name in the task, unless another one has
-        as_teacher: whether it has the settings of the teacher, dropout among them
+        own: a networks.Network that the method brings with it, used where the task has no network of this name
+        as_teacher: whether the teacher's settings apply, such as dropout
         """
         s = self.settings
         if isinstance(own, Layer):
-            raise UserError(f"{name}: wanted a teacher that can be trained, and --teacher names one that has been")
+            raise UserError(f"{name}: wanted a teacher that can be trained; --teacher names a trained one")
         if own is not None:
             self.networks.setdefault(name, own)
         if as_teacher:
@@ -84,7 +84,7 @@ class Task:
         return layers
 
     def regressor(self, guided, hint, pair=1):
-        """Returns r of eq. 3 at its start. It gives the guided maps the shape of the hint.   Algorithm 1, line 3."""
+        """Returns r of eq. 3 at its start, from the guided maps to the shape of the hint.   Algorithm 1, line 3."""
         s, image = self.settings, self.xp.zeros((0, *self.networks["student"].input), self.dtype)
         shapes = [part(image).shape[1:] for part in (guided, hint)]
         pieces = s.regressor_pieces or pieces_of(hint)

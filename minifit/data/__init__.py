@@ -1,4 +1,4 @@
-"""Data sets: `load(name)` and the one form they all take. Each is a module that returns its images as stored bytes."""
+"""Data sets: `load(name)` returns any of them as a Dataset. Each has a module that returns images as stored bytes."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -23,13 +23,13 @@ class Dataset:
     labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-    groups: np.ndarray | None = None  # of each image: images of one group must stay on one side of any split
+    groups: np.ndarray | None = None  # the group of each image; images of one group stay on one side of any split
     test_groups: np.ndarray | None = None
-    digests: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # by sizes
+    digests: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # sizes -> digest
 
     def parts(self, train, validation, test):
-        """{"train": (images, labels), "validation": ..., "test": ...}: the first training images, the last, and the
-        first test images (None: all)."""
+        """Returns {"train": (images, labels), "validation": ..., "test": ...}: the first training images, the last
+        training images, and the first test images (None: all)."""
         if len(self.images) < train + validation or len(self.test_images) < (test or 1):
             raise UserError(
                 f"{self.name} has {len(self.images)} training and {len(self.test_images)} test images; --train "
@@ -48,7 +48,7 @@ class Dataset:
         }
 
     def digest(self, train, validation, test):
-        """A fingerprint of the images and labels of `parts`, computed once per sizes."""
+        """Returns a fingerprint of the images and labels of `parts`, computed once for the same sizes."""
         sizes = train, validation, test
         if sizes not in self.digests:
             sha = hashlib.sha256()
@@ -61,21 +61,21 @@ class Dataset:
 
 
 def load(name, data_dir=None, progress=True, train=None, test=None, file=None, **settings):
-    """The Dataset called `name`: one of those below, read from `data_dir`, or found, or downloaded; or drawn here.
+    """Returns the Dataset called `name`: reads it from `data_dir`, finds it, downloads it, or draws it.
 
-    train, test: how many images are wanted, if not any number: as many are drawn, while what is read is read whole
-    file: of faces and of own data, where they are    settings: of digits, `seed`; of what is downloaded, `mirrors`
+    train, test: how many digits to draw; other sets are read whole
+    file: the file of faces or of own data    settings: `seed` for digits, `mirrors` for downloads
     """
     groups = ()
     if name in FILES:
         if data_dir is not None:
-            raise UserError(f"--data-dir {data_dir}: {name} are read from --data FILE; leave it out")
+            raise UserError(f"--data-dir {data_dir}: {name} is read from --data FILE; leave --data-dir out")
         if file is None:
             raise UserError(f"{name}: wanted --data FILE, {FILES[name].WANTED}")
         *arrays, groups = FILES[name].load(file)
     elif name == "digits":
         if data_dir is not None:
-            raise UserError(f"--data-dir {data_dir}: digits are drawn here, not read; leave it out")
+            raise UserError(f"--data-dir {data_dir}: digits are drawn here, not read; leave --data-dir out")
         settings |= {part: count for part, count in (("train", train), ("test", test)) if count is not None}
         arrays = digits.load(**settings)
     elif name in cifar.SETS:

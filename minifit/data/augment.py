@@ -1,7 +1,7 @@
-"""Random flips and crops: drawn on the host from the run's generator, applied by whichever worker has the images.
+"""Random flips and crops: drawn on the host from the run's generator, applied by the worker that has the images.
 
-A crop of the image with `pad` pixels of zeros on each side, of the image's own size, is the image shifted by up to
-`pad` pixels, zeros moving in. In whitened images, zero is about the mean of each pixel over the training set.
+A crop pads the image with `pad` pixels of zeros on each side and cuts out a window of the old size. This shifts the
+image by up to `pad` pixels and fills with zeros. In whitened images, zero is about the mean of each pixel.
 
 The paper flips [A.1.2]; its released code also crops, with pad = 8, from whitened images.
 """
@@ -12,7 +12,7 @@ from minifit.backend import array_module
 
 
 def draw(rng, count, flips=True, pad=0):
-    """What to do with each of `count` images: choices int16 (count, 3).
+    """Draws how to augment each of `count` images: choices int16 (count, 3).
 
     choices[i] = (1 to mirror it left to right or 0, pixels to shift it down, pixels to shift it right)
     """
@@ -27,7 +27,7 @@ def draw(rng, count, flips=True, pad=0):
 
 
 def apply(x, choices):
-    """The images, each mirrored and then shifted as `draw` chose; x is not written to.
+    """Returns the images, each mirrored and then shifted as `draw` chose; x stays unchanged.
 
     x (N, H, W, C), on either backend    choices (N, 3), on the host
     """

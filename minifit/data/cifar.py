@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100: find, download and read the binary version (Krizhevsky, 2009), which needs no unpickling.
 
-A file is records of one image each: its labels, a byte each (CIFAR-10: the class; CIFAR-100: the superclass, then the
-class), and its 3 x 32 x 32 pixels, the planes red, green and blue one after the other, each row by row.
+A file has one record per image: the labels, one byte each (CIFAR-10: the class; CIFAR-100: the superclass, then the
+class), and 3 x 32 x 32 pixels: the red, green and blue planes one after the other, each row by row.
 """
 
 import gzip
@@ -32,9 +32,9 @@ class Published:
     inside: str  # the archive's own folder
     train: dict[str, str]  # {file: SHA-256}
     test: str
-    tests: str  # which other files may take its place, with fewer images
+    tests: str  # the pattern of files that may take its place, with fewer images
     test_sha256: str
-    classes: tuple[int, ...]  # of each label of a record; the last label is the one we use
+    classes: tuple[int, ...]  # the number of classes of each label of a record; the last label is used
 
 
 CIFAR10 = Published(
@@ -75,10 +75,10 @@ MIRRORS = (  # two addresses of the authors' own server
 
 
 def load(name, data_dir=None, progress=True, mirrors=MIRRORS):
-    """The set's name, images uint8 (N, 32, 32, 3) and labels uint8 (N,), then the same two for testing.
+    """Returns the set's name, images uint8 (N, 32, 32, 3) and labels uint8 (N,), then the same two for testing.
 
-    Only the official bytes are called CIFAR. Beside the official training images another test file may lie, with fewer
-    images: the name then says how many, and which file's.
+    Only the official bytes are called CIFAR. The test file may be another one, with fewer images; the name then says
+    how many, and identifies the file.
     """
     published = SETS[name]
     source = find(published, data_dir, progress, mirrors)
@@ -100,7 +100,7 @@ def load(name, data_dir=None, progress=True, mirrors=MIRRORS):
 
 
 def find(published, data_dir=None, progress=True, mirrors=MIRRORS):
-    """The path of the archive, or {file: path} of the files that it holds, from where files.find looks."""
+    """Returns the path of the archive, or {file: path} of its files; files.find searches for them."""
     return files.find(
         published.title,
         lambda folder: _search(published, folder),
@@ -112,12 +112,12 @@ def find(published, data_dir=None, progress=True, mirrors=MIRRORS):
 
 
 def download(published, folder, progress=True, mirrors=MIRRORS):
-    """The path of the archive in `folder`, to which the first mirror that serves it intact has sent it."""
+    """Downloads the archive into `folder` and returns its path."""
     return files.download({published.archive: published.checksum}, mirrors, folder, progress)[0]
 
 
 def _search(published, folder):
-    """What `find` returns, of the loose files or else of the archive in `folder`, and what is missing for either."""
+    """Returns (the loose files in `folder`, or else the archive, as for `find`; in words what is missing or "")."""
     near = (folder, folder / published.folder)
     lacks = None
     for place in (place / inside for place in near for inside in (".", published.inside)):
@@ -134,7 +134,7 @@ def _search(published, folder):
 
 
 def _choose(published, names, place):
-    """Which of the files `names` in `place` is the test file (None: none), and the list of what is missing.
+    """Returns (the test file among the files `names` in `place` or None, the list of missing files).
 
     A test file that has only some of the images may say in its name how many, as test_batch_9968.bin does.
     """

@@ -1,9 +1,9 @@
-"""Handwritten-looking digits that minifit draws itself: no file, no download, the same images for the same seed.
+"""Draws digits that look handwritten: no file, no download, the same images for the same seed.
 
-A digit is a few pen strokes, the strokes are curves through control points, and every random thing that a writer
-does acts on the curve before it is inked: the points wander, the page is tilted, sheared, stretched and bent (the
-elastic distortion of Simard et al., ICDAR 2003, applied to the path instead of the pixels), the pen presses harder
-here than there. Pixels come last, as a function of their distance to the path. All constants are ours.
+A digit is a few pen strokes, and a stroke is a curve through control points. Random changes act on the curve before it
+is inked: the points wander, the page is tilted, sheared, stretched and bent (the elastic distortion of Simard et al.,
+ICDAR 2003, applied to the path instead of the pixels), and the pressure of the pen varies. Pixels come last, as a
+function of their distance to the path. All constants are chosen here.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ HEIGHT = 20.0  # pixels that the unit square of STYLES spans before it is scaled
 POINTS = 72  # samples of a path: under a pixel apart, so that their discs merge into a line
 BLOCK = 500  # images drawn together, from one generator
 
-JITTER = 0.034  # of a control point: sloppy writers take up to 1.6 times as much, neat ones a third
+JITTER = 0.034  # of a control point; up to 1.6 times as much for sloppy writers, a third for neat ones
 BEND = 0.085  # of the elastic distortion's waves
 ROTATION, SHEAR, STRETCH, SHIFT = 0.34, 0.42, 0.25, 2.5  # radians (two sigma), ratio (two sigma), ratio, pixels
 NOISE = 0.22  # the largest standard deviation of a pixel's noise, of a full black of 1

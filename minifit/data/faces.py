@@ -1,4 +1,4 @@
-"""Faces, or not, of 16x16 pixels: what FitNets' section 3.4 asks of AFLW, read from an HDF5 file of the user's own.
+"""Reads faces and other images of 16x16 pixels, as in section 3.4 of the paper (AFLW), from an HDF5 file of the user's.
 
 The file has `images` uint8 (N, 16, 16, C), `labels` (N,) with 1 for a face, and may have `split` (N,) with 1 for a test
 image and `group` (N,): images of one group, such as crops of one picture, stay on one side of every split.
@@ -18,9 +18,9 @@ SIZE, TESTS, SEED = 16, 10, 0  # without a split, a tenth of the groups is for t
 
 
 def load(path):
-    """The set's name, images and labels for training, the same two for testing, and the groups of both.
+    """Returns the set's name, images and labels for training, the same two for testing, and the groups of both.
 
-    Images of a group lie together, the groups otherwise in the file's order.
+    Images of a group are neighbours; groups keep the file's order.
     """
     path = Path(path)
     images, labels, split, group = _read(path)
@@ -41,7 +41,7 @@ def load(path):
 
 
 def _read(path):
-    """images, labels, split and group of a file, in memory; the last two may be None, or each image its own group."""
+    """Reads images, labels, split and group of a file. split may be None; without groups each image is its own."""
     if not path.is_file():
         raise UserError(f"--data {path}: {'not a file' if path.exists() else 'no such file'}; wanted {WANTED}")
     found = stored.hdf5(path, FIELDS)

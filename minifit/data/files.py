@@ -1,4 +1,4 @@
-"""Files of published data sets: where they may lie, how they are downloaded, and what is wrong with them."""
+"""Finds, downloads and checks the files of published data sets."""
 
 import os
 from contextlib import contextmanager
@@ -10,16 +10,17 @@ import pooch
 from minifit import UserError
 from minifit.data.progress import Bar
 
-MOST = 2**28  # bytes of a file, zipped or not: more than any published one has
+MOST = 2**28  # the most bytes of a file, zipped or not: more than any published file has
 
 
 def find(title, search, download, wanted, cache, data_dir=None):
-    """What `search` finds of a set, or else what `download(cache)` fetches.
+    """Returns what `search` finds of a data set, or else what `download(cache)` fetches.
 
-    search(folder): (what is there, in words what is missing or "")    wanted: in words what a user can put into `cache`
+    search(folder) returns (the files found, the missing ones in words or "")
+    wanted: the files that a user can put into `cache`, in words
 
-    Searched: `data_dir` and nowhere else, if it is given, because a folder named by hand must not be silently replaced
-    by another; otherwise $MINIFIT_DATA, which must be a folder if it is set, then the cache.
+    With `data_dir` it searches only there, because another folder must not silently replace the one named by hand.
+    Otherwise it searches $MINIFIT_DATA, which must be a folder if it is set, and then the cache.
     """
     if data_dir is not None:
         folder = Path(data_dir).expanduser()
@@ -48,9 +49,9 @@ def find(title, search, download, wanted, cache, data_dir=None):
 
 
 def download(files, mirrors, folder, progress=True):
-    """Paths of `files`, {name: "algorithm:checksum"}, in `folder`, from the first mirror that serves what it lacks.
+    """Downloads the missing ones of `files`, {name: "algorithm:checksum"}, into `folder`; returns the paths of all.
 
-    pooch writes under another name and renames a file only once its checksum is right.
+    They come from the first mirror that serves them intact. pooch renames a file only after its checksum is right.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def _fetch(mirror, name, checksum, folder, progress):
 
 
 def _reason(error):
-    """Why a mirror failed, in a few words; the exceptions' own messages fill a paragraph."""
+    """Says in a few words why a mirror failed; the exceptions' own messages fill a paragraph."""
     if getattr(error, "response", None) is not None:
         return f"HTTP {error.response.status_code}"
     if isinstance(error, ValueError):
@@ -87,7 +88,7 @@ def _reason(error):
 
 @contextmanager
 def reading(*paths):
-    """A complaint about what lies in the cache ends with what to do."""
+    """Adds to an error about a file in the cache what the user can do."""
     try:
         yield
     except UserError as error:
@@ -98,7 +99,7 @@ def reading(*paths):
 
 
 def read(path):
-    """All bytes of a file, which must not be more than MOST."""
+    """Returns all bytes of a file. UserError if there are more than MOST."""
     try:
         size = os.stat(path).st_size
         if size > MOST:
@@ -109,7 +110,7 @@ def read(path):
 
 
 class Limited:
-    """A stream that complains once it has given more than MOST bytes: what it reads was made to fill a memory."""
+    """A stream that raises UserError after MOST bytes, against files that were made to fill the memory."""
 
     def __init__(self, stream, place):
         self.stream, self.place, self.left = stream, place, MOST
@@ -123,5 +124,5 @@ class Limited:
 
 
 def existing(paths):
-    """The first of `paths` that exists, or None; files before folders, as an unpacked archive may have both."""
+    """Returns the first of `paths` that exists, or None; files before folders, because an archive may have both."""
     return min((path for path in paths if os.path.exists(path)), key=os.path.isdir, default=None)

@@ -16,7 +16,7 @@ import pooch
 from minifit import UserError
 from minifit.data import files
 
-# Each file, with the MD5 of the .gz as published and the SHA-256 of what is inside.
+# Each file, with the MD5 of the published .gz and the SHA-256 of its content.
 FILES = {
     "train-images-idx3-ubyte": (
         "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -42,9 +42,9 @@ MIRRORS = (
 
 
 def load(data_dir=None, progress=True, mirrors=MIRRORS):
-    """The set's name, images uint8 (N, 28, 28, 1) and labels uint8 (N,), then the same two for testing.
+    """Returns the set's name, images uint8 (N, 28, 28, 1) and labels uint8 (N,), then the same two for testing.
 
-    Only the official bytes are called MNIST: its look-alikes come in files of the same names.
+    Only the official bytes are called MNIST, because look-alikes come in files of the same names.
     """
     paths = find(data_dir, progress, mirrors)
     with files.reading(*paths):
@@ -60,14 +60,14 @@ def load(data_dir=None, progress=True, mirrors=MIRRORS):
 
 
 def find(data_dir=None, progress=True, mirrors=MIRRORS):
-    """Paths of the four files, in the order of FILES, from where files.find looks."""
+    """Returns the paths of the four files, in the order of FILES; files.find searches for them."""
     cache = pooch.os_cache("minifit") / "mnist"
     wanted = f"{', '.join(FILES)}, raw or .gz,"
     return files.find("MNIST", _search, lambda folder: download(folder, progress, mirrors), wanted, cache, data_dir)
 
 
 def _search(folder):
-    """Paths of those of FILES that `folder` has, or its subfolder mnist if that has more, and what is missing."""
+    """Returns (paths of the FILES in `folder`, or in its subfolder mnist if that has more, the missing ones)."""
     found = []
     for place in (folder, folder / "mnist"):
         paths = {}
@@ -83,12 +83,12 @@ def _search(folder):
 
 
 def download(folder, progress=True, mirrors=MIRRORS):
-    """Paths of the four .gz files in `folder`, from the first mirror that serves all that it lacks, intact."""
+    """Downloads the missing ones of the four .gz files into `folder`; returns the paths of all."""
     return files.download({f"{name}.gz": f"md5:{md5}" for name, (md5, _) in FILES.items()}, mirrors, folder, progress)
 
 
 def _read(path, dimensions):
-    """The array of an idx file, raw or gzipped whatever its name says, and the SHA-256 of its unzipped bytes."""
+    """Returns the array of an idx file, raw or gzipped under any name, and the SHA-256 of its unzipped bytes."""
     content = files.read(path)
     if content.startswith(b"\x1f\x8b"):
         try:
@@ -111,7 +111,7 @@ def _read(path, dimensions):
 
 
 def _check(images, labels, images_path, labels_path):
-    """Ten classes of 28x28 images, as many labels as images, and at least one."""
+    """Raises UserError unless there are images of 28x28 pixels, and as many labels from 0 to 9."""
     if len(images) == 0:
         raise UserError(f"{images_path}: no images in it")
     if images.shape[1:] != (28, 28):

@@ -23,7 +23,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 
 def load(path):
-    """The set's name, images (N, H, W, C) and labels (N,), the same two for testing, and no groups.
+    """Returns the set's name, images (N, H, W, C) and labels (N,), the same two for testing, and no groups.
 
     The training images are in a random order in which every stretch has its share of each class.
     """
@@ -48,7 +48,7 @@ def load(path):
 
 
 def stratified(labels, rng):
-    """The images' numbers in a random order in which every stretch has about its share of each class."""
+    """Returns the images' indices in a random order in which every stretch has about its share of each class."""
     place = np.empty(len(labels))
     for label in np.unique(labels):
         of_class = rng.permutation(np.flatnonzero(labels == label))
@@ -57,7 +57,7 @@ def stratified(labels, rng):
 
 
 def _opened(path):
-    """(the file with the images, {field: Array}): the path itself, or a copy whose images can be read row by row."""
+    """Returns (file, {field: Array}). The file is the path itself, or a copy whose images can be read row by row."""
     if path.is_dir():
         files = _pictures(path)
         copy = stored.copied(path, list(files), _copy_pictures, files)
@@ -84,7 +84,7 @@ def _images(path, array):
 
 
 def check(path, found):
-    """UserError where a field is missing, or has another shape or type than wanted."""
+    """Raises UserError if a field is missing, or has a wrong shape or type."""
     for name in ("images", "labels"):
         if name not in found:
             raise UserError(f"{path}: has no {name}; wanted images uint8 (N, H, W, C) and labels (N,)")
@@ -112,7 +112,7 @@ def check(path, found):
 
 
 def _check_classes(path, labels):
-    """UserError unless there are two classes at least, and images of each."""
+    """Raises UserError unless there are at least two classes, and images of each."""
     if labels.max() >= len(labels):
         raise UserError(f"{path}: labels: found {labels.max()}; wanted classes 0, 1, 2 ... with images of each")
     counts = np.bincount(labels)

@@ -1,4 +1,4 @@
-"""From stored bytes to what networks see: pixels in [0, 1], or contrast normalisation, global and then local, or ZCA.
+"""Prepares stored bytes for networks: as pixels in [0, 1], or by contrast normalisation, local normalisation or ZCA.
 
 Whitening is how pylearn2, and with it the paper, prepares CIFAR's images; local normalisation is for SVHN's.
 
@@ -64,9 +64,9 @@ class Whitened:
 
 
 def fit(images, scale=55.0, regularisation=0.1):
-    """The Whitened whose statistics come from these training images, (N, H, W, C), and from nothing else.
+    """Returns the Whitened with the statistics of these training images, (N, H, W, C).
 
-    No more than SLICE images are in memory as floats.
+    At most SLICE images are in memory as floats at a time.
     """
     return Whitened(ZCA.fit(images, regularisation, lambda part: contrast(part, scale)), scale)
 
@@ -78,7 +78,7 @@ def contrast(images, scale=55.0):
 
     images (N, H, W, C), bytes or any multiple of them    y float32 (N, H, W, C), zeros for an image of one colour
     """
-    # In float64, where the mean of equal pixels is exactly their value: what is left of them would be scaled up.
+    # In float64 the mean of equal pixels is exactly their value. Otherwise the rounding error would be scaled up.
     x = rows(images).astype(np.float64)
     x -= x.mean(axis=1, keepdims=True)
     xp = array_module(x)
@@ -152,7 +152,7 @@ class ZCA:
             covariance += centred.T @ centred
         covariance /= len(images)
         e, v = np.linalg.eigh(covariance)  # covariance = v diag(e) v.T
-        # A covariance has no eigenvalue below 0, but for rounding.
+        # A covariance has no eigenvalue below 0, except by rounding.
         scale = np.sqrt(np.maximum(e, 0) + regularisation)
         return cls(mean.astype(np.float32), ((v / scale) @ v.T).astype(np.float32))
 

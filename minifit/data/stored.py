@@ -1,10 +1,10 @@
-"""Images in files of any size: read row by row where they are asked for, and copied to such a file where they are not.
+"""Reads images from files of any size, row by row, and copies other files into that form.
 
-A file of one contiguous array of bytes is read in place, with as many bytes in memory as the rows asked for take.
-Anything else (compressed arrays, archives, pictures) is copied once, in slices, to such a file in the cache.
+If a file holds one contiguous array of bytes, only the rows asked for are read into memory. Anything else (compressed
+arrays, archives, pictures) is copied once, in slices, to such a file in the cache.
 
-What is read may be damaged or hostile. It is read by a child process of limited memory and time, whose end is a
-complaint of one line, and sizes are compared with the bytes that there are before they are believed.
+A file may be damaged or hostile. A child process of limited memory and time reads it; if the child dies, the user sees
+one line. Sizes that a file claims are compared with its real bytes before they are used.
 """
 
 import faulthandler
@@ -27,15 +27,15 @@ from minifit import UserError
 from minifit.files import SLICE, slices
 
 PLENTY = 2**26  # bytes that any file may inflate to ...
-RATIO = 100  # ... and beyond that, how many times its own size: photographs compress to a half or so
-MEMORY = 2**30  # bytes that a reader may need beyond what this process has
-SECONDS, SPEED = 60, 2**20  # of processor time that it may need, and bytes that it must read in another second
+RATIO = 100  # ... and beyond that, at most this many times its own size: photographs compress to about a half
+MEMORY = 2**30  # bytes that a reader may need in addition to this process
+SECONDS, SPEED = 60, 2**20  # seconds of processor time that a reader may need, and one more per SPEED bytes
 
 
 class Rows:
     """Some rows of an array of bytes in a file; indexing reads them.
 
-    A reader cannot tell them from an array uint8 (N, ...) but by the memory that they do not take.
+    They behave like an array uint8 (N, ...), but take no memory.
     """
 
     dtype = np.dtype(np.uint8)
@@ -58,7 +58,7 @@ class Rows:
         return len(self.index)
 
     def __getitem__(self, index):
-        """Rows as an array; index: a number, a slice, or an array of numbers or of truth values."""
+        """Reads rows into an array; index: a number, a slice, or an array of numbers or of truth values."""
         rows = np.atleast_1d(self.index[index])
         y = np.empty((len(rows), *self.whole[1:]), np.uint8)
         size, start = prod(self.whole[1:]), 0
@@ -79,32 +79,32 @@ class Rows:
         return self[:] if dtype is None else self[:].astype(dtype)
 
     def part(self, index):
-        """Some of these rows, unread."""
+        """Returns some of these rows without reading them."""
         return Rows(self.path, self.offset, self.whole, self.index[index], self.file)
 
 
 def part(images, index):
-    """Some of the images, unread where they are Rows; a view of an array where the index is a slice."""
+    """Returns some of the images: of Rows without reading them, of an array as a view if the index is a slice."""
     return images.part(index) if isinstance(images, Rows) else images[index]
 
 
 def join(a, b):
-    """The images of a and then those of b, unread where they are Rows of one file."""
+    """Returns the images of a followed by those of b, without reading them if both are Rows of one file."""
     if isinstance(a, Rows) and isinstance(b, Rows) and (a.path, a.offset) == (b.path, b.offset):
         return Rows(a.path, a.offset, a.whole, np.concatenate([a.index, b.index]), a.file)
     return np.concatenate([a, b])
 
 
 def believable(place, claimed, there, what="bytes"):
-    """UserError where a file claims more bytes than those that it has can be."""
+    """Raises UserError if a file claims more bytes than its own can hold when compressed."""
     if claimed > max(PLENTY, RATIO * there):
         raise UserError(f"{place}: claims {claimed:,} {what} and has {there:,}; no images compress so well")
 
 
 def guarded(function, *arguments, size=0):
-    """function(*arguments), computed by a child process of limited memory and time; UserError where that ends it.
+    """Returns function(*arguments), computed by a child process of limited memory and time. UserError if it dies.
 
-    size: bytes that it reads, for which it may take longer. Its value must be small, as it is sent through a pipe.
+    size: the bytes that it reads; more bytes allow more time. The value must be small, because a pipe carries it.
     """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
@@ -239,9 +239,9 @@ class Copy:
 
 
 def copied(place, sources, make, *arguments):
-    """The path of the copy in the cache that make(place, path, *arguments) writes, unless it is there.
+    """Returns the path of a copy in the cache, which make(place, path, *arguments) writes if it is missing.
 
-    sources: the files whose name, size and time of change tell one copy from another
+    sources: the files that the copy is made from; their names, sizes and times of change identify it
     """
     try:
         known = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]

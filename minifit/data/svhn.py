@@ -1,10 +1,10 @@
 """SVHN: find, download and read the three files of its cropped digits (Netzer et al. 2011), MATLAB's level 5.
 
 A file is 128 bytes of header and then elements: the type and the length of each in four bytes, and its content. Two
-elements are matrices, X uint8 (32, 32, 3, N) and y (N, 1), and may be compressed, each by itself. MATLAB has its first
-axis innermost: the bytes of X are those of one image after the other, by channel, column and row.
+elements are matrices, X uint8 (32, 32, 3, N) and y (N, 1); each may be compressed. MATLAB's first axis is the innermost
+one: the bytes of X are one image after the other, by channel, column and row.
 
-The files are read as streams, since X has 1.6 GB, and copied to a file of the cache as rows (N, 32, 32, 3).
+The files are read as streams, because X has 1.6 GB, and copied to a file of the cache as rows (N, 32, 32, 3).
 """
 
 import hashlib
@@ -34,10 +34,10 @@ BLOCK = 2**20  # bytes that are read at once
 
 
 def load(data_dir=None, progress=True, mirrors=MIRRORS):
-    """The set's name, images (N, 32, 32, 3) and labels (N,), then the same two for testing. The digit 0 is class 0.
+    """Returns the set's name, images (N, 32, 32, 3), labels (N,), and the same two for testing. Digit 0 is class 0.
 
-    The training images are in random order, the paper's 6,000 for validation last: 400 of each class from the training
-    file and 200 from the extra one.
+    The training images are in random order. The paper's 6,000 validation images come last: 400 of each class from the
+    training file and 200 from the extra one.
     """
     paths = find(data_dir, progress, mirrors)
     with files.reading(*paths):
@@ -54,7 +54,7 @@ def load(data_dir=None, progress=True, mirrors=MIRRORS):
 
 
 def _order(labels, train):
-    """The images' numbers in random order, validation last.   train: how many come from the training file"""
+    """Returns the images' indices in random order, validation last.   train: how many are from the training file"""
     rng = np.random.RandomState(SEED)  # pylearn2's generator, asked in its order
     chosen = []
     for start, part, each in ((0, labels[:train], VALIDATION["train"]), (train, labels[train:], VALIDATION["extra"])):
@@ -68,7 +68,7 @@ def _order(labels, train):
 
 
 def find(data_dir=None, progress=True, mirrors=MIRRORS):
-    """Paths of the three files, in the order of FILES, from where files.find looks."""
+    """Returns the paths of the three files, in the order of FILES; files.find searches for them."""
     cache = pooch.os_cache("minifit") / "svhn"
     fetch = {name: f"sha256:{sha256}" for name, (sha256, _) in FILES.items()}
     return files.find(
@@ -82,7 +82,7 @@ def find(data_dir=None, progress=True, mirrors=MIRRORS):
 
 
 def _search(folder):
-    """Paths of those of FILES that `folder` has, or its subfolder svhn if that has more, and what is missing."""
+    """Returns (paths of the FILES in `folder`, or in its subfolder svhn if that has more, the missing ones)."""
     places = folder, folder / "svhn"
     found = max(([place / name for name in FILES if (place / name).is_file()] for place in places), key=len)
     missing = ", ".join(name for name in FILES if name not in {path.name for path in found})
@@ -110,7 +110,7 @@ def _copy(place, copy, paths):
 
 
 def _labels(path):
-    """The labels of a file, with 0 for 10; UserError unless it has as many images."""
+    """Returns the labels of a file, with 0 for 10. UserError unless it has as many images."""
     with open(path, "rb") as file:
         found = {}
         for name, kind, shape, content in _matrices(path, file):
@@ -204,7 +204,7 @@ class _Content:
         self.inflate = zlib.decompressobj() if packed else None
 
     def take(self, count):
-        """The next bytes; UserError where there are fewer."""
+        """Returns the next bytes. UserError if there are fewer."""
         parts, wanted = [self.pending[:count]], count - len(self.pending[:count])
         self.pending = self.pending[count:]
         if wanted > self.left:
@@ -237,14 +237,14 @@ class _Content:
         return block
 
     def tag(self):
-        """(type, length, content) of the next element inside; a small one has its content in its tag, others None."""
+        """Returns (type, length, content) of the next element; content is None unless the tag itself contains it."""
         kind, length = struct.unpack("<II", word := self.take(8))
         if kind >> 16:
             return kind & 0xFFFF, kind >> 16, word[4 : 4 + (kind >> 16)]
         return kind, length, None
 
     def element(self):
-        """(type, content) of the next element inside, which is a short one."""
+        """Returns (type, content) of the next element, a short one."""
         kind, length, small = self.tag()
         if small is not None:
             return kind, small
@@ -253,7 +253,7 @@ class _Content:
         return kind, self.take(length + -length % 8)[:length]
 
     def skip(self):
-        """What is left of the element, to its end."""
+        """Skips the rest of the element."""
         while self.left or self.pending:
             self.take(min(self.left, BLOCK) or len(self.pending))
         if self.inflate and self._more(1):

@@ -1,7 +1,8 @@
-"""The command line: every setting is an option, every complaint is one line, and each command is a function."""
+"""The command line: each command is a function, every setting is an option, every error is one line."""
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
@@ -37,11 +38,12 @@ python run.py cifar10-fitnet1          CIFAR-10; all experiments are listed belo
 python run.py compare mnist --seeds 5  all stages of five seeds, compared
 python run.py compare RUN RUN ...      run directories that exist, compared
 python run.py results mnist            pages and pictures again, from the records
+python run.py tables                   the paper's tables, beside our results
 python run.py networks                 the networks' weights and multiplications
-python run.py audit                    every gradient against its derivative
+python run.py audit                    every gradient against the forward pass
 python run.py export FILE.h5 OUT       a trained network as ONNX or safetensors
 python run.py predict FILE.h5 PICTURE  the class of a picture
-python run.py inspect FILE.onnx        the hidden maps of a teacher of your own
+python run.py inspect FILE.onnx        the hints that a teacher of yours can give
 python run.py speed cifar10            how much faster FitNets are, measured
 python run.py mnist --help             the common settings; --help-all: all
 """
@@ -53,58 +55,61 @@ COMPARE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options(experiments.Config):
-    """The settings of an experiment, and what else a command that trains is told."""
+    """The settings of an experiment, and the other options of a command that trains."""
 
-    preset: str = setting("start from these settings", default="default", group="run", common=True)
+    preset: str = setting("take these settings", default="default", group="run", common=True)
     stage: str = setting("train this stage and the stages it needs", default="all", common=True)
-    teacher_spec: str | None = setting("take this .onnx or .h5 file for a teacher", default=None, common=True)
+    teacher_spec: str | None = setting("use this .onnx or .h5 file as the teacher", default=None, common=True)
     hint_tensor: tuple[str, ...] = setting("take the hint from this tensor of an ONNX teacher", default=())
     teacher_mean: tuple[float, ...] = setting(
-        "subtract this from what an ONNX teacher sees, one number or one per channel", default=(0.0,)
+        "subtract X from the pixels for an ONNX teacher; one number or one per channel", default=(0.0,)
     )
-    teacher_std: tuple[float, ...] = setting("and divide it by this", ABOVE_0, default=(1.0,))
-    teacher_range: float = setting("show an ONNX teacher pixels from 0 to X, such as 1 or 255", ABOVE_0, default=1.0)
-    teacher_from: Path | None = setting("take the teacher of this run directory; auto: train one", default=None)
+    teacher_std: tuple[float, ...] = setting("then divide the pixels by X", ABOVE_0, default=(1.0,))
+    teacher_range: float = setting("scale the pixels for an ONNX teacher to [0, X], X = 1 or 255", ABOVE_0, default=1.0)
+    teacher_from: Path | None = setting("copy the teacher from this run directory; auto: train one", default=None)
     data_dir: Path | None = setting(
         "read the data set from here; auto: MINIFIT_DATA, the cache, or a download", default=None, common=True
     )
     runs: Path = setting("write to PATH/EXPERIMENT/seedN", default=Path("runs"), common=True)
     workers: int = setting(
-        "use this many processes; results do not depend on it", at_least(1), default=available(), common=True
+        "use N processes; results do not depend on it", at_least(1), default=available(), common=True
     )
     backend: str = setting("compute with this library", one_of(*BACKENDS), default="numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneSeed(Options):
-    """What a run is told."""
+    """The options of a run."""
 
     CHOICE: ClassVar[str] = "method"
 
-    seed: int = setting("draw other initial weights and another order of images", at_least(0), default=0, common=True)
-    method: tuple[str, ...] = setting("train these methods", default=(), common=True)
+    seed: int = setting("draw other initial weights and image orders", at_least(0), default=0, common=True)
+    method: tuple[str, ...] = setting("train these methods in place of Table 4's four", default=(), common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """What an experiment on a file of the user's is told besides."""
+    """The further options of an experiment on a file of the user's."""
 
     data: Path | None = setting(
-        "read the images from this file or folder, see the README", default=None, group="your data", common=True
+        "read the images from this file or folder; the README describes it",
+        default=None,
+        group="your data",
+        common=True,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Specs(File):
-    """What an experiment on a data set of the user's is told besides."""
+    """The further options of an experiment on a data set of the user's."""
 
     student_spec: str = setting(
-        "the student's layers: channels, with - between layers and / between groups, which a pooling ends",
+        "build the student from these layers: channels, - between layers, / between groups; a group ends in a pooling",
         default=experiments.OWN_STUDENT,
         common=True,
     )
     teacher_spec: str = setting(
-        "the teacher's layers, where without a / every layer ends in a pooling; or the file of a trained teacher",
+        "build the teacher from these layers; without a / every layer ends in a pooling; or use this trained file",
         default=experiments.OWN_TEACHER,
         common=True,
     )
@@ -116,35 +121,37 @@ OF_TEACHERS = "teacher_spec", "hint_tensor", "teacher_mean", "teacher_std", "tea
 
 @dataclass(frozen=True, kw_only=True)
 class Several(Options):
-    """What a comparison is told."""
+    """The options of a comparison."""
 
     CHOICE: ClassVar[str] = "methods"
 
-    seeds: int = setting("train with the seeds 0 to N - 1", between(1, 1000), default=5, common=True)
+    seeds: int = setting("train seeds 0 to N - 1", between(1, 1000), default=5, common=True)
     at_once: int = setting(
         "train N seeds at the same time; they share the workers", at_least(1), default=1, common=True
     )
-    methods: tuple[str, ...] = setting("train and compare these methods; all: every one", default=(), common=True)
-    arm: tuple[str, ...] = setting("also train with these settings changed", SETTINGS, default=(), common=True)
+    methods: tuple[str, ...] = setting(
+        "compare these methods in place of Table 4's four; all of them by the name all", default=(), common=True
+    )
+    arm: tuple[str, ...] = setting("also train an arm with these settings", SETTINGS, default=(), common=True)
     studies: bool = setting("answer the questions of experiments.STUDIES, from the preset short", default=False)
     results: Path = setting("write tables and pictures to PATH/EXPERIMENT", default=Path("results"), common=True)
-    html: bool = setting("write the page as HTML too", default=False, common=True)
+    html: bool = setting("also write the page as report.html", default=False, common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """Where a comparison goes."""
+    """Where a comparison is written."""
 
-    results: Path = setting("the folder of tables and pictures", default=Path("results"), common=True)
-    html: bool = setting("write the page as HTML too", default=False, common=True)
+    results: Path = setting("use this folder of tables and pictures", default=Path("results"), common=True)
+    html: bool = setting("also write the page as report.html", default=False, common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What the audit is told."""
+    """The options of the audit."""
 
     row: str | None = setting(
-        "check the row of this name, or else those whose names begin so; auto: all", default=None, common=True
+        "check this row, or all rows whose names begin so; auto: all rows", default=None, common=True
     )
     draws: int = setting("draw this many problems for each row", at_least(1), default=15, common=True)
     seed: int = setting("draw other problems", at_least(0), default=0, common=True)
@@ -152,7 +159,7 @@ class Audit:
 
 
 def parse(name, arguments, kind=OneSeed, command="run.py"):
-    """The options of an experiment: a preset's settings, and what the arguments change in them."""
+    """Returns the options of an experiment: a preset's settings, changed by the arguments."""
     experiment, named = experiments.EXPERIMENTS[name], option_of("preset", arguments) or "default"
     kind = told(kind, experiment)
     if (experiment.data in OF_FILES or option_of("teacher_spec", arguments)) and not HELP & {*arguments}:
@@ -176,13 +183,13 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
 
 
 def told(kind, experiment):
-    """The kind of options, with those for the experiment's kind of data."""
+    """Returns the class of options, extended by those for the experiment's kind of data."""
     more = OF_FILES.get(experiment.data)
     return dataclass(frozen=True, kw_only=True)(type(kind.__name__, (more, kind), {})) if more else kind
 
 
 def experiment_of(name, asked):
-    """The experiment of that name, as a file of the user's, SPECs and a trained teacher make it."""
+    """Returns the experiment of that name, adapted to the user's file, SPECs and trained teacher."""
     experiment, trained = experiments.EXPERIMENTS[name], (asked.teacher_spec or "").endswith(teachers.ENDINGS)
     if experiment.data in OF_FILES:
         found = read_file(experiment.data, asked.data, asked.data_dir)
@@ -205,12 +212,12 @@ def experiment_of(name, asked):
 
 @cache
 def read_file(name, file, data_dir):
-    """The data set in a file of the user's."""
+    """Reads the data set in a file of the user's."""
     return data.load(name, data_dir, file=file)
 
 
 def methods_of(experiment, asked):
-    """The names of the methods asked for, and of the one that trains the stage asked for; none: those of every run."""
+    """Returns the names of the methods to train, with the one that has the stage of --stage; empty: Table 4's four."""
     names = getattr(asked, asked.CHOICE)
     methods = baselines.METHODS if names == ("all",) else runner.chosen(names)
     goals = goals_of(experiment, asked, methods)
@@ -226,7 +233,7 @@ def methods_of(experiment, asked):
 
 
 def goals_of(experiment, config, methods=None):
-    """What `--stage` takes with these settings: the methods, by default those of every run, their stages and "all"."""
+    """Returns the values that `--stage` accepts with these settings: methods, their stages, and "all"."""
     task, goals = Task({"teacher": experiment.teacher, "student": experiment.student}, config, 0, draw=False), []
 
     def note(stage):
@@ -252,7 +259,7 @@ def dataset_of(name, asked):
 
 
 def run_of(name, asked, config, seed, dataset, runs):
-    """The run of one seed.   runs: the folder of the experiment's folder"""
+    """Builds the run of one seed.   runs: the folder that holds one folder per experiment"""
     folder, experiment = runs / name / f"seed{seed}", experiment_of(name, asked)
     about = folder, name, asked.preset, experiment, config, seed, dataset
     methods = getattr(asked, asked.CHOICE)
@@ -274,7 +281,7 @@ def train(name, words):
 
 
 def compare(words):
-    """Trains several seeds of several arms and compares them; or compares the run directories that are named."""
+    """Trains several seeds of several arms and compares them; or compares existing run directories."""
     said, named = f"python run.py compare {shlex.join(words)}", [*takewhile(lambda word: word[:1] != "-", words)]
     if not {*named[:1]} & {*experiments.EXPERIMENTS}:
         asked = read_alone("compare RUN RUN ...", COMPARE, words[len(named) :], Written())
@@ -301,7 +308,7 @@ def compare(words):
 
 
 def arms_of(asked, base, studies):
-    """{arm: (its changes of the settings, its goals, seeds beyond --seeds)}; the base comes first and is called ""."""
+    """Returns {arm: (changed settings, goals, seeds beyond --seeds)}. The base comes first; its name is ""."""
     arms, single = {"": ({}, (asked.stage,), 0)}, [(changes(arm, base), (asked.stage,), 0) for arm in asked.arm]
     for own, goals, more in single + [(own, s.goals, s.more) for s in studies for own in s.arms.values()]:
         arm = comparison.arm_name(own)
@@ -311,7 +318,7 @@ def arms_of(asked, base, studies):
 
 
 def child(name, asked, run, teacher):
-    """The words of the command that trains one run."""
+    """Returns the words of the command that trains one run."""
     start = told(OneSeed, run.experiment)(**vars(run.experiment.presets[run.preset]), preset=run.preset)
     own = {"seed": run.seed, "method": run.methods, "runs": run.folder.parents[1], "teacher_from": teacher}
     more = [f.name for f in fields(OF_FILES[run.experiment.data])] if run.experiment.data in OF_FILES else []
@@ -321,16 +328,16 @@ def child(name, asked, run, teacher):
 
 
 def results(words):
-    """Makes the pages and pictures of a results folder again; nothing is trained."""
+    """Writes the pages and pictures of a results folder again, without training."""
     name, *rest = words or [""]
-    about = "Makes the pages and pictures of a results folder again, from the records in it. Nothing is trained."
+    about = "Writes the pages and pictures of a results folder again from its records, without training."
     asked = read_alone("results EXPERIMENT", about, words if {*words} & HELP else rest, Written())
     known(name, experiments.EXPERIMENTS, "an experiment")
     return publish.again(asked.results / name, asked.html, say)
 
 
 def show_networks(words):
-    """Counts the networks, beside the published figures."""
+    """Prints the weights and multiplications of the paper's networks beside the published counts."""
     if HELP & {*words}:
         say("python run.py networks: counts the weights and multiplications of the paper's networks")
         return 0
@@ -338,29 +345,29 @@ def show_networks(words):
         raise UserError(f"networks takes no options, but was given {shlex.join(words)}")
 
     def counted(network):
-        """All weights and multiplications of a network, built."""
+        """Returns the weights and the multiplications of a network, built as it is trained."""
         counts = networks.count(networks.build(network), np.zeros((0, *network.input), np.float32))
         return [sum(column) for column in zip(*counts, strict=True)]
 
     likely = paper.COUNTS["FitNet 3, block 1 of 64s"]
     fully_connected = (
-        "Its fully connected maxout layer has 5 pieces, as the text says, and is built and trained so. The published "
-        "counts are those of 2 pieces in every maxout layer."
+        "Its fully connected maxout layer is built and trained with 5 pieces, as the text says. The published counts "
+        "are those of 2 pieces in every maxout layer."
     )
     as_printed = [
-        "As printed, with a first block of 32-48-64-64, it gives neither published figure. 64-64-64-64 would: "
+        "With the printed first block, 32-48-64-64, neither count is the published one. 64-64-64-64 would give both: "
         f"{likely.weights:,} weights and {report.count(likely.multiplications)} multiplications."
     ]
-    budget = ["Table 6 gives no counts: this is the budget of multiplications that the series keeps to."]
+    budget = ["Table 6 gives no counts; this is the budget of multiplications of its series."]
     notes = {
         networks.FITNET_3: as_printed,
         networks.FITNET_3_100: as_printed,
-        networks.FITNET_4_100: ["The published figure is that of 10 classes; 100 classes have 45,000 weights more."],
+        networks.FITNET_4_100: ["The published count is for 10 classes; 100 classes have 45,000 weights more."],
         **dict.fromkeys((*networks.DEPTH_30M, *networks.DEPTH_107M), budget),
     }
     for network in (networks.AFLW_TEACHER, networks.AFLW_FITNET_1, networks.AFLW_FITNET_2):
         weights, multiplications = counted(replace(network, input=(16, 16, 1)))
-        grey = f"Of grey images it has {weights:,} weights and {report.count(multiplications)} multiplications."
+        grey = f"For grey images it has {weights:,} weights and {report.count(multiplications)} multiplications."
         notes[network] = [grey]
     rows = []
     for network in (*networks.NETWORKS, *networks.OTHERS):
@@ -379,7 +386,7 @@ def show_networks(words):
 
 
 def show_tables(words):
-    about = "Prints the paper's tables: each row with the published figure and ours, or the command that makes it."
+    about = "Prints the paper's tables: each row with the published figure and ours, or the command that trains ours."
     tables.tables(read_alone("tables", about, words, Written()).results, say)
     return 0
 
@@ -394,14 +401,14 @@ def audit(words):
 
 
 def read_alone(command, about, words, start):
-    """The options of a command without an experiment."""
+    """Reads the options of a command that has no experiment."""
     if HELP & {*words}:
         show_help(f"run.py {command}", about, start, words, {})
     return read(words, start)
 
 
 def main(words):
-    """Carries out a command; an exit status."""
+    """Runs a command and returns its exit status."""
     commands = {"compare": compare, "results": results, "networks": show_networks, "audit": audit}
     commands |= {"tables": show_tables}
     commands |= {name: lambda words, do=do: do(words, say) for name, do in tools.COMMANDS.items()}
@@ -427,17 +434,18 @@ def main(words):
         kept = "to begin again" if name in ("networks", "audit") else "the last finished epoch is kept. To go on"
         say(f"\nstopped; {kept}: python run.py {shlex.join(words)}")
         return 130
-    except BrokenPipeError:  # as of `run.py networks | head`: nobody reads on
+    except BrokenPipeError:  # as in `run.py networks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def known(name, names, what="an experiment or a command"):
-    """UserError where a name is none of those that there are."""
+    """Raises UserError for a name that is not among `names`."""
     if name not in names:
         said = f"{name!r} is not {what}" if name else f"wanted {what}"
         raise UserError(said + nearest(name, names, f": choose {', '.join(names)}"))
 
 
 def say(text):
-    print(text, flush=True)
+    """Prints a text; in a terminal, its lines break between words."""
+    print(report.fitted(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text, flush=True)

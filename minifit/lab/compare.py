@@ -1,8 +1,8 @@
-"""A comparison: arms times methods times seeds, paired by seed. Records of run directories go in, figures come out.
+"""Compares runs: from the records of run directories to figures of arms times methods times seeds, paired by seed.
 
 An arm is a name and the settings in which it differs from the base, whose name is "". The figures are a dictionary that
-is written as JSON. All of them follow from its "runs", so that they can be made again where run directories are gone.
-No method is named here: names, titles and stages are those of the records.
+is written as JSON. All of them follow from its "runs", so they can be computed again without the run directories.
+No method is named here: names, titles and stages come from the records.
 """
 
 from itertools import pairwise
@@ -16,12 +16,12 @@ from minifit.lab.rundir import RunDirectory, flat, refuse_other_formats
 from minifit.settings import words
 
 CONFIDENCE = 0.95  # of the intervals
-ROUNDING = 1e-12  # of the figures: differences whose spread is no larger have none
+ROUNDING = 1e-12  # relative rounding error of figures; a spread of differences below it counts as none
 FIGURES = ("test_error", "validation_error", "epochs", "seconds")
 ERRORS = FIGURES[:2]
 SIZES = ("weights", "multiplications")
 TEACHER = "teacher"  # the network that the students learn from, and the method that trains it
-FOLLOWS = {  # what differs because one of these settings does
+FOLLOWS = {  # a setting -> the settings whose change explains its own
     "images": {"train", "validation"},
     "networks.teacher.name": {"teacher_width_scale"},
     "networks.teacher.blocks": {"teacher_width_scale"},
@@ -29,18 +29,18 @@ FOLLOWS = {  # what differs because one of these settings does
 
 
 def spread(values):
-    """{n, mean, sd} of some figures; sd is the sample's, divided by n - 1, and None for fewer than two."""
+    """Returns {n, mean, sd} of some values; sd is divided by n - 1, and None for fewer than two values."""
     n = len(values)
     mean, sd = float(np.mean(values)) if n else None, float(np.std(values, ddof=1)) if n > 1 else None
     return {"n": n, "mean": mean, "sd": sd}
 
 
 def paired(one, other):
-    """`one` less `other`, seed by seed: {n, mean, sd, low, high, p}.
+    """Returns the paired differences, `one` less `other`, as {n, mean, sd, low, high, p}.
 
     low, high: the 95 % interval of the mean difference by Student's t with n - 1 degrees of freedom
     p: of the two-sided paired t-test
-    One pair gives n and mean only. Equal differences show no spread to judge by, and give no interval and no p.
+    One pair gives only n and mean. Differences that are all equal give no interval and no p.
     """
     from scipy import stats  # takes longer to import than the rest of minifit
 
@@ -54,7 +54,7 @@ def paired(one, other):
 
 
 def verdict(differences):
-    """Whether each paired difference is below 0: "shown" by all intervals, "refuted" by one, or "undecided"."""
+    """Says whether all paired differences are below 0: "shown" by all intervals, "refuted" by one, or "undecided"."""
     known = [d for d in differences if d["low"] is not None]
     if any(d["low"] > 0 for d in known):
         return "refuted"
@@ -62,10 +62,10 @@ def verdict(differences):
 
 
 def record(folder, stages=None, settings=None):
-    """The record of the run in a directory: its seed, settings and versions, and the records of its finished stages.
+    """Returns the record of a run directory: its seed, settings and versions, and the records of finished stages.
 
-    stages: the names of those wanted, of which "missing" lists the unfinished; of other methods there may be some too
-    settings: what the directory is to hold, by default what it says
+    stages: the names of the wanted stages; "missing" lists the unfinished ones. The directory may hold others too
+    settings: the settings that the directory must have; by default those in its config.json
     """
     config, summary = (_json(folder / name) for name in ("config.json", "summary.json"))
     if config or settings is None:
@@ -88,9 +88,9 @@ def _json(path):
 
 
 def figures(stages, again=None):
-    """{method: its figures} from the records of a run's stages.   again: those of the stages on all images
+    """Returns {method: its figures} from the records of a run's stages.   again: records of the stages on all images
 
-    The errors are those of the last stage that a method has. Its epochs and seconds are those of all its stages.
+    A method's errors are those of its last stage. Its epochs and seconds are those of all its stages.
     """
     found = {}
     for stage in [*stages.values(), *(again or {}).values()]:
@@ -115,13 +115,13 @@ def _figures(records):
 
 
 def in_order(names):
-    """Names of methods as they are listed everywhere; those that this minifit does not know come last."""
+    """Sorts names of methods into the order of baselines.METHODS; unknown names come last."""
     known = [method.name for method in baselines.METHODS]
     return sorted(dict.fromkeys(names), key=lambda name: known.index(name) if name in known else len(known))
 
 
 def pairs(methods, best=None):
-    """The methods that are compared: each student's method less the one before it, and less the first.
+    """Returns the pairs of methods to compare: each student's method with the one before it, and with the first.
 
     best: the method with which those listed after it are compared instead
     """
@@ -132,11 +132,11 @@ def pairs(methods, best=None):
 
 
 def gather(runs, command, changed=None, questions=None, order=(), others=()):
-    """The comparison of the records of some runs.
+    """Returns the comparison of the records of some runs.
 
-    command: the words that made it    changed: the settings in which the base differs from its preset
-    questions: [{"question", "arms": {name shown: arm}, "seeds"}], by default one, of all arms and all seeds
-    order: methods, each of which should have a lower error than the next    others: seeds that were not asked for
+    command: the command of the comparison    changed: the settings in which the base differs from its preset
+    questions: [{"question", "arms": {name shown: arm}, "seeds"}], by default one, with all arms and all seeds
+    order: methods, each expected to have a lower error than the next    others: seeds that were not asked for
     """
     first = {}
     for run in sorted(runs, key=lambda run: run["arm"] != ""):  # the base first
@@ -172,7 +172,7 @@ def _without(run, shared):
 
 
 def again(comparison):
-    """The records that a comparison was made of, and the other arguments of `gather`."""
+    """Returns the arguments of `gather` that give this comparison: its records and the rest."""
     keys = ("experiment", "data", "teacher", "student", "train_images", "validation_images", "test_images")
     head = {name: comparison[name] for name in keys if name in comparison}
     shared = comparison["settings"]
@@ -183,7 +183,7 @@ def again(comparison):
 
 
 def _answers(question, found, methods, best):
-    """A row for each method under each arm, and the differences between the methods of each arm.   best: of `pairs`"""
+    """Returns a row per method and arm, and the differences between the methods of each arm.   best: as in `pairs`"""
     seeds, arms = question["seeds"], question["arms"]
     values = {  # (method, arm) -> {seed: figures}
         (method, arm): {
@@ -200,7 +200,7 @@ def _answers(question, found, methods, best):
         own = [_row(method, *named, values[method, named[1]], values[method, reference]) for named in arms.items()]
         own = [row for row in own if row["seeds"]]
         if len(arms) > 1 and sum(row["from"] is None for row in own) < 2:
-            continue  # another arm's network tells nothing new
+            continue  # the arms share one network, so there is nothing to compare
         least = min((mean for row in own if (mean := row["validation_error"]["mean"]) is not None), default=None)
         for row in own:
             row["best"] = len(own) > 1 and least is not None and row["validation_error"]["mean"] == least
@@ -217,7 +217,7 @@ def _answers(question, found, methods, best):
 
 
 def _row(method, setting, arm, found, reference):
-    """The figures of a method under an arm.   found, reference: seed -> figures"""
+    """Returns the figures of a method in an arm.   found, reference: seed -> figures"""
     sources = {record["from"] for record in found.values()}
     source = sources.pop() if len(sources) == 1 else None if None in sources else "other runs"
     one = found if source in (None, "other runs") else dict([*found.items()][:1])  # the same network has no spread
@@ -236,20 +236,20 @@ def _row(method, setting, arm, found, reference):
 
 
 def _paired(one, other):
-    """The paired differences of both errors over the seeds that two sides share; None where one has no such error."""
+    """Returns the paired differences of both errors over the seeds that two sides share; None for a missing error."""
     both = [seed for seed in one if seed in other]
     sides = {error: [known({seed: side[seed] for seed in both}, error) for side in (one, other)] for error in ERRORS}
     return {error: paired(*side) if all(side) else None for error, side in sides.items()}
 
 
 def known(found, figure):
-    """A figure of each seed, or of none where one seed lacks it.   found: seed -> figures"""
+    """Returns a figure of every seed; an empty list if one seed lacks it.   found: seed -> figures"""
     values = [record[figure] for record in found.values()]
     return [] if None in values else values
 
 
 def _order(order, rows):
-    """What the test errors say of an order in which each method's should be lower than the next one's."""
+    """Judges by test errors whether each method of `order` has a lower error than the next one."""
     errors = {row["method"]: dict(zip(row["seeds"], row["test_errors"], strict=True)) for row in rows}
     if len(order) < 2 or not set(order) <= errors.keys():
         return None
@@ -261,18 +261,18 @@ def _order(order, rows):
 
 
 def changes(base, settings):
-    """The settings of a run, flat, that differ from those of the base, without what differs because of them."""
+    """Returns the flat settings of a run that differ from the base's, without those that follow from others."""
     names = [n for n in {**base, **settings} if n not in ("seed", "preset") and base.get(n) != settings.get(n)]
     return {n: settings.get(n) for n in names if not FOLLOWS.get(n, set()) & set(names)}
 
 
 def arm_name(changes):
-    """The name of an arm, "init=uniform,tau=1", which is what `--arm` takes.   changes: setting -> value"""
+    """Returns the name of an arm in the form that `--arm` takes, "init=uniform,tau=1".   changes: setting -> value"""
     return ",".join(f"{name}={' '.join(words(value))}" for name, value in changes.items())
 
 
 def questions_of(studies, seeds):
-    """What `gather` is asked for the studies, each with as many seeds."""
+    """Returns the questions of the studies for `gather`."""
     return [
         {
             "question": study.question,
@@ -284,9 +284,9 @@ def questions_of(studies, seeds):
 
 
 def arms_of(runs):
-    """The records with the arm of each: what differs in their settings but the seed, from the first run on.
+    """Returns the records, each with its arm: the settings, except the seed, that differ from the first run's.
 
-    UserError where runs differ in what no comparison can be of, or where two are of the same arm and seed.
+    UserError if runs differ in data, networks or another thing that must agree, or if two have the same arm and seed.
     """
     seen, named = {}, []
     for run in runs:

@@ -1,7 +1,7 @@
-"""A trained network for other programs: ONNX, with the preparation of images inside the graph, and safetensors.
+"""Exports a trained network: as ONNX, with the preparation of images inside the graph, or as safetensors.
 
-The ONNX model takes `images`, uint8 (N, H, W, C) for any N, and gives `probabilities` (N, classes). It is compared with
-minifit on images before it is written.
+The ONNX model takes `images`, uint8 (N, H, W, C) for any N, and gives `probabilities` (N, classes). Before it is
+written, its outputs are compared with minifit's.
 """
 
 import json
@@ -45,7 +45,7 @@ LARGEST = 2**31 - 2**20  # bytes of one file of protocol buffers
 
 
 def library(name="onnx"):
-    """A library of the extra [onnx]."""
+    """Imports a library of the extra [onnx]. UserError if it is missing."""
     try:
         if name == "onnx":
             import onnx
@@ -65,7 +65,7 @@ def there(name):
 
 @dataclass(frozen=True)
 class Value:
-    """What flows through a graph: its name, and the shape of one example, (H, W, C) or (D,).
+    """A tensor of a graph: its name, and the shape of one example, (H, W, C) or (D,).
 
     In the graph, maps are channels-first: the features are always axis 1.
     """
@@ -76,13 +76,13 @@ class Value:
 
 @dataclass
 class Graph:
-    """The nodes and constants of a model to be."""
+    """The nodes and constants of a model that is being built."""
 
     nodes: list = field(default_factory=list)
     constants: list = field(default_factory=list)
 
     def add(self, kind, *inputs, outputs=1, name=None, **attributes):
-        """The name of the output of a new node, or a list of names where it has several."""
+        """Adds a node and returns the name of its output, or a list of names for several outputs."""
         names = [name] if name else [f"{kind.lower()}{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(library().helper.make_node(kind, inputs, names, **attributes))
         return names if outputs > 1 else names[0]
@@ -99,17 +99,17 @@ class Graph:
         return self.add("Transpose", name, perm=axes)
 
     def rows(self, x):
-        """(N, H W C), in the order of (H, W, C)."""
+        """Adds nodes that flatten maps to (N, H W C), in the order of (H, W, C)."""
         name = x.name if prod(x.shape[:-1]) == 1 else self.transposed(x.name, 0, 2, 3, 1)
         return self.add("Flatten", name, axis=1)
 
     def maps(self, name, shape):
-        """Rows of pixels in the order of (H, W, C) as maps, channels first."""
+        """Adds nodes that turn rows of pixels, in the order of (H, W, C), into maps with channels first."""
         return self.transposed(self.add("Reshape", name, self.number([-1, *shape], np.int64)), 0, 3, 1, 2)
 
 
 def onnx_model(model):
-    """The ONNX model of a minifit.model.Model; UserError for a layer that has no counterpart here."""
+    """Returns the ONNX model of a minifit.model.Model. UserError for a layer that cannot be exported."""
     onnx, graph, about = library(), Graph(), model.about
     x = emit(model.layers, graph, Value(prepared(model.prepare, graph, model.input), model.input))
     graph.add("Softmax", graph.add("Identity", x.name, name="logits"), axis=1, name="probabilities")
@@ -130,17 +130,17 @@ def onnx_model(model):
     return made
 
 
-KNOWN = "name", "stage", "experiment", "seed", "data", "images", "classes"  # what is written into a model's properties
+KNOWN = "name", "stage", "experiment", "seed", "data", "images", "classes"  # the properties of an exported model
 
 
 @singledispatch
 def emit(layer, graph, x):
-    """Adds a layer to the graph; its output for the Value x."""
+    """Adds a layer to the graph and returns its output for the Value x."""
     raise UserError(f"a {type(layer).__name__} cannot be exported")
 
 
 def value(name, layer, x):
-    """The Value of a layer's output: no image at all tells the shape."""
+    """Returns the Value of a layer's output; a batch of no images is enough to find the shape."""
     return Value(name, layer(np.zeros((0, *x.shape), np.float32)).shape[1:])
 
 
@@ -153,7 +153,7 @@ def _(layer: Sequential, graph, x):
 
 @emit.register
 def _(layer: Branches, graph, x):
-    return emit(layer.trunk, graph, x)  # whose logits are the last output
+    return emit(layer.trunk, graph, x)  # the logits are the last output, the trunk's
 
 
 @emit.register
@@ -187,7 +187,7 @@ def _(layer: Maxout, graph, x):
 def _(layer: MaxPool2d, graph, x):
     y = value("", layer, x)
     size, stride = layer.size, layer.stride
-    # The last windows reach so far beyond the border: as padding it gives the same windows in every runtime.
+    # The last windows reach beyond the border. Padding by as much gives the same windows in every runtime.
     beyond = [max(0, (p - 1) * stride + size - h) for p, h in zip(y.shape[:2], x.shape[:2], strict=True)]
     shape = {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": [0, 0, *beyond]}
     return Value(graph.add("MaxPool", x.name, **shape), y.shape)
@@ -243,12 +243,12 @@ def _(layer: Reshape, graph, x):
 
 @emit.register
 def _(layer: Dropout, graph, x):
-    return x  # nothing, but in training
+    return x  # outside training, dropout is the identity
 
 
 @singledispatch
 def prepared(prepare, graph, shape):
-    """Adds what is done to `images`, bytes (N, H, W, C), to the graph; the name of the result, channels first."""
+    """Adds the preparation of `images`, bytes (N, H, W, C), to the graph; returns the result's name, channels first."""
     raise UserError(f"the preparation {type(prepare).__name__} cannot be exported")
 
 
@@ -274,7 +274,7 @@ def _(prepare: Local, graph, shape):
 
 
 def contrast(graph, scale):
-    """preprocessing.contrast of `images`, as rows, float32."""
+    """Adds preprocessing.contrast of `images`, as rows, float32."""
     double = np.float64
     x = graph.add("Cast", graph.add("Flatten", "images", axis=1), to=library().TensorProto.DOUBLE)
     x = graph.add("Sub", x, graph.add("ReduceMean", x, axes=[1]))
@@ -286,7 +286,7 @@ def contrast(graph, scale):
 
 
 def local_contrast(graph, x, shape, threshold=1e-4):
-    """preprocessing.local_contrast of maps."""
+    """Adds preprocessing.local_contrast of maps."""
     blurs = (preprocessing._blur(extent, 7, 2.0).astype(np.float32) for extent in shape[:2])
     down, across = graph.constant(next(blurs)), graph.constant(next(blurs).T)
 
@@ -299,7 +299,7 @@ def local_contrast(graph, x, shape, threshold=1e-4):
 
 
 def session(made, threads=1):
-    """An onnxruntime session of a model's bytes or file; UserError where it cannot be run."""
+    """Returns an onnxruntime session for a model's bytes or file."""
     ort = library("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
@@ -308,9 +308,9 @@ def session(made, threads=1):
 
 
 def check(made, model, images):
-    """The largest difference between onnxruntime's logits and minifit's; UserError where they do not agree.
+    """Returns the largest difference between onnxruntime's logits and minifit's. UserError if they do not agree.
 
-    A difference is in units of the largest logit, or of 1.
+    A difference is relative to the largest logit, or to 1 if that is larger.
     """
     onnx = library()
     shown = onnx.ModelProto()
@@ -331,7 +331,7 @@ def check(made, model, images):
 
 
 def write_onnx(model, path, images):
-    """Writes an ONNX model that agrees with minifit on these images; the largest difference of a logit."""
+    """Writes an ONNX model if it agrees with minifit on these images; returns the largest difference of a logit."""
     made = onnx_model(model)
     worst = check(made, model, images)
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(made.SerializeToString(deterministic=True)))
@@ -342,7 +342,7 @@ def write_safetensors(model, path):
     """Writes the arrays in the format safetensors, with the description of the network in its metadata.
 
     Names and layouts are those of minifit.model: "0.0.w" is (R, S, C, K) of a convolution, (D, E) of a linear layer.
-    What whitens images is in "preprocessing.mean" (D,) and "preprocessing.matrix" (D, D), for D = H W C.
+    The whitening is in "preprocessing.mean" (D,) and "preprocessing.matrix" (D, D), with D = H W C.
     """
     arrays = dict(model.layers.params)
     if isinstance(model.prepare, Whitened):
@@ -364,5 +364,5 @@ def write_safetensors(model, path):
 
 
 def noise(shape, n=4 * BATCH):
-    """Random images, where there are no others to compare with."""
+    """Returns random images, for a comparison without the test images."""
     return np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)

@@ -1,4 +1,4 @@
-"""The files of a run: those of weights and state, and its records in JSON."""
+"""Reads and writes the files of a run: weights and state, and records in JSON."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ __all__ += ["write_json", "write_text"]
 
 
 def read_json(path):
-    """The dictionary in a JSON file; UserError where there is none."""
+    """Returns the dictionary in a JSON file. UserError if there is none."""
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -28,9 +28,9 @@ def write_text(path, text):
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
-@cache  # the code at work is the one that was imported
+@cache  # the running code is the one that was imported
 def commit():
-    """The commit of the working copy, "+" where it has changes, but for results; None outside one."""
+    """Returns the commit of the working copy, with "+" if files other than results have changed; None outside git."""
     here = Path(__file__).parent
     code = ["git", "status", "--porcelain", "--", ":/", ":(top,exclude)results"]
     try:

@@ -1,4 +1,4 @@
-"""Several runs, each a process of its own, so many at once, and all of them stopped by one Ctrl-C."""
+"""Runs several commands as processes, some of them at the same time; one Ctrl-C stops all."""
 
 import signal
 import subprocess
@@ -8,23 +8,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 
-PATIENCE = 30  # seconds that a process has to end after Ctrl-C
+PATIENCE = 30  # seconds that a process may take to end after Ctrl-C
 
 
 @dataclass(frozen=True)
 class Job:
-    """A name to print before each line, and commands that are run one after another."""
+    """A name that is printed before each line, and commands that run one after another."""
 
     name: str
     commands: list
 
 
 def run_jobs(jobs, at_once, tell):
-    """Runs the jobs and passes on what they print; {name: exit status}.
+    """Runs the jobs, passes on their output, and returns {name: exit status}.
 
-    A command that fails stops nothing: its status is the job's, unless a later one fails too. The processes are out of
-    the terminal's reach, so that Ctrl-C comes to them once, from here. They end when they print and nobody reads: none
-    outlives this process for long.
+    A failing command stops nothing. A job's status is that of its last failing command. The processes have sessions of
+    their own, so Ctrl-C reaches them once, from here. If this process dies, they end at their next printed line.
     """
     lock, live, stopping = Lock(), set(), []
 

@@ -1,4 +1,4 @@
-"""From the words of a command line to settings and back, and the help: all of it read from the settings' own fields."""
+"""Turns the words of a command line into settings and back, and prints help: all from the fields of the settings."""
 
 import difflib
 import textwrap
@@ -12,10 +12,11 @@ from minifit.settings import Ramp, check, flag, walk, words
 
 HELP_ALL = "--help-all"
 HELP = {"-h", "--help", HELP_ALL}
-WIDTH, COLUMN = 80, 26  # of help, and where its sentences begin
+WIDTH, COLUMN = 80, 26  # columns of a help page, and the column where its sentences begin
 INDENT = " " * COLUMN
+FIRST_GROUPS = ("your data", "run")  # help begins with these; the others keep the order of the settings
 RAMP = "FIRST LAST END START: from FIRST, linearly from epoch START (1) to LAST at END."
-# What the words of an option are: as help shows them, and as a complaint does.
+# The value of an option by its type: as help shows it, and as an error message names it.
 KINDS = {
     int: ("N", "a whole number"),
     float: ("X", "a number"),
@@ -29,7 +30,7 @@ KINDS = {
 
 
 def read(arguments, start):
-    """`start`, changed by the words of a command line; UserError, one line, for words that cannot be meant."""
+    """Returns `start` changed by the words of a command line. UserError, one line, for words that make no sense."""
     known = {flag(name): (name, f) for name, f, _ in walk(start)}
     known |= {f"--no-{name}": (name, f) for name, f, _ in walk(start) if f.type is bool}
     left, values = list(arguments), {}
@@ -55,13 +56,13 @@ def read(arguments, start):
 
 
 def nearest(word, names, otherwise=""):
-    """A question after the name that is most like a word, or what to say where none is like it."""
+    """Returns "did you mean ...?" with the name most like a word, or `otherwise` if none is like it."""
     found = difflib.get_close_matches(word, names, 1)
     return f"; did you mean {found[0]}?" if found else otherwise
 
 
 def value_of(name, f, given):
-    """The value of a setting, from the words given for it."""
+    """Returns the value of a setting from its words."""
     kind, rule = kind_of(f), f.metadata["rule"]
     try:
         value = None if kind is not f.type and given == ["auto"] else made(kind, given)
@@ -74,12 +75,12 @@ def value_of(name, f, given):
 
 
 def kind_of(f):
-    """The type of a setting's values other than None."""
+    """Returns the type of a setting's values, apart from None."""
     return next((kind for kind in get_args(f.type) if f.type not in KINDS and kind is not type(None)), f.type)
 
 
 def made(kind, given):
-    """A value of a type from its words; ValueError where they do not make one."""
+    """Returns a value of this type from its words. ValueError if they do not make one."""
     if kind in (Ramp, tuple[int, ...], tuple[float, ...]):
         given = " ".join(given).split()
     if kind in (tuple[int, ...], tuple[float, ...]) and given:
@@ -92,7 +93,7 @@ def made(kind, given):
 
 
 def changed(settings, values):
-    """Settings with other values: {"tau": 2.0, "teacher.epochs": 5}."""
+    """Returns settings with other values, such as {"tau": 2.0, "teacher.epochs": 5}."""
     own, parts = {}, {}
     for name, value in values.items():
         part, dot, rest = name.partition(".")
@@ -104,7 +105,7 @@ def changed(settings, values):
 
 
 def changes(said, start):
-    """{name: value} from the words of an arm, "tau=1,init=uniform"."""
+    """Returns {name: value} from the words of an arm, such as "tau=1,init=uniform"."""
     known, found = {name: f for name, f, _ in walk(start)}, {}
     for part in said.split(","):
         name, equals, value = part.partition("=")
@@ -116,7 +117,7 @@ def changes(said, start):
 
 
 def options(config, default):
-    """The words that make `config` of `default`: the inverse of `read`."""
+    """Returns the words that turn `default` into `config`: the inverse of `read`."""
     found, before = [], {name: value for name, _, value in walk(default)}
     for name, _, value in walk(config):
         if value != before[name]:
@@ -126,9 +127,9 @@ def options(config, default):
 
 
 def show_help(usage, about, start, arguments, choices):
-    """Prints what each option does and the value it has now, in groups, and ends the command.
+    """Prints each option with its help and its current value, in groups, and ends the command.
 
-    choices: {setting: the names that it takes}, where its rule does not know them
+    choices: {setting: the names that it accepts}, if its rule does not list them
     """
     wrap, groups, group, hidden = partial(textwrap.wrap, break_on_hyphens=False), {}, "", False
     opens = {f.name: f.metadata.get("group") for f in fields(start)}
@@ -141,7 +142,8 @@ def show_help(usage, about, start, arguments, choices):
         else:
             hidden = True
     lines = wrap(f"python {usage} [OPTION VALUE ...]", WIDTH) + wrap(about, WIDTH)
-    for group, rows in groups.items():
+    for group in sorted(groups, key=lambda name: name in FIRST_GROUPS and FIRST_GROUPS.index(name) - len(FIRST_GROUPS)):
+        rows = groups[group]
         lines += ["", *[group] * bool(group)]
         for f, (flags, values) in rows.items():
             metavar = "|".join(f.metadata["rule"].choices) or KINDS.get(kind_of(f), ("",))[0]
@@ -160,7 +162,7 @@ def show_help(usage, about, start, arguments, choices):
 
 
 def option_of(name, arguments):
-    """The value of one option, or None, before it is known which other options there are."""
+    """Returns the value of one option, or None, before the other options are known."""
     found = None
     for word, following in zip(arguments, [*arguments[1:], None], strict=False):
         option, equals, value = word.partition("=")

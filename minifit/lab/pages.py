@@ -10,13 +10,16 @@ from html import escape
 from minifit.lab.report import table
 
 STYLE = """
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222 }
+body { max-width: 74rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222;
+  overflow-wrap: anywhere }
 h1 { line-height: 1.2 } h2 { margin-top: 3rem; border-bottom: 1px solid #ddd } h3 { margin-top: 2rem }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums } div { overflow-x: auto }
-th, td { padding: 0.25rem 0.75rem; text-align: left; border-bottom: 1px solid #e4e4e4; vertical-align: bottom }
-.n { text-align: right } td.n { white-space: nowrap } th { max-width: 9rem }
-code { background: #f4f4f4; padding: 0.1rem 0.3rem }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
+p, figure { max-width: 60rem } div { overflow-x: auto; margin: 1.5rem 0 }
+th, td { padding: 0.25rem 0.6rem; text-align: left; border-bottom: 1px solid #e4e4e4; vertical-align: bottom }
+.n { text-align: right } td + td { white-space: nowrap } th { max-width: 8rem }
+code { background: #f4f4f4; padding: 0.1rem 0.3rem } code span { display: inline-block }
 figure { margin: 2rem 0 } img { max-width: 100% } figcaption { font-size: 0.9rem; color: #555 }
+@media (max-width: 45rem) { figure { overflow-x: auto } img { max-width: none; width: 45rem } }
 """
 
 
@@ -48,7 +51,8 @@ def html(title, blocks, folder):
             level = 3 if kind.endswith("3") else 2
             lines.append(f"<h{level}>{escape(content[0])}</h{level}>")
         elif kind == "code":
-            lines.append(f"<p><code>{escape(content[0])}</code></p>")
+            words = " ".join(f"<span>{escape(word)}</span>" for word in content[0].split(" "))  # break between words
+            lines.append(f"<p><code>{words}</code></p>")
         elif kind == "table":
             lines.append(_html_table(*content))
         elif kind == "picture":

@@ -1,8 +1,8 @@
-"""Several processes on the slices of one minibatch.
+"""Shares out the work on one minibatch among several processes.
 
-Processes, not threads: these networks' operations are so short that threads would queue for the interpreter lock. They
-are forked, so that they inherit the data and the network, and share what they must in anonymous memory, which vanishes
-with the last of them however it ends.
+Processes, not threads: these networks' operations are so short that threads would queue for the interpreter lock. The
+processes are forked, so they inherit the data and the network. They share arrays in anonymous memory, which vanishes
+with the last process, however it ends.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 
 def available():
-    """The cores this process may use: affinity and, in a container, its quota."""
+    """Returns the number of cores that this process may use, by its affinity and its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
@@ -32,22 +32,23 @@ def available():
 
 
 def shared(shape, dtype=np.float32):
-    """Zeros in memory that forked processes share."""
+    """Returns an array of zeros in memory that forked processes share."""
     size = max(1, prod(shape) * np.dtype(dtype).itemsize)
     return np.frombuffer(mmap.mmap(-1, size), dtype, prod(shape)).reshape(shape)
 
 
 class WorkerLost(Exception):
-    """A worker process that ended while it was needed, and how."""
+    """Says how a worker process ended while it was needed."""
 
 
 class Team:
-    """`count` processes, this one included, that run the same functions on different jobs.
+    """`count` processes, including this one, that run the same functions on different jobs.
 
         with Team(2, {"square": square}) as team:
             team.run("square", [3, 4, 5])    # [9, 16, 25], whoever computed which
 
-    Jobs and results are small and pickled; arrays travel through `shared` memory that the functions close over.
+    Jobs and results are pickled, so they should be small. Arrays travel through `shared` memory, which the functions
+    know from before the fork.
     """
 
     def __init__(self, count, functions):
@@ -63,7 +64,7 @@ class Team:
             ours, theirs = context.Pipe()
             arguments = theirs, [*self.pipes, ours], os.getpid()
             process = context.Process(target=self._serve, args=arguments, daemon=True)
-            # Workers inherit the blocked signal: Ctrl-C is for the parent, which then closes the pipe.
+            # Workers inherit the blocked signal: only the parent answers Ctrl-C, and then closes the pipes.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 process.start()
@@ -85,7 +86,7 @@ class Team:
         self.blas.restore_original_limits()
 
     def run(self, name, jobs):
-        """[function(job) for job in jobs], shared out among the team."""
+        """Returns [function(job) for job in jobs], computed by the whole team."""
         jobs = list(jobs)
         results = [None] * len(jobs)
         for i in range(1, self.count):
@@ -132,10 +133,10 @@ class Team:
 
 
 def keep_freed_memory():
-    """Asks glibc to keep freed arrays for the next one of their size, until `return_freed_memory`.
+    """Asks glibc to keep freed memory for the next array of that size, until `return_freed_memory`.
 
-    By default an array above 32 MiB at the most is mapped and unmapped each time, and its page faults cost more than
-    the arithmetic done on it. Elsewhere than on glibc neither does anything.
+    By default glibc maps and unmaps large arrays (above 32 MiB at most) each time, and the page faults cost more than
+    the arithmetic. Without glibc neither function does anything.
     """
     trim_threshold, mmap_max = -1, -4  # from malloc.h
     _glibc("mallopt", trim_threshold, 2**31 - 1)
@@ -143,7 +144,7 @@ def keep_freed_memory():
 
 
 def return_freed_memory():
-    """Gives what `keep_freed_memory` kept back to the system, before something else needs as much."""
+    """Returns the memory that `keep_freed_memory` kept to the system."""
     _glibc("malloc_trim", 0)
 
 

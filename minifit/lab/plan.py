@@ -1,4 +1,4 @@
-"""What lies ahead of a run: its stages, their sizes, and about how long they will take."""
+"""The plan of a run: its stages, their sizes, and an estimate of their time."""
 
 import textwrap
 import time
@@ -14,7 +14,7 @@ from minifit.layers import leaves
 
 
 def lines(run, goal):
-    """What is said before a run begins: its sets, what becomes of the teacher's outputs, and a table of its stages."""
+    """Yields the lines before a run: its images, whether the teacher's outputs are kept, and the table of stages."""
     sizes = "{train:,} images to train on, {validation:,} to validate, {test:,} to test".format(**run.sets.sizes)
     yield f"{run.data.name}: {sizes}"
     yield f"seed {run.seed}, {run.workers} workers, {run.folder}/"
@@ -28,7 +28,7 @@ def lines(run, goal):
 
 
 def network_table(network):
-    """A network's layers, each with its map, weights and multiplications."""
+    """Returns a table of a network's layers, with their maps, weights and multiplications."""
     layers, x, rows = networks.build(network), np.zeros((0, *network.input), np.float32), []
     counts = networks.count(layers, x)
     for i, (layer, (weights, multiplications)) in enumerate(zip(layers, counts, strict=True), start=1):
@@ -41,7 +41,7 @@ def network_table(network):
 
 
 def about_the_teacher(run, stages):
-    """What is done with the teacher's outputs, and the memory that this takes."""
+    """Says whether the teacher's outputs are kept or computed in every epoch, and how much memory they take."""
     needed, anew = {}, []
     for stage in (stage for stage in stages if stage.target):
         for part in run.sets.sizes:
@@ -60,7 +60,7 @@ def about_the_teacher(run, stages):
 
 
 def outline(run, stages):
-    """A dictionary for each stage: what it trains and on what, its sizes, epochs, state, and an estimate in seconds."""
+    """Returns a dictionary per stage: its network, loss, sizes, epochs, state, and estimated seconds."""
     rows, known = [], {}
     for key, stage in stages.items():
         counts = run.count(stage)
@@ -78,7 +78,7 @@ def outline(run, stages):
 
 
 def seconds(run, stage):
-    """About how long an epoch takes: by one minibatch forward and back, and one forward for validation."""
+    """Estimates the time of an epoch from one training minibatch and one validation minibatch."""
 
     def loss(y, target, labels, epoch):
         return 0.0, y
@@ -90,7 +90,7 @@ def seconds(run, stage):
     sets, took = {"train": Examples(images, labels, run.sets.prepare, stage.target)}, []
     with DataParallel(stage, sets, run.microbatch(stage), run.workers) as parallel:
         for what in (lambda: parallel.gradient(np.arange(batch), 1, 0, choices), lambda: parallel.measure("train", 1)):
-            what()  # once for nothing: the first time fetches memory and plans convolutions
+            what()  # not timed: the first time fetches memory and plans convolutions
             began = time.perf_counter()
             what()
             took.append(time.perf_counter() - began)
@@ -98,7 +98,7 @@ def seconds(run, stage):
 
 
 def plan_table(rows):
-    """What a run would train, one stage per row, and the time that is left; a finished stage costs nothing."""
+    """Returns the table of a run's stages, and the time that is left; a finished stage needs none."""
     left = [row["estimate"] for row in rows if row["state"] != "finished"]
     cells = []
     for row in rows:

@@ -1,7 +1,7 @@
-"""Plots: what runs and comparisons report, and what networks see, as PNG files.
+"""Draws the results of runs and comparisons, and the filters and maps of networks, as PNG files.
 
-No method is named here: order, labels and colours are those of the records. matplotlib is imported where something is
-drawn, so that a command which draws nothing starts at once.
+No method is named here: order, labels and colours come from the records. matplotlib is imported only where something is
+drawn, so a command that draws nothing starts at once.
 """
 
 from pathlib import Path
@@ -25,13 +25,13 @@ PALETTE += ("#AA4499", "#117733", "#661100", "#6699CC", "#888888", "#BBAA00", "#
 
 
 def colour_of(method, methods=()):
-    """The colour of a method, the same in every picture: by its place among all methods, and then among `methods`."""
+    """Returns the colour of a method, the same in every picture: by its place among all methods, then in `methods`."""
     place = in_order([*(m.name for m in baselines.METHODS), *methods, method]).index(method)
     return PALETTE[(place - 1) % len(PALETTE)] if place else FIRST
 
 
 def colours_of(stages):
-    """{stage: colour} from its record: a method's last stage has the method's colour, an earlier one a lighter tint."""
+    """Returns {stage: colour}: a method's last stage has the method's colour, its earlier stages a lighter tint."""
     methods = [record["method"] for record in stages.values()]
     colours, done = {}, set()
     for stage, record in reversed(stages.items()):
@@ -49,13 +49,13 @@ def _lighter(colour):
 
 
 def label_of(stage, stages):
-    """A method's label for its last stage that classifies, and for any other stage the stage's own name."""
+    """Returns the method's label for its last stage that classifies, and the stage's name for any other stage."""
     own = [n for n, r in stages.items() if r["method"] == stages[stage]["method"] and "test_error" in r]
     return stages[stage]["label"] if own[-1:] == [stage] else stage.replace("_", " ")
 
 
 def heading(figure, title, subtitle):
-    """A title and a line under it, in inches from the top left corner."""
+    """Writes a title and a subtitle in the top left corner, placed in inches."""
     width, height = figure.get_size_inches()
     figure.text(0.15 / width, 1 - 0.15 / height, title, fontsize=12, fontweight="bold", va="top")
     figure.text(0.15 / width, 1 - 0.42 / height, subtitle, fontsize=8.5, color=GREY, va="top")
@@ -70,8 +70,8 @@ def bare(axes, along="y"):
 def plot_curves(runs, path, title, stages):
     """Validation error, validation loss and training loss against the epoch, one panel per stage and figure.
 
-    runs: seed -> its epochs, one dictionary each    stages: {stage: its record} of those that are drawn, in order
-    A dot marks the epoch that was chosen, if there is one seed.
+    runs: seed -> one dictionary per epoch    stages: {stage: its record} of the stages to draw, in order
+    With one seed, a dot marks the chosen epoch.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -120,7 +120,7 @@ def plot_curves(runs, path, title, stages):
 
 
 def log_axis(axes, values):
-    """A log axis of y for these values, with ticks that can be read; returns the floor, named 0, that stands for 0."""
+    """Makes the y axis logarithmic, with readable ticks; returns the floor at which 0 is drawn, with the tick "0"."""
     low, high, floor = _log_limits(values)
     zero = bool((values == 0).any())
     ticks = _log_ticks(1.3 * floor if zero else low, high, least=4)
@@ -132,7 +132,7 @@ def log_axis(axes, values):
 
 
 def _log_limits(values):
-    """low, high and a floor that zeros are drawn at, for a log axis; at least a factor of 5 from low to high."""
+    """Returns the limits of a log axis, at least a factor of 5 apart, and the floor at which zeros are drawn."""
     positive = values[np.isfinite(values) & (values > 0)]
     least, most = (positive.min(), positive.max()) if len(positive) else (1.0, 1.0)
     floor = least / 2 if (values == 0).any() else least
@@ -141,7 +141,7 @@ def _log_limits(values):
 
 
 def _log_ticks(low, high, least=3):
-    """Ticks at powers of ten over three decades or more, else at 1, 2 and 5 and, for `least` at least, at more."""
+    """Returns ticks at powers of ten over three decades or more, else at 1, 2 and 5, or at more to have `least`."""
     first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
     decades = range(first, last + 1, 1 + (last - first) // 9)  # at most about ten ticks
     for steps in [(1,)] if high >= 1000 * low else [(1, 2, 5), (1, 2, 3, 5, 7), range(1, 10)]:
@@ -152,7 +152,7 @@ def _log_ticks(low, high, least=3):
 
 
 def _tick_name(tick):
-    """0.001 to 50000 as they are, others as powers of ten."""
+    """Writes 0.001 to 50000 as they are, other ticks as powers of ten."""
     digit, power = f"{tick:.0e}".split("e")
     if -3 <= int(power) < 5:
         return f"{tick:g}"
@@ -160,7 +160,7 @@ def _tick_name(tick):
 
 
 def plot_errors(rows, path, title, methods, published=None):
-    """Validation and test errors, one line per method and setting; lines of one setting stand together.
+    """Draws validation and test errors, one line per method and setting, grouped by setting.
 
     rows: as a comparison has them    methods: name -> {"label"}    published: method -> test error, as diamonds
     """
@@ -181,7 +181,7 @@ def plot_errors(rows, path, title, methods, published=None):
     width, height = left + (wide + 0.25) * len(parts) + 0.1, tall + 1.35
     figure = Figure(figsize=(width, height))
     diamonds = "; diamonds: the paper" * any(row["method"] in published for row in rows)
-    heading(figure, title, f"one point per seed, a grey line joins the points of a seed, a bar is the mean{diamonds}")
+    heading(figure, title, f"one point per seed, one grey line per seed, a bar at the mean{diamonds}")
     for i, part in enumerate(parts):
         axes = figure.add_axes(((left + i * (wide + 0.25)) / width, 0.4 / height, wide / width, tall / height))
         beside, shown, joined = {"transform": axes.get_yaxis_transform(), "va": "center"}, [], {}
@@ -211,7 +211,7 @@ def plot_errors(rows, path, title, methods, published=None):
 
 
 def error_axis(axes, errors):
-    """An axis of x for errors, with room for means on its right: straight within a factor of 3, else logarithmic."""
+    """Sets an x axis for errors, with room for means on its right: linear within a factor of 3, else logarithmic."""
     low, high = min(errors), max(errors)
     if high > 3 * low > 0:
         ticks = _log_ticks(low / 1.1, high * 1.1, least=4)
@@ -226,7 +226,7 @@ def error_axis(axes, errors):
 
 
 def plot_filters(weights, path, title):
-    """Filters of the first layer, a mosaic for each network; every filter is scaled by its own largest weight.
+    """Draws the filters of first layers, one mosaic per network; each filter is scaled by its own largest weight.
 
     weights: name -> w (R, S, C, K).   Three channels are shown as colours, any other number as its mean.
     """
@@ -251,7 +251,8 @@ def plot_filters(weights, path, title):
         framed[:, 3:69, 3:69] = 0.8
         framed[:, 4:68, 4:68] = tiles[:, rows][:, :, columns]
         mosaics.append(mosaic.swapaxes(1, 2).reshape(len(mosaic) * 72, wide * 72, 3))
-        shown = {1: ", red > 0 > blue", 3: ", grey = 0"}.get(C, f", mean of {C} channels, red > 0 > blue")
+        signs = ", red positive, blue negative"
+        shown = {1: signs, 3: ", grey is 0"}.get(C, f", mean of {C} channels{signs}")
         captions.append(f"{name}: {K} filters, {R}x{S}{shown}")
 
     # Placed by hand, in inches: at 120 dots an inch a tile's 72 pixels are the PNG's own, and frames stay even.
@@ -271,7 +272,7 @@ def plot_filters(weights, path, title):
 
 
 def mosaic(maps, columns):
-    """The channels of one image side by side, with NaN between them.
+    """Arranges the channels of one image side by side, with NaN between them.
 
     maps (H, W, C) -> (rows (H + 1) - 1, columns (W + 1) - 1)
     """
@@ -283,7 +284,7 @@ def mosaic(maps, columns):
 
 
 def plot_hints(images, hints, before, after, path, title):
-    """A few images, the teacher's hint of each, and the regressor's output before and after stage 1; every channel.
+    """Draws a few images with the teacher's hint and the regressor's output before and after stage 1, every channel.
 
     images (N, H, W, C)    hints, before, after (N, P, Q, K), one colour scale for all three of an image
     """
@@ -298,10 +299,10 @@ def plot_hints(images, hints, before, after, path, title):
     width, height = 0.3 + 1.5 + 3 * (wide + 0.2), 0.7 + n * (tall + 0.35) + 0.1
     figure = Figure(figsize=(width, height))
     P, Q = hints.shape[1:3]
-    about = f"all {k} channels, {P}x{Q} each; an image's three panels share their colours"
-    heading(figure, title, f"{about}; L_HT: eq. 3 of the image alone")
+    about = f"all {k} channels, {P}x{Q} each; the three panels of an image share their colours"
+    heading(figure, title, f"{about}; L_HT: eq. 3 for this image")
     colours = matplotlib.colormaps["magma"].with_extremes(bad="white")
-    panels = {"hint of the teacher": hints, "regressor before stage 1": before, "after stage 1": after}
+    panels = {"the teacher's hint": hints, "regressor before stage 1": before, "after stage 1": after}
     for i in range(n):
         bottom = height - 0.7 - (i + 1) * (tall + 0.35)
         axes = figure.add_axes((0.15 / width, (bottom + (tall - 1.3) / 2) / height, 1.3 / width, 1.3 / height))
@@ -318,7 +319,7 @@ def plot_hints(images, hints, before, after, path, title):
 
 
 def plot_mistakes(images, labels, said, teacher_said, sure, path, title, most=30):
-    """Misread images with their label, what the student said, how sure it was, and what the teacher said."""
+    """Draws misclassified images with their label, the student's answer, its probability, and the teacher's answer."""
     from matplotlib.figure import Figure
 
     shown, columns = min(most, len(images)), 10
@@ -326,8 +327,8 @@ def plot_mistakes(images, labels, said, teacher_said, sure, path, title, most=30
     width, height = 10.6, 0.85 + 1.55 * rows
     figure = Figure(figsize=(width, height))
     order = np.argsort(-np.asarray(sure), kind="stable")[:shown]
-    some = f"the {shown} of which the student is surest" if shown < len(images) else "all of them, the surest first"
-    heading(figure, title, f"{some}; label > what the student says, its probability; T: what the teacher says")
+    some = f"the {shown} surest" if shown < len(images) else "all of them, the surest first"
+    heading(figure, title, f"{some}; label > student's answer, its probability; T: the teacher's answer")
     for place, i in enumerate(order):
         row, column = divmod(place, columns)
         at = (0.15 + 1.04 * column) / width, 1 - (0.85 + 1.55 * row + 0.95) / height
@@ -340,7 +341,7 @@ def plot_mistakes(images, labels, said, teacher_said, sure, path, title, most=30
 
 
 def show(axes, image):
-    """An image as stored, one channel as ink on white."""
+    """Shows an image as stored, one channel as ink on white."""
     axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="Greys", interpolation="nearest")
     axes.set_axis_off()
 

@@ -1,10 +1,10 @@
-"""A results folder: what the runs of a comparison came to, as JSON, as a page in Markdown, and as pictures.
+"""Writes a results folder: the results of a comparison as JSON, as a page in Markdown, and as pictures.
 
 RESULTS/<experiment>/<part>/results.json and its pictures     a comparison; parts are "default", "paper", "studies"
-RESULTS/<experiment>/README.md                                a page of all its parts
-RESULTS/<experiment>/report.html                              the same as one file, on request
+RESULTS/<experiment>/README.md                                a page of all parts
+RESULTS/<experiment>/report.html                              the same page as one file, with --html
 
-Tables and most pictures are made from records alone. Only hints and mistakes ask networks anything.
+Tables and most pictures are made from records. Only the pictures of filters, hints and mistakes need networks.
 """
 
 import json
@@ -27,15 +27,15 @@ from minifit.settings import walk, words
 from reference import paper
 
 PICTURES = {
-    "errors.png": "Errors: one point per seed, a line joins the points of a seed, a bar is the mean.",
-    "curves.png": "Curves of each stage: one thin line per seed, a thick line for their mean.",
-    "filters.png": "The first layer of the teacher and, after each stage, of the student.",
-    "hints.png": "Hints, and what the regressor makes of the guided layer before and after stage 1.",
-    "mistakes.png": "Test images that the student of the last method misreads, the surest mistakes first.",
+    "errors.png": "Errors: one point per seed, one grey line per seed, and a bar at the mean.",
+    "curves.png": "Errors and losses of each stage: one thin line per seed, one thick line for their mean.",
+    "filters.png": "Filters of the first layer: the teacher's, and the student's after each stage.",
+    "hints.png": "The teacher's hints, and the regressor's output before and after stage 1.",
+    "mistakes.png": "Test images that the last method's student misclassifies, the surest mistakes first.",
 }
 # The order that the paper finds, from the best method to the worst.
 ORDER = [name for name in sorted(paper.TABLE_4, key=paper.TABLE_4.get) if name != TEACHER]
-SHOWN = 4  # images whose hints are drawn
+SHOWN = 4  # the number of images whose hints are drawn
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Member:
     """One run of a comparison that the command line asks for."""
 
     run: runner.Run
-    words: list  # what follows `run.py` in the command that trains it
+    words: list  # the words after `run.py` in the command that trains it
     arm: str = ""  # the name of its arm, "" for the base
-    goals: tuple = ("all",)  # the methods or stages that it is to have
+    goals: tuple = ("all",)  # the methods or stages to train
 
     def record(self):
-        """The record of the run as it is now."""
+        """Returns the present record of the run."""
         run = self.run
         wanted = run.ahead(*self.goals)
         found = comparison.record(run.folder, wanted, run.settings)
@@ -57,10 +57,10 @@ class Member:
 
 
 def compare(members, results, command, at_once=1, html=False, questions=None, tell=print):
-    """Trains what is missing of a comparison's runs, several seeds at once, and publishes what they came to.
+    """Trains the missing stages of a comparison, several seeds at once, and writes the results folder.
 
     members: in the order in which the runs of one seed are trained, the base first    results: RESULTS
-    command: the words that asked for it    questions: as `compare.gather` takes them    Returns the exit status.
+    command: the command of the comparison    questions: as for `compare.gather`    Returns the exit status.
     """
     several_arms = len({member.arm for member in members}) > 1
     base, records = members[0].run, [member.record() for member in members]
@@ -93,7 +93,7 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
 
 
 def compare_runs(folders, results, command, html=False, tell=print):
-    """Publishes a comparison of run directories that exist; nothing is trained."""
+    """Compares existing run directories and writes the results folder, without training."""
     records = comparison.arms_of([comparison.record(Path(folder)) for folder in folders])
     unfinished = [record["folder"] for record in records if not figures(record["stages"])]
     if unfinished:
@@ -108,7 +108,7 @@ def compare_runs(folders, results, command, html=False, tell=print):
 
 
 def again(folder, html=False, tell=print):
-    """Makes the pages and pictures of a results folder again from its records, without the data set."""
+    """Writes the pages and pictures of a results folder again from its records, without the data set."""
     parts = parts_of(folder)
     if not parts:
         raise UserError(f"{folder}: no results.json in it; python run.py compare {folder.name} makes one")
@@ -120,7 +120,7 @@ def again(folder, html=False, tell=print):
 
 
 def claim(folder):
-    """Makes the folder before anything is trained for it; UserError where it cannot be."""
+    """Makes the folder before training begins. UserError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -128,7 +128,7 @@ def claim(folder):
 
 
 def with_what_was_there(part, records):
-    """The records, and of methods that were not asked for what a results folder has of the same settings and seed."""
+    """Returns the records, completed by those of other methods that the folder has for the same settings and seed."""
     path = part / "results.json"
     old, *_ = comparison.again(_read(path)) if path.exists() else [[]]
     before = {(run["arm"], run["seed"]): run for run in old}
@@ -146,7 +146,7 @@ def with_what_was_there(part, records):
 
 
 def refuse_to_replace(part, records):
-    """UserError where a folder holds results of runs, settings or images that the records are not of."""
+    """Raises UserError if a folder holds results of other runs, settings or images than the records."""
     path = part / "results.json"
     if not path.exists():
         return
@@ -172,7 +172,7 @@ def refuse_to_replace(part, records):
 
 
 def beside(members):
-    """The seeds beside those of the comparison that have been started: none is left out unsaid."""
+    """Returns the seeds that have been started but are not in the comparison, so that the page can name them."""
     base, found = members[0], []
     wanted = base.run.ahead(*base.goals)
     for folder in sorted(base.run.folder.parent.glob("seed*")):
@@ -186,7 +186,7 @@ def beside(members):
 
 
 def publish(part, found, run, html, tell):
-    """Writes a comparison and the page that it belongs to, and prints the comparison.   run: whose weights are drawn"""
+    """Writes a comparison and its page, and prints the comparison.   run: the run whose weights are drawn"""
     write_part(part, found)
     if run and any(run.folder.glob("*.h5")):
         draw_networks(run, part, f"{found['data']}, preset {found['preset']}, seed {run.seed}")
@@ -196,7 +196,7 @@ def publish(part, found, run, html, tell):
 
 
 def write_part(part, found):
-    """results.json and the pictures that follow from records; those that nothing is known of stay as they are."""
+    """Writes results.json and the pictures that follow from records; other pictures stay as they are."""
     write_json(part / "results.json", found)
     title = f"{found.get('data', found['experiment'])}, preset {found['preset']}"
     rows = [row | {"group": q["question"]} for q in found["questions"] for row in q["rows"]]
@@ -211,7 +211,7 @@ def write_part(part, found):
 
 
 def write_page(folder, html=False):
-    """README.md of the parts that the folder has and, if wanted, report.html."""
+    """Writes README.md with all parts of the folder and, if wanted, report.html."""
     parts = parts_of(folder)
     pictures = {
         name: [(f"{name}/{file}", caption) for file, caption in PICTURES.items() if (folder / name / file).exists()]
@@ -226,7 +226,7 @@ def write_page(folder, html=False):
 
 
 def parts_of(folder):
-    """{name: comparison} of the parts that a results folder has."""
+    """Returns {name: comparison} for the parts of a results folder."""
     names = [path.parent.name for path in folder.glob("*/results.json")]
     names = [*(name for name in report.TITLES if name in names), *sorted({*names} - report.TITLES.keys())]
     return {name: _read(folder / name / "results.json") for name in names}
@@ -240,7 +240,7 @@ def _read(path):
 
 
 def draw_networks(run, part, title):
-    """The pictures that need weights: filters, hints of the first stage that has some, mistakes of the last method."""
+    """Draws the pictures that need weights: filters, hints of the first hint stage, mistakes of the last method."""
     run = run.on_all() if run.config.retrain else run
     stages = run.finished()
     plots.plot_filters(runner.first_layers(run), part / "filters.png", f"First layer, {title}")
@@ -253,7 +253,10 @@ def draw_networks(run, part, title):
 
 
 def draw_hints(run, key, path, title):
-    """The hints of a few images of different labels, if possible of the validation set; False if they are no maps."""
+    """Draws the hints of a few images of different labels, from the validation set if there is one.
+
+    Returns False, and draws nothing, if the hints are no maps.
+    """
     part = "validation" if run.sets.sizes["validation"] else "train"
     images, labels = run.sets.stored[part]
     first = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)][:SHOWN]
@@ -267,7 +270,7 @@ def draw_hints(run, key, path, title):
 
 
 def draw_mistakes(run, key, teacher, path, title):
-    """A stage's mistakes on test images, and what the teacher's stage makes of them."""
+    """Draws a stage's mistakes on test images, with the teacher's answers."""
     student, teacher = (runner.stage_of(run, name).network for name in (key, teacher))
     teacher = run.given or teacher
     (images, labels), examples = run.sets.stored["test"], run.sets["test"]

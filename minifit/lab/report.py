@@ -1,11 +1,14 @@
-"""What runs and comparisons say: tables and lines to print, and the blocks of a page.
+"""Writes the words of runs and comparisons: tables and lines to print, and the blocks of a page.
 
 A block is ("heading", text), ("heading 3", text), ("text", text), ("code", text), ("table", header, rows) or
 ("picture", path, caption). No method is named here: titles and order are those of the records.
 """
 
 import re
+import shutil
+import sys
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 from minifit.lab.compare import ERRORS, TEACHER, figures, in_order
@@ -15,7 +18,7 @@ NUMBER = re.compile(r"[~<>+-]?\d[\d.,]*( ?(K|M|G|%|s|min|h))?( \d\d (s|min))?( o
 
 
 def duration(seconds):
-    """A time to read: "0.4 s", "38 s", "2 min 05 s", "1 h 03 min"."""
+    """Formats a time: "0.4 s", "38 s", "2 min 05 s", "1 h 03 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -28,7 +31,7 @@ def duration(seconds):
 
 
 def count(n, trim=False):
-    """A large number to read, "28.67M"; `trim` drops closing zeros, "9M", for figures published that way."""
+    """Formats a large number, "28.67M"; `trim` drops trailing zeros, "9M", for figures published that way."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         if round(n / size, 5) >= 1:
             text = f"{n / size:.2f}"
@@ -41,13 +44,16 @@ def number(value, places=2, sign=False):
 
 
 def several(values):
-    """Seeds and other things in a sentence: "3", "3 and 4", "3, 4 and 7"."""
+    """Lists values in a sentence: "3", "3 and 4", "3, 4 and 7"."""
     *some, last = map(str, values)
     return f"{', '.join(some)} and {last}" if some else last
 
 
 def table(rows, header, markdown=False):
-    """Aligned columns under a header: columns of numbers to the right, None as "-", "\\n" starts a line in a cell."""
+    """Formats aligned columns under a header: numbers to the right, None as "-"; "\\n" starts a new line in a cell.
+
+    In a terminal that is narrower than the table, `listed` takes its place.
+    """
     cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
     columns = [[line for row in cells for line in row[i].split("\n")] for i in range(len(header))]
     right = [any(c) and all(t in ("-", "") or NUMBER.fullmatch(t.strip()) for t in c) for c in columns]
@@ -65,13 +71,45 @@ def table(rows, header, markdown=False):
     lines = [line for row in tall for line in zip(*row, strict=True)]
     lines.insert(heights[0], ["-" * width for width in widths])
     aligned = [[t.rjust(w) if r else t.ljust(w) for t, w, r in zip(line, widths, right, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in aligned)
+    found = "\n".join("  ".join(line).rstrip() for line in aligned)
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sum(widths) + 2 * len(widths)
+    return found if max(map(len, found.splitlines())) <= room else listed(cells, header, right[0], room)
+
+
+def listed(rows, header, numbered, room):
+    """Formats the rows of a table one below another: the first cell, and under it the other cells with their names.
+
+    numbered: whether the first cells are numbers, which need their column's name    room: columns of the terminal
+    """
+    names, found = [name.replace("\n", " ") for name in header], []
+    for row in rows:
+        first, *cells = (_one_line(cell) for cell in row)
+        values = (f"{name} {cell}" for name, cell in zip(names[1:], cells, strict=True) if cell not in ("-", ""))
+        title, about = f"{names[0]} " * numbered + first, {"initial_indent": "  ", "subsequent_indent": "  "}
+        found += [textwrap.fill(title, room), textwrap.fill("; ".join(values), room, **about)]
+    return "\n".join(filter(None, found))
+
+
+def _one_line(cell):
+    """A cell's lines as one: numbers with commas between them, words as a sentence."""
+    lines = [line.strip() for line in cell.split("\n")]
+    return (", " if all(map(NUMBER.fullmatch, lines)) else " ").join(lines)
+
+
+def fitted(text, room):
+    """Breaks the longer lines of a text between words, for a terminal of `room` columns; tables stay as they are."""
+    about = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    lines = text.split("\n")
+    long = [len(line) > room and "  " not in line.strip() for line in lines]
+    return "\n".join(
+        textwrap.fill(line, room, **about) if wrap else line for line, wrap in zip(lines, long, strict=True)
+    )
 
 
 def results_table(summary, published=None):
-    """Table 4 of the paper beside this run: one row per method.   FitNets, Table 4.
+    """Formats a run as Table 4 of the paper: one row per method.   FitNets, Table 4.
 
-    published: method -> test error in percent or None; without any, the paper's column is left out.
+    published: method -> the paper's test error in percent, or None; without any, the paper's column is left out.
     """
     stages, methods = summary["stages"], figures(summary["stages"])
     titles = {stage["method"]: stage["title"] for stage in stages.values()}
@@ -123,16 +161,16 @@ def _chosen(validation):
 
 
 def epoch_line(record):
-    """One line after an epoch: how it went and how long it took."""
-    error = f" and error {record['validation_error']:.2f} %" if "validation_error" in record else ""
+    """Formats the line after an epoch: losses, error and time."""
+    error = f", error {record['validation_error']:.2f} %" if "validation_error" in record else ""
     losses = f"loss {record['train_loss']:.4g}"
     if "validation_loss" in record:
-        losses += f", validation loss {record['validation_loss']:.4g}"
+        losses += f", validation {record['validation_loss']:.4g}"
     return f"{record['stage']} epoch {record['epoch']}: {losses}{error}, {duration(record['seconds'])}"
 
 
 def stage_line(stage, record, test_images=None, folder=None):
-    """Two lines after a stage: how well it does, at which epoch; how long it took and where its file is."""
+    """Formats the two lines after a stage: its errors and chosen epoch, then its time and its file."""
     if record.get("test_error") is None and record.get("validation_error") is None:
         measure = f"loss {record['test_loss']:.4g}" + (f" ({test_images:,} images)" if test_images else "")
         validation = f"{record['validation_loss']:.4g}" if "validation_loss" in record else "none"
@@ -150,10 +188,10 @@ def stage_line(stage, record, test_images=None, folder=None):
 
 
 def networks_table(rows):
-    """The published counts beside ours, by the paper's convention and as built; notes are numbered under the table.
+    """Formats the published counts beside ours, by the paper's convention and as built, with numbered notes.
 
-    rows: dicts of network, layers, weights and multiplications, each of the latter two a triple (published, as text or
-    None; as the paper counts; as built), and notes, a list of texts
+    rows: dictionaries of network, layers, weights, multiplications and notes (a list of texts). Weights and
+    multiplications are triples: as published (text or None), as the paper counts, as built.
     """
     notes = list(dict.fromkeys(note for row in rows for note in row["notes"]))
     lines = []
@@ -172,24 +210,23 @@ def networks_table(rows):
 
 # The parts of a page, in order.
 TITLES = {"default": "Our settings", "paper": "The paper's settings", "arms": "Changed settings", "studies": "Studies"}
-MARKS = {"shown": "shown", "refuted": "refuted", "undecided": "not decided"}
+VERDICTS = {"shown": "show it", "refuted": "refute it", "undecided": "do not decide it"}
 
 
 def page(parts, published, pictures):
-    """(title, blocks) of the page of an experiment.
+    """Returns (title, blocks) of the page of an experiment, which begins with its conclusions.
 
     parts: name -> comparison    published: method -> the paper's test error    pictures: name -> [(path, caption)]
     """
-    blocks, single = [], {name: part for name, part in parts.items() if len(part["arms"]) == 1}
+    single = {name: part for name, part in parts.items() if len(part["arms"]) == 1}
+    concluded = {TITLES.get(name, name): conclusion(part) for name, part in single.items() if part["order"]}
+    blocks = [("text", f"{title}. {text}") for title, text in concluded.items()]
     if single:
         blocks.append(overview(single, published))
     if single and published:
-        of_tables = "The paper's figures are those of its Table 4 or 5: one network each, its own teacher."
+        of_tables = "The paper's figures are those of its Table 4 or 5: one network per method, with its own teacher."
         experiment = next(iter(parts.values()))["experiment"]
         blocks.append(("text", ABOUT.get(experiment, of_tables)))
-    for name, part in single.items():
-        if part["order"]:
-            blocks.append(("text", f"{TITLES.get(name, name)}: {conclusion(part)}"))
     for name, part in parts.items():
         blocks += part_blocks(name, part)
         blocks += [("picture", path, caption) for path, caption in pictures[name]]
@@ -199,7 +236,7 @@ def page(parts, published, pictures):
 
 
 def overview(parts, published):
-    """Table 4: the paper's figures beside those of each part.   parts: name -> comparison"""
+    """Returns Table 4: the paper's figures beside those of each part.   parts: name -> comparison"""
     header = ["method", "weights", *(["paper %"] if published else [])]
     for name, part in parts.items():
         header += [
@@ -226,7 +263,7 @@ def rows_of(part):
 
 
 def part_blocks(name, part):
-    """The blocks of one comparison: settings, seeds, tables; its pictures follow them."""
+    """Returns the blocks of one comparison without its pictures: settings, seeds, tables."""
     several_arms = len(part["arms"]) > 1
     blocks = [("heading", f"{TITLES.get(name, name)} (preset {part['preset']})"), ("code", part["command"])]
     if TEACHER in part:
@@ -256,7 +293,7 @@ def part_blocks(name, part):
 
 
 def made_by(part):
-    """The versions and commits that trained these runs; "+" marks a working copy with changes."""
+    """Names the versions and commits that trained these runs; "+" marks a working copy with changes."""
     made = {}
     for run in part["runs"]:
         if "minifit" in run:
@@ -267,7 +304,7 @@ def made_by(part):
 
 
 def about_runs(part):
-    """Which seeds the means are of, which runs are unfinished or left out, and whose teacher it was."""
+    """Says which seeds are in the means, which runs are unfinished or left out, and where the teacher is from."""
     runs = part["runs"]
     seeds = sorted({run["seed"] for run in runs if not run["missing"]})
     said = [f"Seeds: {several(seeds)}." if seeds else "No seed is finished."]
@@ -281,7 +318,7 @@ def about_runs(part):
         said.append(f"Seed {other['seed']} has been started too and is {state}. It was not asked for.")
     if len(part["arms"]) > 1:
         taken = any(row["from"] for row in rows_of(part)) or any(teacher_of(run) for run in runs)
-        return said + ["The base's teacher of a seed serves the other settings of that seed."] * taken
+        return said + ["All settings of one seed share that seed's teacher."] * taken
     sources = {run["seed"]: teacher_of(run) for run in runs if not run["missing"]}
     if len(sources) > 0 and len({*sources.values()}) == 1 and (source := next(iter(sources.values()))):
         said.append(f"One teacher, trained in {source}, served all seeds: the spread comes from the students only.")
@@ -292,12 +329,12 @@ def about_runs(part):
 
 
 def teacher_of(run):
-    """Where a run's teacher was trained; None for the run itself."""
+    """Returns the run directory in which a run's teacher was trained; None for the run's own."""
     return next((stage["from"] for stage in run["stages"].values() if "from" in stage), None)
 
 
 def tables(question, part, several_arms):
-    """The blocks of one question: methods, test errors of each seed where there is one arm, differences, the order."""
+    """Returns the blocks of one question: methods, test errors per seed (for one arm), differences, conclusion."""
     if not question["rows"]:
         return []
     methods, blocks = part["methods"], [methods_table(question["rows"], part["methods"], several_arms)]
@@ -310,26 +347,34 @@ def tables(question, part, several_arms):
     if question["differences"]:
         blocks.append(differences_table(question["differences"], methods, several_arms))
     if part["order"]:
-        rule = "It is shown if the interval of each step lies below 0, and refuted if one lies above."
-        said = conclusion(part)
-        blocks.append(("text", f"{said[0].upper()}{said[1:]} {rule}"))
+        rule = "Seeds show an order if the interval of each step lies below 0, and refute it if one lies above."
+        blocks.append(("text", f"{conclusion(part)} {rule}"))
     return blocks
 
 
 def conclusion(part):
-    """Whether the test errors have the paper's order."""
-    order, mark = part["order"]["methods"], MARKS[part["order"]["test_error"]]
-    best = ", then ".join(part["methods"][name]["title"] for name in order)
-    return f"the paper's order of test errors, the fewest first, is {best}. These seeds: {mark}."
+    """Says whether the test errors have the paper's order, and how large the difference at each step is."""
+    order, titles = part["order"]["methods"], {name: method["title"] for name, method in part["methods"].items()}
+    best = ", then ".join(titles[name] for name in order)
+    found = {(d["method"], d["less"]): d["test_error"] for d in part["questions"][0]["differences"]}
+    steps = []
+    for one, other in pairwise(order):
+        if (less := found.get((one, other))) is not None:
+            how, chance = "lower" if less["mean"] < 0 else "higher", interval(less)
+            step = f"the error of {titles[one]} is {abs(less['mean']):.2f} {how} than that of {titles[other]}"
+            steps.append(step + (f" (95 % interval of the difference {chance})" if chance else ""))
+    verdict = VERDICTS[part["order"]["test_error"]]
+    said = f"The paper's order of test errors, the fewest first, is {best}. These seeds {verdict}"
+    return f"{said}: {'; '.join(steps)}." if steps else f"{said}."
 
 
 def one_for_all(row):
-    """Whether a row is of one network, from another run, that served all seeds."""
+    """Whether a row is about one network from another run that serves all seeds."""
     return row["from"] not in (None, "other runs")
 
 
 def methods_table(rows, methods, several_arms):
-    """One row per method and setting."""
+    """Returns a table with one row per method and setting."""
     header = ["method", "setting", "weights", "mult.", "seeds", "test error", "sd", "validation error", "sd"]
     header += ["difference", "95 % interval", "epoch chosen", "epochs", "time"]
     lines = []
@@ -347,7 +392,7 @@ def methods_table(rows, methods, several_arms):
 
 
 def without(columns, header, rows):
-    """The header and the rows of a table without some of its columns."""
+    """Returns the header and the rows of a table without some columns."""
     header, *rows = ([cell for i, cell in enumerate(row) if i not in columns] for row in [header, *rows])
     return header, rows
 
@@ -359,7 +404,7 @@ def interval(difference):
 
 
 def differences_table(differences, methods, several_arms):
-    """One row per pair of methods: what the first has more errors than the second, on test and validation images."""
+    """Returns a table with one row per pair of methods: the first one's error less the second one's."""
     header = ["paired difference", "setting", "pairs"]
     header += ["test error", "95 % interval", "p", "validation error", "95 % interval", "p"]
     rows = []

@@ -1,12 +1,12 @@
-"""What a run directory holds: the one process at work in it, its settings, and the records of its stages.
+"""Reads and writes a run directory: its lock, its settings, and the records of its stages.
 
-.lock            held by the one process at work
+.lock            locked by the process that trains
 config.json      the resolved settings, seed, versions and commit
 metrics.jsonl    one line per epoch
-<stage>.h5       best weights and, while it is being trained, weights, optimiser, generator and epoch, after every epoch
-summary.json     what came out of each finished stage, on validation and test images
+<stage>.h5       the best weights; during training also the latest weights, optimiser, random generator and epoch
+summary.json     the results of each finished stage on validation and test images
 curves.png, filters.png
-all/             the same again for the networks trained on the validation images too, where the settings want that
+all/             the same for networks that are trained again on training and validation images (--retrain)
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from minifit.backend import describe
 from minifit.lab import files
 from minifit.lab.files import commit, digest, read_json, write_json, write_text
 
-FORMAT = 2  # of config.json: what its settings are called, and what the files beside it hold
+FORMAT = 2  # version of config.json and of the files beside it
 
 
 @dataclass
@@ -28,12 +28,12 @@ class RunDirectory:
     """The directory of one run, which has these stages and settings."""
 
     folder: Path
-    stages: tuple[str, ...]  # those asked for, in order; it may hold those of other methods beside them
-    settings: dict  # everything that the results depend on, but for the version of minifit
+    stages: tuple[str, ...]  # the stages asked for, in order; the directory may also hold those of other methods
+    settings: dict  # everything that the results depend on, except the version of minifit
     xp: object  # the library, numpy or cupy
 
     def __enter__(self):
-        """Creates or enters the directory, alone; UserError where another run holds it or its settings differ."""
+        """Creates the directory if needed, and locks it. UserError if another run holds it or its settings differ."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.folder / ".lock", "w")
@@ -55,7 +55,7 @@ class RunDirectory:
         self.lock.close()
 
     def _bind(self):
-        """Records the settings as those of the directory, or refuses where it has others."""
+        """Writes the settings of the directory. UserError if it already has others."""
         begun = self.begun()
         if self.recorded:
             raise UserError(f"{self.folder} holds the records of a run without its weights. Name another --runs folder")
@@ -65,9 +65,9 @@ class RunDirectory:
             write_json(self.folder / "config.json", config)
 
     def begun(self):
-        """Whether there are weights in the directory, or records that it is read for.
+        """Whether the directory has weights, or only records to be read.
 
-        UserError where it has other settings, and something that would be lost: weights, or the records of a stage.
+        UserError if it has other settings and also weights or records of a stage, which would be lost.
         """
         path = self.folder / "config.json"
         weights = path.exists() and any(self.folder.glob("*.h5"))
@@ -78,15 +78,15 @@ class RunDirectory:
         return weights or (path.exists() and self.recorded)
 
     def checkpoint(self, stage):
-        """The file of a stage's weights."""
+        """Returns the path of a stage's file."""
         return self.folder / f"{stage}.h5"
 
     def best(self, stage):
-        """{name: array}, the weights of the best epoch of a stage."""
+        """Returns {name: array}, the weights of a stage's best epoch."""
         return files.load(self.checkpoint(stage))[1]["best"]
 
     def identity(self, stage):
-        """What the file of a stage was made from: settings, the stage's name, its teacher and its start."""
+        """Returns what a stage's file was made from: settings, the stage's name, its teacher and its start."""
         return files.load_record(self.checkpoint(stage))["identity"]
 
     def state(self, stage):
@@ -99,18 +99,18 @@ class RunDirectory:
 
     @property
     def recorded(self):
-        """Whether the directory has the records of every stage, or of any other, and no weights: it is only read."""
+        """Whether the directory is only to be read: it has records of finished stages and no weights."""
         listed = self._listed().keys()
         whole = bool(listed) and (listed >= {*self.stages} or not listed <= {*self.stages})
         return whole and not any(self.folder.glob("*.h5"))
 
     def finished(self):
-        """{stage: its record} of the stages whose files say so, or of all where `recorded`."""
+        """Returns {stage: its record} for finished stages; for all stages if `recorded`."""
         recorded = self.recorded
         return {name: r for name, r in self._listed().items() if recorded or self.state(name) == "finished"}
 
     def _listed(self):
-        """The stages in summary.json, of whatever methods, whether or not their weights are there."""
+        """Returns the stages in summary.json, with or without weights."""
         path = self.folder / "summary.json"
         listed = read_json(path).get("stages", {}) if path.exists() else {}
         try:
@@ -126,14 +126,14 @@ class RunDirectory:
         write_json(self.folder / "summary.json", summary | {"stages": stages})
 
     def metrics(self):
-        """The record of every epoch, as a dictionary."""
+        """Returns the record of every epoch, as a dictionary."""
         return [json.loads(line) for line in self.lines()]
 
     def lines(self):
         return whole_lines(self.folder / "metrics.jsonl")
 
     def log(self, record):
-        """Adds the record of an epoch; UserError where the disk refuses."""
+        """Appends the record of an epoch. UserError if the disk refuses."""
         path = self.folder / "metrics.jsonl"
         try:
             with open(path, "a") as file:
@@ -142,7 +142,7 @@ class RunDirectory:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
     def forget_after(self, stage):
-        """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
+        """Removes the lines of epochs that a killed run logged but did not save, and an unfinished line."""
         path = self.checkpoint(stage)
         done = files.load_record(path)["epoch"] if path.exists() else 0
         records = ((line, json.loads(line)) for line in self.lines())
@@ -150,16 +150,16 @@ class RunDirectory:
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     def trained_elsewhere(self, source, stages, shapes):
-        """{stage: (record, groups)} of finished stages in another run's directory.
+        """Returns {stage: (record, groups)} of finished stages in another run's directory.
 
-        stages: name -> the settings that its file must be of    shapes(setting): whether both runs must share it
+        stages: name -> the settings that its file must have    shapes(setting): whether both runs must agree in it
         """
         return {name: self._of_another(source, name, settings, shapes) for name, settings in stages.items()}
 
     def take(self, source, taken, stages, summary):
-        """Copies what `trained_elsewhere` found, with its figures.
+        """Copies the stages that `trained_elsewhere` found, with their figures.
 
-        UserError where this directory has a stage of the same name with other weights.
+        UserError if this directory has a stage of the same name with other weights.
         """
         for name, (record, groups) in taken.items():
             path = self.checkpoint(name)
@@ -192,13 +192,13 @@ class RunDirectory:
 
 
 def by_method(stages):
-    """The records of stages in the order of their methods; those of one method stay as they are."""
+    """Sorts the records of stages by their methods; the stages of one method keep their order."""
     places = {method.name: i for i, method in enumerate(baselines.METHODS)}
     return dict(sorted(stages.items(), key=lambda item: places.get(item[1].get("method"), len(places))))
 
 
 def whole_lines(path):
-    """The lines of a metrics.jsonl, without one that a killed run did not finish."""
+    """Returns the lines of a metrics.jsonl, without an unfinished last line."""
     try:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     except (OSError, ValueError) as error:
@@ -213,7 +213,7 @@ def whole_lines(path):
 
 
 def refuse_other_formats(folder, config):
-    """UserError for a directory that an earlier minifit wrote."""
+    """Raises UserError for a directory that an earlier minifit wrote."""
     if config.get("format") != FORMAT:
         raise UserError(
             f"{folder} was written by an earlier minifit, whose settings have other names. Name another --runs folder"
@@ -221,7 +221,7 @@ def refuse_other_formats(folder, config):
 
 
 def refuse_other_settings(folder, old, new):
-    """UserError that names every setting in which a run differs from what is asked for now."""
+    """Raises UserError with every setting in which a run differs from the present one."""
     differing = differences(flat(old), flat(new))
     if differing:
         raise UserError(f"{folder} holds a run with other settings: {differing}. Name another --runs folder")
@@ -236,7 +236,7 @@ def differences(old, new):
 
 
 def flat(settings, prefix=""):
-    """{"teacher": {"lr": 1}} -> {"teacher.lr": 1}; a list of dictionaries likewise, its places counted from 1."""
+    """Flattens {"teacher": {"lr": 1}} to {"teacher.lr": 1}; a list of dictionaries likewise, counted from 1."""
     found = {}
     for name, value in settings.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -1,4 +1,4 @@
-"""From an experiment, its settings and a seed to trained stages: walks a method, and trains, loads or records each."""
+"""Runs an experiment with one seed: walks through each method, and trains or loads, and records, its stages."""
 
 import json
 import time
@@ -24,13 +24,13 @@ from minifit.regressors import TRAINING
 from minifit.task import MEASURED, Task
 from reference import paper
 
-SELDOM = 50  # times as long as the last drawing of curves took passes, at least, before the next
-DRAWN = 64  # units of a fully connected first layer
+SELDOM = 50  # curves are drawn again after at least this many times the time that drawing took
+DRAWN = 64  # the number of units shown of a fully connected first layer
 
 
 @dataclass
 class Run:
-    """One experiment with one seed in one directory: what is trained, on what, and where it goes."""
+    """One experiment with one seed in one directory: its networks, data, settings and folder."""
 
     folder: Path
     name: str  # of the experiment
@@ -42,9 +42,9 @@ class Run:
     xp: object  # the library, numpy or cupy
     workers: int
     progress: bool = True
-    cache: Path | None = None  # where runs on the same images share what whitening takes of them; None: `folder`
-    epochs: dict = field(default_factory=dict)  # of each stage, where another run has found them
-    methods: tuple[str, ...] = ()  # the names of those chosen; none: fitnets.METHODS
+    cache: Path | None = None  # the folder where runs on the same images share whitening statistics; None: `folder`
+    epochs: dict = field(default_factory=dict)  # stage -> number of epochs, if another run has chosen it
+    methods: tuple[str, ...] = ()  # the names of the chosen methods; empty: fitnets.METHODS
 
     def __post_init__(self):
         c, self.known = self.config, {}
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def given(self):
-        """The teacher, where it was trained elsewhere."""
+        """The teacher if it was trained elsewhere; otherwise None."""
         teacher = self.networks["teacher"]
         return teacher if isinstance(teacher, Given) else None
 
@@ -74,7 +74,7 @@ class Run:
 
     @cached_property
     def settings(self):
-        """Everything that the results depend on, but for the version of minifit."""
+        """Everything that the results depend on, except the version of minifit."""
         c, of = self.config, [(name, self.networks[name]) for name in ("teacher", "student")]
         settings = {
             "experiment": self.name,
@@ -91,7 +91,7 @@ class Run:
 
     @cached_property
     def stages(self):
-        """{key: (method, stage)} of the chosen methods and those of a run by default, in order.
+        """{key: (method, stage)} for the chosen and the default methods, in order.
 
         A stage belongs to the first method that trains it.
         """
@@ -102,7 +102,7 @@ class Run:
         return found
 
     def noted(self, method, task):
-        """The stages that a method trains, without training any."""
+        """Lists the stages of a method without training any."""
         noted = []
 
         def note(stage):
@@ -113,7 +113,7 @@ class Run:
         return noted
 
     def plan(self, goal):
-        """[(method, the keys of its stages)] that lead to `goal`: "all", or the name of a method or of a stage."""
+        """Returns [(method, keys of its stages)] up to `goal`: "all", or the name of a method or of a stage."""
         methods = {method.name: method for method in self.chosen if self.keys(method)}  # a given teacher has no stage
         if goal == "all":
             return [(method, self.keys(method)) for method in methods.values()]
@@ -128,54 +128,54 @@ class Run:
         return [(of[goal], keys[: last + 1])]
 
     def keys(self, method):
-        """The keys of the stages of one method, those that it shares with an earlier one included."""
+        """Returns the keys of a method's stages, including stages that it shares with an earlier method."""
         if method.name not in self.known:
             self.known[method.name] = [stage.key for stage in self.noted(method, self.task(draw=False))]
         return self.known[method.name]
 
     def ahead(self, *goals):
-        """The keys of all stages that lead to these goals, in order."""
+        """Returns the keys of all stages that lead to these goals, in order."""
         wanted = {key for goal in goals for _, keys in self.plan(goal) for key in keys}
         return [key for key in self.stages if key in wanted]
 
     def missing(self, *goals):
-        """The stages that lead to these goals and have not finished."""
+        """Returns the keys of the unfinished stages that lead to these goals."""
         finished = self.directory.finished()
         return [key for key in self.ahead(*goals) if key not in finished]
 
     def finished(self):
-        """{key: record} of the finished stages of this run's methods."""
+        """Returns {key: record} for the finished stages of this run's methods."""
         return {key: record for key, record in self.directory.finished().items() if key in self.stages}
 
     def task(self, draw=True):
-        """The task as its methods are given it; without `draw` all weights are 0."""
+        """Builds the task for a method; without `draw` all weights are 0."""
         if not draw:
             return Task(self.networks, self.config, self.seed, xp=self.xp, draw=False)
         images, trained = self.sets["train"].batch(slice(MEASURED))[0], frozenset(self.directory.finished())
         return Task(self.networks, self.config, self.seed, images, self.xp, trained=trained)
 
     def settings_of(self, key):
-        """What a stage's file is of: the run's settings, the epochs found for the stages up to it, and its network."""
+        """Returns the settings that a stage's file depends on: the run's, the epochs of earlier stages, its network."""
         epochs = {name: self.epochs[name] for name in self.before(key) if name in self.epochs}
         network = self.networks[self.stages[key][1].of]
         return self.settings | {"epochs": epochs, "network": json.loads(json.dumps(described(network)))}
 
     def microbatch(self, stage):
-        """How many images pass the network of a stage at once, on a CPU."""
+        """Returns how many images a stage's network computes at a time on a CPU."""
         return self.config.microbatch or self.networks[stage.of].microbatch
 
     def count(self, stage):
-        """(weights, multiplications) of each layer that a stage trains."""
+        """Returns (weights, multiplications) of each layer that a stage trains."""
         image = self.xp.zeros((0, *self.networks[stage.of].input), np.float32)
         return networks.count(stage.network, stage.sees(image))
 
     def before(self, key):
-        """The keys of the stages that lead to a stage, itself included."""
+        """Returns the keys of the stages up to and including this one."""
         keys = self.keys(self.stages[key][0])
         return keys[: keys.index(key) + 1]
 
     def summary(self):
-        """What the run is of, and the records of its finished stages."""
+        """Returns the run's heading and the records of its finished stages."""
         return self.heading() | {"stages": self.directory.finished()}
 
     def heading(self):
@@ -190,21 +190,21 @@ class Run:
         }
 
     def on_all(self):
-        """The run that trains on the validation images too, each stage for the epochs that were best in this one."""
+        """Returns the run that also trains on the validation images, each stage for the best number of epochs here."""
         c = self.config
         config = replace(c, train=c.train + c.validation, validation=0, retrain=False)
         found = {name: record["best_epoch"] for name, record in self.finished().items()}
         return replace(self, folder=self.folder / "all", config=config, epochs=found)
 
     def measure(self, stage, part, epoch):
-        """(mean loss, errors) of a stage's network over a set, without noise."""
+        """Returns (mean loss, errors) of a stage's network over a set, without noise."""
         sets = {part: self.sets.taught(part, stage.target, self.workers)}
         with DataParallel(stage, sets, self.microbatch(stage), self.workers) as examples:
             return examples.measure(part, epoch, self.progress)
 
 
 def chosen(names=()):
-    """The methods of these names, in order; without names, those that a run trains by default."""
+    """Returns the methods of these names, in order; without names, those that a run trains by default."""
     for name in names:
         if name not in (known := [method.name for method in baselines.METHODS]):
             raise UserError(f"--method {name}: wanted {', '.join(known)}")
@@ -212,7 +212,7 @@ def chosen(names=()):
 
 
 def described(network):
-    """A network as JSON: every block with its kind."""
+    """Describes a network as JSON: every block with its kind."""
     if isinstance(network, Given):
         return network.described()
     blocks = [{"kind": type(block).__name__, **asdict(block)} for block in network.blocks]
@@ -220,11 +220,11 @@ def described(network):
 
 
 class _Reached(Exception):
-    """A walk has led to its goal, and the method asks for more."""
+    """Ends a walk at its goal."""
 
 
 def walk(method, task, train, goal=None):
-    """Runs a method with this `train`, to its end or until it asks for a stage after the one whose key is `goal`.
+    """Runs a method with this `train`, to its end or to the stage whose key is `goal`.
 
     A method's second stage of one name gets index 2, and so the key hint_2, a third hint_3.
     """
@@ -244,9 +244,9 @@ def walk(method, task, train, goal=None):
 
 
 def train(run, goal, say, teacher_from=None):
-    """Trains the stages that lead to `goal`, and says what lies ahead, what happens and what came out.
+    """Trains the stages that lead to `goal`, and prints the plan, the progress and the results.
 
-    teacher_from: the directory of another run, whose trained teacher is taken
+    teacher_from: the directory of another run, from which the trained teacher is copied
     """
     if run.given:  # before anything is written
         for target in (run.stages[key][1].target for key in run.ahead(goal)):
@@ -273,17 +273,18 @@ def train(run, goal, say, teacher_from=None):
             walk(method, task, make, keys[-1] if keys != run.keys(method) else None)
         if goal == "all":
             say("\n" + report.results_table(run.summary(), published(run.name, run.data.name)))
-        say(f"\n{run.folder}/: summary.json, metrics.jsonl, curves.png, filters.png")
+        say(f"\nPictures: {run.folder}/curves.png, {run.folder}/filters.png")
+        say(f"Records: {run.folder}/summary.json, {run.folder}/metrics.jsonl")
 
 
 def draw(run):
-    """curves.png and filters.png, of what there is."""
+    """Draws curves.png and filters.png."""
     draw_curves(run)
     plots.plot_filters(first_layers(run), run.folder / "filters.png", f"First layer, {run.data.name}, seed {run.seed}")
 
 
 def draw_curves(run, stage=None):
-    """curves.png, of the finished stages and of one that is being trained."""
+    """Draws curves.png for the finished stages and for `stage`, which is being trained."""
     stages = run.directory.finished()
     if stage:
         method, _ = run.stages[stage.key]
@@ -295,7 +296,7 @@ def draw_curves(run, stage=None):
 
 
 class Look:
-    """Draws the curves after an epoch, unless drawing would take more than a small part of the time."""
+    """Draws the curves after an epoch, unless drawing would take more than about 2 % of the time."""
 
     def __init__(self, run):
         self.run, self.next = run, 0.0
@@ -309,7 +310,7 @@ class Look:
 
 
 def first_layers(run):
-    """{stage: the filters of its first layer}, of the finished stages."""
+    """Returns {stage: filters of its first layer} for the finished stages."""
     found = {}
     for key in run.finished():
         stage = run.stages[key][1]
@@ -321,13 +322,13 @@ def first_layers(run):
 
 
 def published(name, data):
-    """{method: the paper's test error} of an experiment, if the paper's figures are of this data set."""
+    """Returns {method: the paper's test error} of an experiment, if the paper has figures for this data set."""
     of, errors = paper.RESULTS.get(name, ("", {}))
     return errors if data.startswith(of) else {}
 
 
 def trained(run, stage, tell=None):
-    """(record, fresh): the stage's network is trained, from where it was left, or loaded where that had happened."""
+    """Trains a stage's network, or goes on where it stopped, or loads it; returns (record, whether it was trained)."""
     key, directory = stage.key, run.directory
     path, settings = directory.checkpoint(key), run.settings_of(key)
     finished = directory.finished()
@@ -367,7 +368,7 @@ def trained(run, stage, tell=None):
 
 
 def about(run, stage):
-    """What the file of a stage says of its network, for whoever reads it without this run."""
+    """Describes a stage's network for its file, for readers who have only the file."""
     of, c = run.networks[stage.of], run.settings
     known = {
         "part": stage.part,
@@ -379,14 +380,14 @@ def about(run, stage):
 
 
 def load(run, stage, settings):
-    """Gives the stage's network its best weights; UserError where its file was made from something else."""
+    """Loads a stage's best weights into its network. UserError if its file was made from something else."""
     path = run.directory.checkpoint(stage.key)
     record, groups = files.load(path)
     identity = record["identity"]
     refuse_other_settings(path, identity["settings"], settings)
     if identity["stage"] != stage.key:
         raise UserError(f"{path}: holds the stage {identity['stage']}; remove it to train again")
-    # The start is not asked for again: a scaled one is rounded by each processor in its own way.
+    # The initial weights are not compared: each processor rounds a scaled start in its own way.
     if identity["teacher"] != digest_of(stage.target):
         raise UserError(f"{path}: made from another teacher than there is now; remove it to train again")
     files.restore(stage.network.params, groups["best"], path)
@@ -397,7 +398,7 @@ def digest_of(target):
 
 
 def figures(run, stage, state):
-    """What came out of a finished stage. Here, once, the test set is looked at."""
+    """Returns the record of a finished stage. This is the only use of the test set."""
     loss, errors = run.measure(stage, "test", state["best_epoch"])
     method, _ = run.stages[stage.key]
     counts = run.count(replace(stage, network=stage.answers))
@@ -428,7 +429,7 @@ def figures(run, stage, state):
 
 
 def standard_error(run, stage):
-    """Of a test error in percent, over groups of images: those of one group, as of one picture, err together."""
+    """Returns the standard error of a test error in percent, over groups of images, which err together."""
     examples = run.sets["test"]
     logits = outputs(stage.network, examples, run.workers)
     logits = logits[-1] if isinstance(logits, tuple) else logits
@@ -439,10 +440,10 @@ def standard_error(run, stage):
 
 
 def take_teacher(run, source):
-    """Copies the trained teacher of the run directory `source`, with its figures, instead of training one.
+    """Copies the trained teacher, with its figures, from the run directory `source`.
 
-    UserError where it is not what the run itself would train, but for the random start, or where the run has another
-    teacher of its own, or students of another.
+    UserError if its settings differ from those of the run's own teacher, except for the seed, or if the run already
+    has another teacher, or students of another teacher.
     """
     shaping = {f.name for f in fields(experiments.Config) if f.metadata.get("teacher")} | {"data", "images"}
 
@@ -454,7 +455,7 @@ def take_teacher(run, source):
     stages = {key: run.settings_of(key) for key, (_, stage) in run.stages.items() if stage.of == "teacher"}
     taken = directory.trained_elsewhere(source, stages, shapes)
     last = list(stages)[-1]
-    if not directory.checkpoint(last).exists():  # then the students that there are must be of the teacher to come
+    if not directory.checkpoint(last).exists():  # existing students must have learned from the teacher to be copied
         task = run.task(draw=False)
         noted = [stage for method in run.listed for stage in run.noted(method, task)]
         files.restore(task.teacher.params, taken[last][1]["best"], source)
@@ -466,7 +467,7 @@ def take_teacher(run, source):
 
 
 def stage_of(run, key, start=False):
-    """The stage of that key with its best weights, or as it starts; the stages before it are loaded."""
+    """Returns the stage of that key with its best weights, or with its initial ones; loads the stages before it."""
     found = []
 
     def loaded(stage):
@@ -478,6 +479,6 @@ def stage_of(run, key, start=False):
     with threadpool_limits(1, user_api="blas"):
         task = run.task()
         if start:
-            task.trained -= {key}  # its network is drawn, although it has been trained
+            task.trained -= {key}  # so that its network is drawn again
         walk(run.stages[key][0], task, loaded, key)
     return found[-1]

@@ -1,8 +1,8 @@
-"""Training, validation and test images: kept as bytes, handed out as the batches that a network sees.
+"""Training, validation and test images: kept as bytes, and prepared as batches for a network.
 
-Images are prepared (scaled, or contrast-normalised and whitened), augmented and shown to the teacher where a batch of
-them is needed, by the worker that needs it. What the teacher says of images that stay as they are is computed once and
-kept, as long as it fits the memory that the settings allow for it.
+The worker that needs a batch prepares its images (scales them, or normalises their contrast and whitens them), augments
+them and shows them to the teacher. For images that are not augmented, the teacher's outputs are computed once and kept,
+if they fit the memory that the settings allow.
 """
 
 import fcntl
@@ -23,14 +23,14 @@ from minifit.lab import files
 from minifit.lab.parallel import Team, shared
 from minifit.layers import Layer, Sequential, leaves
 
-CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at once, on a device and on a host
+CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at a time, on a device and on a host
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images as they are stored, what prepares them, labels, and the teacher of these images.
+    """Stored images, their labels, their preparation, and the teacher's outputs or the teacher itself.
 
-    teacher: its outputs for all images, or a layer that is asked for the images of a batch; None without a teacher
+    teacher: the teacher's outputs for all images, or a layer that computes them for each batch; None: no teacher
     """
 
     images: np.ndarray  # uint8 (N, H, W, C)
@@ -42,7 +42,7 @@ class Examples:
         return len(self.images)
 
     def batch(self, index, choices=None):
-        """(x, target, labels) of some images, as networks see them.   choices: how each of them is augmented"""
+        """Returns (x, target, labels) for some images, prepared.   choices: how each image is augmented"""
         stored, given = self.images[index], self.teacher
         x = self.prepare(stored)
         if choices is not None:
@@ -53,44 +53,44 @@ class Examples:
         return x, given(seen) if callable(given) else each(lambda a: a[index], given), self.labels[index]
 
     def on(self, xp):
-        """The same on another library's device."""
+        """Returns these examples on another library's device."""
         given = self.teacher if callable(self.teacher) else each(xp.asarray, self.teacher)
         images = xp.asarray(np.asarray(self.images))  # of stored.Rows too
         return Examples(images, xp.asarray(self.labels), self.prepare.on(xp), given)
 
 
 def sees_bytes(teacher):
-    """Whether a teacher was trained elsewhere, on what it makes itself of the stored bytes."""
+    """Whether a teacher was trained elsewhere and so prepares the stored bytes itself."""
     return isinstance(teacher, Layer) and any(getattr(leaf, "sees_bytes", False) for leaf in leaves(teacher))
 
 
 def each(function, value):
-    """function(value), part by part where the value is a tuple; None stays None."""
+    """Applies a function to a value, or to each part of a tuple; None stays None."""
     if isinstance(value, tuple):
         return tuple(map(function, value))
     return None if value is None else function(value)
 
 
 class Sets:
-    """The images of a data set that a run trains on, chooses epochs by, and is judged by."""
+    """The training, validation and test images of a run."""
 
     def __init__(self, data, config, cache):
-        """cache: the folder where runs on the same images share what whitening takes of them."""
+        """cache: the folder where runs on the same images share whitening statistics."""
         self.config, self.cache = config, cache
         self.stored = data.parts(config.train, config.validation, config.test)
         self.sizes = {part: len(labels) for part, (_, labels) in self.stored.items()}
-        self.kept = {}  # (part, teacher) -> its outputs, and the teacher itself, which the key names by its address
+        self.kept = {}  # (part, teacher's address) -> (outputs, the teacher itself, which keeps the address in use)
 
     @cached_property
     def statistics(self):
-        """The file of what whitening takes of the training images; None where images are not whitened."""
+        """The file of the whitening statistics of the training images; None without whitening."""
         if self.config.preprocessing != "whitened":
             return None
         return self.cache / f"whitening-{files.digest([self.stored['train'][0]])}.h5"
 
     @cached_property
     def prepare(self):
-        """Bytes to what networks see, which the training images alone decide."""
+        """The preparation of images: bytes to network inputs. Only the training images decide it."""
         if self.statistics:
             return whitening(self.statistics, self.stored["train"][0])
         return {"unit": Unit(), "local": Local(), "local-red": Local(channels=1)}[self.config.preprocessing]
@@ -106,12 +106,12 @@ class Sets:
 
     @property
     def draw(self):
-        """(rng, n) -> how each of n training images is augmented; None where none is."""
+        """A function (rng, n) -> how each of n training images is augmented; None: no augmentation."""
         c = self.config
         return partial(augment.draw, flips=c.flips, pad=c.crops) if c.flips or c.crops else None
 
     def taught(self, part, teacher, workers, progress=False):
-        """A set with what the teacher says of it, computed once if the images stay as they are and the outputs fit."""
+        """Returns a set with the teacher's outputs, computed once if images are not augmented and the outputs fit."""
         examples, key = self[part], (part, fingerprint(teacher))
         if teacher is None or not len(examples):
             return examples
@@ -122,7 +122,7 @@ class Sets:
         return replace(examples, teacher=self.kept[key][0])
 
     def nearest(self, part, teacher, workers, progress):
-        """(layers, examples): the teacher above the highest hint whose maps are kept, and these maps."""
+        """Returns (layers, examples): the teacher's layers above the highest hint whose maps are kept, and the maps."""
         for h in sorted(self.config.hint_layer, reverse=True) if isinstance(teacher, Sequential) else ():
             if h < len(teacher) and self.keeps(part, teacher[:h]):
                 maps = self.taught(part, teacher[:h], workers, progress).teacher
@@ -130,12 +130,12 @@ class Sets:
         return teacher, self[part]
 
     def keeps(self, part, teacher):
-        """Whether the teacher's outputs for a set are kept: the settings alone decide, not what else is in memory."""
+        """Whether the teacher's outputs for a set are kept. Only the settings decide, not the free memory."""
         augmented = part == "train" and self.draw is not None
         return not augmented and self.needs(part, teacher) <= self.config.targets_memory * 2**20
 
     def needs(self, part, teacher):
-        """Bytes that the teacher's outputs for a set take."""
+        """Returns the bytes that the teacher's outputs for a set take."""
         x = array_module(*teacher.params.values()).zeros((0, *self.stored[part][0].shape[1:]), np.float32)
         return self.sizes[part] * sum(each_size(teacher(x))) * x.itemsize
 
@@ -145,19 +145,19 @@ def as_they_are(images):
 
 
 def each_size(y):
-    """Numbers for one example in each part of an output."""
+    """Returns how many numbers each part of an output has per example."""
     return [prod(part.shape[1:]) for part in (y if isinstance(y, tuple) else [y])]
 
 
 def fingerprint(layer):
-    """What tells one network from another: its layers themselves, not what they are wrapped in."""
+    """Identifies a network by its layers themselves, whatever Sequentials they are wrapped in."""
     if layer is None or not layer.children:
         return id(layer)
     return type(layer).__name__, *((name, fingerprint(child)) for name, child in layer.children.items())
 
 
 def outputs(network, examples, workers, progress=False):
-    """network(x) for all images of a set, on the host, without noise; a tuple where the network gives several."""
+    """Returns network(x) for all images of a set, on the host, without noise; a tuple for several outputs."""
     params = next(iter(network.params.values()))
     xp = array_module(params)
     chunk = HOST_CHUNK if xp is np else CHUNK
@@ -165,7 +165,7 @@ def outputs(network, examples, workers, progress=False):
     def ask(part):
         return network(xp.asarray(examples.images[part] if sees_bytes(network) else examples.batch(part)[0]))
 
-    none = network(xp.zeros((0, *examples.images.shape[1:]), params.dtype))  # no image at all tells the shape
+    none = network(xp.zeros((0, *examples.images.shape[1:]), params.dtype))  # no images are enough to find the shape
     given = each(lambda y: shared((len(examples), *y.shape[1:]), y.dtype), none)
 
     def part(start):
@@ -185,21 +185,20 @@ def outputs(network, examples, workers, progress=False):
 
 
 def whitening(path, images, scale=55.0, regularisation=0.1):
-    """`fit` of the training images; the HDF5 file `path` keeps its statistics.
+    """Returns `fit` of the training images, and keeps its statistics in the HDF5 file `path`.
 
-    The statistics are kept as they are applied, so that a resumed run sees the same bits: an eigendecomposition
-    repeated on another machine, or with more threads, does not promise them. A file that was not made from these very
-    images with these settings is replaced, and so is a damaged one.
+    A resumed run reads the kept statistics and so sees the same bits. An eigendecomposition on another machine, or with
+    more threads, may round differently. A damaged file, or one made from other images or settings, is replaced.
     """
     settings = {"scale": scale, "regularisation": regularisation, "minifit": __version__}
     source = {"images": files.digest([images]), "shape": list(images.shape), "dtype": str(images.dtype), **settings}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)  # of two runs that start together, one fits and the other waits for it
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # if two runs start together, one computes and the other waits
             prepare = _load(path, source)
             if prepare is None:
-                with threadpool_limits(1, user_api="blas"):  # whose sums depend on the number of threads
+                with threadpool_limits(1, user_api="blas"):  # the sums of BLAS depend on the number of threads
                     prepare = fit(images, scale, regularisation)
                 files.save(path, {"fitted on": source}, zca=asdict(prepare.zca))
     except OSError as error:
@@ -208,7 +207,7 @@ def whitening(path, images, scale=55.0, regularisation=0.1):
 
 
 def _load(path, source):
-    """The Whitened in `path`; None where there is none, or one fitted on something else, or damaged."""
+    """Returns the Whitened in `path`; None if it is missing, damaged, or made from something else."""
     try:
         record, groups = files.load(path)
         if record["fitted on"] != source:

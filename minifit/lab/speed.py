@@ -1,8 +1,8 @@
-"""How fast networks classify: minifit, onnxruntime and, if it is installed, PyTorch.   FitNets, Table 5
+"""Measures how fast networks classify in minifit, onnxruntime and, if it is installed, PyTorch.   FitNets, Table 5
 
-Every engine is given images as bytes and gives probabilities. minifit shares them out to processes, as in training,
-where the others use threads. The networks of a table take turns, so that what else the machine does meets all of them;
-a speed-up is the median over the turns of the teacher's time over the student's.
+Every engine turns images as bytes into probabilities. minifit uses processes, as in training; the others use threads.
+The networks of a table take turns, so other work on the machine slows all of them. A speed-up is the median, over the
+turns, of the teacher's time divided by the student's.
 """
 
 import json
@@ -36,7 +36,7 @@ from minifit.model import Model, describe
 from reference import paper
 
 BATCHES = 1, 128
-TURNS = 3, 25  # the fewest and the most
+TURNS = 3, 25  # the smallest and the largest number of turns
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Contender:
     model: Model | None  # None: an ONNX model, which onnxruntime alone runs
     onnx: bytes
     input: tuple
-    error: float | None = None  # in percent, of the test images
-    digest: str | None = None  # as the settings of a run record it of its given teacher
+    error: float | None = None  # the test error in percent
+    digest: str | None = None  # of a given teacher, as the settings of a run record it
 
     @property
     def counts(self):
-        """(layers, weights, multiplications); of an ONNX model (None, its numbers, None)."""
+        """(layers, weights, multiplications); for an ONNX model (None, the count of its constants, None)."""
         if self.model is None:
             given = export.library().load_from_string(self.onnx).graph.initializer
             return None, sum(int(np.prod(tensor.dims)) for tensor in given), None
@@ -61,7 +61,7 @@ class Contender:
 
 
 def drawn(network, error=None):
-    """A network with random weights, with which it is as fast as with any other that keep activations in range."""
+    """Builds a network with random weights; it is as fast as with trained ones."""
     layers = networks.build(network)
     networks.initialise(layers, np.random.default_rng(0))
     made = Model(layers, Unit(), describe(layers, network.name, network.input, Unit()))
@@ -72,11 +72,11 @@ def exported(made):
     try:
         return export.onnx_model(made).SerializeToString()
     except UserError:
-        return b""  # without the extra, or with a layer that cannot be exported
+        return b""  # the extra [onnx] is missing, or a layer cannot be exported
 
 
 def from_file(path):
-    """The network in a stage's .h5 file, or an ONNX model."""
+    """Loads the network in a stage's .h5 file, or an ONNX model."""
     path = Path(path)
     if path.suffix == ".onnx":
         found = teachers.Onnx(path)
@@ -88,7 +88,7 @@ def from_file(path):
 
 
 def error_beside(path):
-    """The test error of a stage, in percent, from the records beside its file."""
+    """Returns the test error of a stage, in percent, from the records beside its file."""
     try:
         return json.loads((path.parent / "summary.json").read_text())["stages"][path.stem]["test_error"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -113,7 +113,7 @@ def error_as_teacher(one, folder):
 
 
 def of_experiments(name, results):
-    """[(teacher, students)] of an experiment, or of those on a data set whose students are in Table 5, or all on it."""
+    """Returns (teacher, students): of an experiment, or of all on a data set (if some are in Table 5, only those)."""
     every = experiments.EXPERIMENTS
     found = [name] if name in every else [n for n, e in every.items() if e.data == name]
     in_table = [n for n in found if every[n].student.name.partition(",")[0] in paper.TABLE_5]
@@ -126,7 +126,7 @@ def of_experiments(name, results):
 
 
 def recorded(folder):
-    """(the teacher's mean test error, the best method's), from a results folder, of the paper's settings if there."""
+    """Returns the mean test errors (teacher, best method) in a results folder, if possible of the paper's settings."""
     for preset in ("paper", "default"):
         try:
             rows = json.loads((folder / preset / "results.json").read_text())["questions"][0]["rows"]
@@ -138,9 +138,9 @@ def recorded(folder):
 
 
 def engines(threads):
-    """{engine: (Contender, ExitStack) -> (images) -> its answer, or None where the engine cannot run it}.
+    """Returns {engine: a function (Contender, ExitStack) -> (images) -> answer, or None if the engine cannot run it}.
 
-    threads: how many the engine uses; minifit, processes
+    threads: the number of threads of an engine, and of processes of minifit
     """
     found = {"minifit": lambda one, stack: one.model and _in_minifit(one.model, threads, stack)}
     if export.there("onnxruntime") and export.there("onnx"):
@@ -170,7 +170,7 @@ def _in_onnxruntime(one, threads):
 
 
 def in_torch(made, threads):
-    """The same network in PyTorch; None for one that is not layers one after another."""
+    """Returns the same network in PyTorch; None for a network that is not a chain of layers."""
     import torch
     from torch.nn import functional as f
 
@@ -220,7 +220,7 @@ def in_torch(made, threads):
 
 
 def measured(contenders, batch, seconds, engine):
-    """{contender: seconds of each turn}, those that the engine runs; each turn asks all of them.
+    """Returns {contender: seconds of each turn} for the networks that the engine can run; each turn runs all of them.
 
     seconds: about how long all turns may take together
     """
@@ -234,7 +234,7 @@ def measured(contenders, batch, seconds, engine):
                 runs[one.name] = lambda ask=ask, images=images: ask(images)
         began = time.perf_counter()
         for run in runs.values():
-            run()  # once for nothing: it fetches memory and plans convolutions
+            run()  # not timed: the first time fetches memory and plans convolutions
         once = time.perf_counter() - began
         took = {name: [] for name in runs}
         for _ in range(int(np.clip(seconds / max(once, 1e-9), *TURNS))):
@@ -251,7 +251,7 @@ def quartiles(values, form):
 
 
 def table(teacher, students, seconds, tell):
-    """The lines of the table: sizes, then the speed-ups of every engine, number of threads and of images."""
+    """Yields the lines of the tables: sizes, then the speed-ups per engine, number of threads and number of images."""
     found = {one.name: one.counts for one in (teacher, *students)}
     rows = [row(one, teacher, found) for one in (teacher, *students)]
     header = [
@@ -268,7 +268,7 @@ def table(teacher, students, seconds, tell):
     header.append("speed-up\nin paper")
     yield report.table(rows, header)
     if any(r[5] for r in rows):
-        yield "Published counts are of two pieces in every maxout layer. Here, as in its text, dense ones have five."
+        yield "Published counts have two pieces in every maxout layer. Here dense layers have five, as in the text."
     yield ""
     rows, ratios = [], {}
     for threads in dict.fromkeys((1, available())):
@@ -286,7 +286,7 @@ def table(teacher, students, seconds, tell):
                     cells.append(None if ratio is None else quartiles(ratio, lambda r: f"{r:.2f}"))
                 rows.append([name, str(threads), str(batch), *cells])
     header = ["engine", "threads", "images", f"{teacher.name},\nms per image", *(one.name for one in students)]
-    yield "Speed-up over the teacher, medians and quartiles; it holds for this engine, number of threads and of images."
+    yield "Speed-up over the teacher: medians and quartiles, for this engine, number of threads and number of images."
     yield report.table(rows, header)
     yield ""
     for one in students:
@@ -314,7 +314,7 @@ def row(one, teacher, found):
 
 
 def sentence(one, teacher, found, ratios):
-    """What compressing has brought, for the engine that runs both."""
+    """Says in one sentence how much smaller and faster a student is, for an engine that runs both networks."""
     of = {key: ratio for key, ratio in ratios.items() if key[3] == one.name and ratio}
     if not of:
         return f"{one.name}: no engine here runs it beside {teacher.name}."
@@ -325,7 +325,7 @@ def sentence(one, teacher, found, ratios):
     size, pace = times(smaller, "smaller", "larger"), times(ratio, "faster", "slower")
     said = f"{one.name} is {size} and {pace} ({words})"
     if one.error is None or teacher.error is None:
-        return f"{said}; what it loses is not recorded."
+        return f"{said}; its loss of accuracy is not recorded."
     lost = one.error - teacher.error
     return f"{said}, and {'loses' if lost >= 0 else 'gains'} {abs(lost):.2f} points."
 

@@ -1,4 +1,4 @@
-"""The paper's tables: each row with its published figure, and ours from results/ or else the command that makes it."""
+"""Prints the paper's tables: each row with its published figure, and ours from results/ or the command for it."""
 
 from math import sqrt
 from pathlib import Path
@@ -11,12 +11,12 @@ from minifit.lab.compare import CONFIDENCE
 from minifit.lab.report import count, number, several, table
 from reference import paper
 
-CONFIDENCES = 0.1, 0.3, 0.5, 0.9, 0.99, 0.999  # of a teacher, in the table of the curriculum
-PARTS = "paper", "default", "short", "arms"  # of a results folder, those that can fill a row
+CONFIDENCES = 0.1, 0.3, 0.5, 0.9, 0.99, 0.999  # of the teacher, in the table of the curriculum
+PARTS = "paper", "default", "short", "arms"  # the parts of a results folder that can fill a row
 
 
 def tables(results, say):
-    """Prints Tables 1 to 6, Figure 2, and what sections 2.4 and 3.1 say, from the records in a results folder alone."""
+    """Prints Tables 1 to 6, Figure 2, and sections 2.4 and 3.1, from the records in a results folder."""
     for title, (accuracies, rows) in paper.TABLES.items():
         found = [line for row in rows for line in lines(row, accuracies, Path(results))]
         unit = "accuracy %" if accuracies else "error %"
@@ -27,7 +27,7 @@ def tables(results, say):
 
 
 def lines(row, accuracies, results):
-    """The cells of a row for each preset whose results there are; or with the command that makes them."""
+    """Returns one row of cells per preset with results; without results, one row with the command."""
     method = next(method for method in baselines.METHODS if method.name == row.method)
     system = method.title + f" ({row.about})" * bool(row.about)
     published = "fails" if row.published is None else f"{row.published:g}"
@@ -42,7 +42,7 @@ def lines(row, accuracies, results):
 
 
 def figures(folder, method):
-    """{preset: the row of a method, with unchanged settings} in the results of an experiment."""
+    """Returns {preset: the row of a method with unchanged settings} from the results of an experiment."""
     parts, found = publish.parts_of(folder), {}
     for part in (parts[name] for name in PARTS if name in parts):
         for row in part["questions"][0]["rows"]:
@@ -52,7 +52,7 @@ def figures(folder, method):
 
 
 def interval(values):
-    """The 95 % interval of the mean, by Student's t; None for fewer than two values."""
+    """Returns the 95 % interval of the mean, by Student's t; None for fewer than two values."""
     if len(values) < 2:
         return None
     from scipy import stats  # takes longer to import than the rest of minifit
@@ -75,11 +75,11 @@ def table_6():
 
 
 def curriculum():
-    """How strongly an image pulls at a student that knows nothing, by what its teacher thinks of one class of ten."""
+    """Returns a table: an image's gradient at a student that knows nothing, by the teacher's confidence in a class."""
     k, tau = 10, experiments.MNIST_PAPER.tau
     logits = np.log([[c, *[(1 - c) / (k - 1)] * (k - 1)] for c in CONFIDENCES])
     rows = [[f"{c:g}", f"{pull:.4f}"] for c, pull in zip(*baselines.pull(logits, tau), strict=True)]
-    said = "An image's gradient in eq. 2's second term grows with the teacher's confidence: sure ones are learnt first."
-    lam = "Does lambda's decay matter? python run.py compare mnist --studies"
+    said = "The gradient of eq. 2's second term grows with the teacher's confidence, so sure images are learnt first."
+    lam = "python run.py compare mnist --studies shows whether lambda's decay matters."
     header = ["teacher's\nconfidence", "gradient"]
     return f"{table(rows, header)}\n\n{said}\n{lam}"

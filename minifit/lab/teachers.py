@@ -1,8 +1,8 @@
-"""Teachers that were trained elsewhere: an ONNX model, or the file of a stage. They are asked, and never trained.
+"""Teachers that were trained elsewhere: an ONNX model, or the file of a stage. minifit never trains them.
 
-A teacher of this kind is a Layer that sees images as they are stored, whatever the student sees. teacher(images) gives
-logits, eq. 2's target; teacher[:h] is the part up to hint h, and gives eq. 3's target. Give an ONNX model any number of
-images, and its logits and one hidden map are all that distillation needs of it.
+A teacher of this kind is a Layer whose input is stored bytes, whatever the student's input is. teacher(images) gives
+logits, the target of eq. 2; teacher[:h] is the part up to hint h, and gives the target of eq. 3. An ONNX model must
+accept any number of images; distillation needs only its logits and one hidden map.
 
 The README has the lines that export a PyTorch network; `python run.py inspect teacher.onnx` lists its hidden maps.
 """
@@ -24,7 +24,7 @@ from minifit.lab.parallel import Team
 from minifit.layers import Layer, Sequential
 from minifit.regressors import pieces_of
 
-MARGIN = 0.1  # of the way from chance to no error: a teacher below it has learned nothing, or sees other images
+MARGIN = 0.1  # of the way from chance to no error: a teacher below it has learned nothing, or is shown other pixels
 PASSED = "Identity", "Dropout", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Cast"
 LAYOUTS = "channels first", "channels last"
 FIRST = "Conv", "ConvTranspose", "MaxPool", "AveragePool", "BatchNormalization", "InstanceNormalization"
@@ -33,7 +33,7 @@ REARRANGED = {(0, 3, 1, 2): True, (0, 2, 3, 1): False}  # the axes of a Transpos
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a model wants to see of a pixel: (range * byte / 255 - mean) / std, mean and std one for each channel."""
+    """How bytes become a model's pixels: (range * byte / 255 - mean) / std, with one mean and std per channel."""
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -46,7 +46,7 @@ class Pixels:
 
 
 class Given(Layer):
-    """A trained teacher for images uint8 (N, H, W, C). `params` are what tells it from another one."""
+    """A trained teacher for images uint8 (N, H, W, C). Its `params` identify it."""
 
     sees_bytes = True
     microbatch = None
@@ -59,7 +59,7 @@ class Given(Layer):
     def __call__(self, images, rng=None):
         xp = array_module(images)
         if len(images) and images.dtype != np.uint8:
-            raise UserError(f"{self.name}: was trained elsewhere and sees stored bytes; this method asks it otherwise")
+            raise UserError(f"{self.name}: was trained elsewhere, on stored bytes; this method gives it other numbers")
         y = self.answer(np.ascontiguousarray(to_host(images)).astype(np.uint8, copy=False))
         return y if xp is np else xp.asarray(y)
 
@@ -69,7 +69,7 @@ class Given(Layer):
     def __getitem__(self, index):
         """teacher[:h]: the part up to hint h."""
         if not isinstance(index, slice) or index.start or index.step or not 1 <= (index.stop or 0) <= len(self):
-            raise UserError(f"{self.name}: was trained elsewhere and is not taken apart, as this method does")
+            raise UserError(f"{self.name}: was trained elsewhere and cannot be taken apart, as this method needs")
         return self.parts.setdefault(index.stop, self.up_to(index.stop))
 
     @cached_property
@@ -81,7 +81,7 @@ class Given(Layer):
         return {"logits": self(images)}
 
     def errors(self, images, labels, workers=1):
-        """How many of the images it misclassifies; UserError where an output is not finite."""
+        """Returns how many of the images it misclassifies. UserError if an output is not finite."""
 
         def part(start):
             for name, y in self.outputs(images[start : start + model.BATCH]).items():
@@ -93,7 +93,7 @@ class Given(Layer):
         def told(start):
             try:
                 return part(start)
-            except UserError as error:  # which a worker could not raise
+            except UserError as error:  # returned, because a worker cannot raise it here
                 return str(error)
 
         with Team(workers, {"errors": told}) as team:
@@ -104,13 +104,13 @@ class Given(Layer):
         return sum(found)
 
     def check(self, images, labels, workers=1):
-        """Its test error in percent; UserError where it knows about as much as chance."""
+        """Returns its test error in percent. UserError if it is hardly better than chance."""
         errors, most = self.errors(images, labels, workers), np.bincount(labels, minlength=self.classes).max()
         accuracy, chance = 1 - errors / len(labels), most / len(labels)
         if accuracy < chance + MARGIN * (1 - chance):
             raise UserError(
-                f"{self.name}: {100 * accuracy:.2f} % of the test images right, and the commonest class is "
-                f"{100 * chance:.2f} % of them; {self.look}"
+                f"{self.name}: classifies {100 * accuracy:.2f} % of the test images correctly, and the commonest class "
+                f"alone is {100 * chance:.2f} % of them; {self.look}"
             )
         return 100 * errors / len(labels)
 
@@ -149,7 +149,7 @@ class FromFile(Given):
 
 
 class Onnx:
-    """An ONNX model, read and examined: one input, images in batches of any size, and its tensors."""
+    """Reads and checks an ONNX model: it has one input, images in batches of any size."""
 
     def __init__(self, path):
         onnx, self.path = export.library(), Path(path)
@@ -183,7 +183,7 @@ class Onnx:
             raise UserError(f"{said}; only the number of images may be free: export it for images of one size")
 
     def _digest(self):
-        """The SHA-256 of the file, and of those that its weights lie in where they are not in it."""
+        """Returns the SHA-256 of the file and of the files with its external weights."""
         elsewhere = {e.value for t in self.proto.graph.initializer for e in t.external_data if e.key == "location"}
         sha = hashlib.sha256()
         for path in (self.path, *(self.path.parent / name for name in sorted(elsewhere))):
@@ -191,7 +191,7 @@ class Onnx:
         return sha.hexdigest()
 
     def layout(self, channels):
-        """ "channels first" or "channels last", whichever its input has so many of."""
+        """Returns "channels first" or "channels last", according to the shape of its input."""
         first, last = self.shape[1], self.shape[3]
         if channels not in (first, last):
             said = f"{self.path}: its input {self.given.name} is {tuple(self.shape)}"
@@ -199,7 +199,7 @@ class Onnx:
         return LAYOUTS[first != channels]
 
     def logits(self):
-        """The tensor of the logits: the first output, or what its softmax is given."""
+        """Returns the tensor of the logits: the first output, or the input of its softmax."""
         name = self.graph.output[0].name
         node = self.makes.get(name)
         while node is not None and node.op_type == "Identity":
@@ -207,7 +207,7 @@ class Onnx:
         return node.input[0] if node is not None and node.op_type == "Softmax" else name
 
     def channels_first(self, name, channels):
-        """Whether a map has its channels before its rows: ONNX defines that of some layers, and others keep it."""
+        """Whether a map has its channels before its rows: ONNX fixes this for some layers, the others keep it."""
         while (node := self.makes.get(name)) is not None:
             axes = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), None)
             if node.op_type in FIRST or axes in REARRANGED:
@@ -216,18 +216,18 @@ class Onnx:
         return self.layout(channels) == LAYOUTS[0]
 
     def hint_shape(self, name, shape, channels):
-        """The shape of a hint as the student sees it, channels last."""
+        """Returns the shape of a hint with channels last, as the student needs it."""
         return (*shape[1:], shape[0]) if len(shape) == 3 and self.channels_first(name, channels) else shape
 
     def rectified(self, name):
-        """Whether a tensor is what a ReLU gives, at most pooled or rearranged."""
+        """Whether a tensor is the output of a ReLU, possibly pooled or rearranged."""
         node = self.makes.get(name)
         while node is not None and node.op_type in PASSED:
             node = self.makes.get(node.input[0])
         return node is not None and node.op_type == "Relu"
 
     def session(self, names):
-        """A session that gives these tensors."""
+        """Returns a session that computes these tensors."""
         onnx = export.library()
         shown = onnx.ModelProto()
         shown.CopyFrom(self.proto)
@@ -239,7 +239,7 @@ class Onnx:
             raise UserError(f"{self.path}: onnxruntime refuses it ({' '.join(str(error).split())[:200]})") from None
 
     def maps(self):
-        """{tensor: its shape without the batch}, of all numbers that are computed for each image."""
+        """Returns {tensor: its shape without the batch} for all tensors that are computed per image."""
         float_types = {value.name: value.type.tensor_type.elem_type for value in self.graph.value_info}
         float_types |= {value.name: value.type.tensor_type.elem_type for value in self.graph.output}
         fixed = {constant.name for constant in self.graph.initializer}
@@ -257,7 +257,7 @@ def _run(path, session, names, given):
 
 
 class FromOnnx(Given):
-    """An ONNX model as a teacher.   hints: the tensors that hint layers 1, 2 ... are"""
+    """An ONNX model as a teacher.   hints: the tensors of hint layers 1, 2 ..."""
 
     look = (
         "look at --teacher-mean, --teacher-std, --teacher-range, the order of its classes and the data that trained it"
@@ -270,7 +270,7 @@ class FromOnnx(Given):
         self.pixels = pixels or Pixels()
         self.layout = self.onnx.layout(image[2])
         if self.onnx.dtype == np.uint8 and self.pixels != Pixels():
-            raise UserError(f"--teacher {path}: sees bytes, so that --teacher-mean, -std and -range have no meaning")
+            raise UserError(f"--teacher {path}: sees bytes, so --teacher-mean, -std and -range have no meaning")
         for name in ("mean", "std"):
             if len(getattr(self.pixels, name)) not in (1, image[2]):
                 raise UserError(f"--teacher-{name}: wanted one number, or one for each of {image[2]} channels")
@@ -325,7 +325,7 @@ class FromOnnx(Given):
 
     @property
     def pieces(self):
-        """Of a regressor's maxout: None is a ReLU, as the tensor has, and 1 is linear."""
+        """The pieces of the regressor's maxout: None, a ReLU, if the tensor ends in one; otherwise 1, linear."""
         return None if self.onnx.rectified(self.tensor) else 1
 
     def answer(self, images):
@@ -354,14 +354,14 @@ class FromOnnx(Given):
 
 
 def resized(images, size):
-    """Images of another size, by linear interpolation between the centres of pixels; float32."""
+    """Resizes images by linear interpolation between the centres of pixels; float32."""
     down, across = (_interpolation(old, new) for old, new in zip(images.shape[1:3], size, strict=True))
     x = np.tensordot(down, images.astype(np.float32), (1, 1)).transpose(1, 0, 2, 3)
     return np.tensordot(across, x, (1, 2)).transpose(1, 2, 0, 3)
 
 
 def _interpolation(old, new):
-    """The matrix (new, old) that reads a row of `old` pixels at the centres of `new` ones."""
+    """Returns the matrix (new, old) that interpolates a row of `old` pixels at the centres of `new` pixels."""
     place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     left = np.minimum(place.astype(int), max(0, old - 2))
     matrix = np.zeros((new, old), np.float32)
@@ -376,7 +376,7 @@ ENDINGS = ".onnx", ".h5"
 
 @cache
 def given(path, image, classes, hints=(), pixels=None):
-    """The teacher in a file, for images of this shape and so many classes."""
+    """Returns the teacher in a file, for images of this shape and this many classes."""
     path = Path(path).expanduser()
     if path.suffix == ".onnx":
         return FromOnnx(path, image, classes, hints, pixels)
@@ -386,10 +386,10 @@ def given(path, image, classes, hints=(), pixels=None):
 
 
 def experiment(one, path, hints=(), pixels=None):
-    """An experiment with the trained teacher in a file; the pair of layers is one that goes together.
+    """Returns the experiment with the trained teacher in a file, and with guided layers that suit its hints.
 
-    An ONNX model's hint layers are its hint tensors. In the file of a stage they are those of the experiment, if there
-    are as many.
+    The hint layers of an ONNX model are its hint tensors. In the file of a stage they are those of the experiment, as
+    far as the teacher has as many layers.
     """
     student, image = one.student, np.zeros((1, *one.student.input), np.float32)
     classes = networks.build(student)(image[:0]).shape[1]
@@ -412,7 +412,7 @@ def experiment(one, path, hints=(), pixels=None):
 
 
 def beside(maps, hint):
-    """(guided layer, kind of regressor) for a hint of this shape, as spec.pair has it; maps: the student's."""
+    """Chooses (guided layer, kind of regressor) for a hint of this shape, as spec.pair does; maps: the student's."""
     middle = (len(maps) + 1) / 2
     fitting = [i for i, (h, w, _) in enumerate(maps, start=1) if len(hint) == 3 and h >= hint[0] and w >= hint[1]]
     if not fitting:

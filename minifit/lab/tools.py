@@ -1,4 +1,4 @@
-"""What is done with a trained network's file: export it, and let it classify pictures."""
+"""The commands on a trained network's file: export, predict, inspect and speed."""
 
 import json
 import sys
@@ -14,8 +14,8 @@ from minifit.lab import export, report, speed, teachers
 from minifit.lab.options import HELP, read, show_help
 from minifit.settings import ABOVE_0, flag, setting
 
-WORK = 4e11  # multiplications at most in comparing an exported model with minifit: all test images of a small network
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # what Pillow calls pictures of so many channels
+WORK = 4e11  # the most multiplications for comparing an exported model with minifit
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's name of the mode
 MOST_PIXELS = 10**8
 ARRAYS = ".npy", ".h5", ".hdf5"
 UNTRAINED = (
@@ -27,12 +27,12 @@ UNTRAINED = (
     "Dropout",
     "Reshape",
     "Flatten",
-)  # no hints of their own
+)  # operations whose outputs are not listed as hints
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Where the test images of a network are."""
+    """Options: where the test images of a network are."""
 
     data_dir: Path | None = setting("read the test images of a published data set from here", default=None, common=True)
     data: Path | None = setting("read the test images of a data set of your own from here", default=None, common=True)
@@ -40,7 +40,7 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """How predictions are printed."""
+    """Options: how predictions are printed."""
 
     json: bool = setting(
         "print one JSON object per image, with the probabilities of all classes", default=False, common=True
@@ -49,25 +49,27 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How speed is measured."""
+    """Options: how speed is measured."""
 
     seconds: float = setting(
-        "measure each engine, number of threads and of images for about X seconds", ABOVE_0, default=4.0, common=True
+        "measure each engine, with each number of threads and images, for X seconds", ABOVE_0, default=4.0, common=True
     )
     results: Path = setting("read accuracies from this folder", default=Path("results"), common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Beside which student a teacher is inspected."""
+    """Options: the student for which a teacher is inspected."""
 
     student_spec: str = setting(
-        "the student's layers, as of run.py own, or an experiment", default=experiments.OWN_STUDENT, common=True
+        "list hints for this student: layers, as in run.py own, or an experiment",
+        default=experiments.OWN_STUDENT,
+        common=True,
     )
 
 
 def places_and(command, about, words, start):
-    """The words that are no options, wherever they stand, and the options."""
+    """Returns the words that are no options, wherever they stand, and the options."""
     if HELP & {*words}:
         show_help(f"run.py {command}", about, start, words, {})
     takes, places, options, left = {flag(f.name) for f in fields(start) if f.type is not bool}, [], [], list(words)
@@ -87,8 +89,8 @@ one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")  # several w
 def export_(words, say):
     """Writes a trained network as ONNX or safetensors."""
     about = (
-        "Writes the network of a stage's file as ONNX, from bytes (N, H, W, C) to probabilities, or as safetensors: "
-        "the ending of OUT decides. An ONNX model is first compared with minifit on test images."
+        "Writes the network of a stage's file to OUT.onnx, from bytes (N, H, W, C) to probabilities, or to "
+        "OUT.safetensors. An ONNX model is first compared with minifit on test images."
     )
     places, asked = places_and("export FILE.h5 OUT", about, words, Images())
     if len(places) != 2:
@@ -112,7 +114,7 @@ def export_(words, say):
 
 
 def examples(path, network, asked):
-    """(images, what they are): the network's first test images, or random ones where those are not here."""
+    """Returns (images, their description): the network's first test images, or random images if those are missing."""
     wanted = files.load_record(path)["identity"].get("settings", {})
     experiment = experiments.EXPERIMENTS.get(wanted.get("experiment"))
     if experiment is not None:
@@ -135,13 +137,14 @@ def predict(words, say):
     """Prints the class of each image, and its probability."""
     about = (
         "Prints the class and its probability for each picture, or for each image of an .npy file or of the data set "
-        "`images` of an .h5 file, uint8 (N, H, W, C). Pictures of another size are resized, of other colours converted."
+        "`images` of an .h5 file, uint8 (N, H, W, C). Pictures are resized, and their colours converted, as needed. "
+        "Ink and paper stay as they are: digits of MNIST are white on black."
     )
     places, asked = places_and("predict FILE.h5 INPUT...", about, words, Predict())
     if len(places) < 2:
         raise UserError("predict: wanted a stage's file and images, as in predict RUN/STAGE.h5 digit.png")
     network = model.load(places[0])
-    inputs = [(place, opened(Path(place), network)) for place in places[1:]]  # a complaint comes before any answer
+    inputs = [(place, opened(Path(place), network)) for place in places[1:]]  # errors come before any answer
     for place, images in inputs:
         several, start = Path(place).suffix in ARRAYS, 0
         for part in model.sliced(images):
@@ -157,7 +160,7 @@ def predict(words, say):
 
 
 def opened(path, network):
-    """The images in a file as the network wants them, one for a picture; those of an array are read when asked for."""
+    """Returns the images in a file, one for a picture. Images of an array are read when they are needed."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -185,7 +188,7 @@ def opened(path, network):
 
 
 def picture(path, shape):
-    """The pixels of a picture as one image (1, H, W, C), resized and converted where it is another."""
+    """Returns a picture as one image (1, H, W, C), resized and converted if necessary."""
     from PIL import Image
 
     height, width, channels = shape
@@ -206,10 +209,10 @@ def picture(path, shape):
 
 
 def inspect(words, say):
-    """Lists the hidden maps of a teacher to be, and the regressor that each would need beside a student."""
+    """Lists the hidden maps of an ONNX model, and the regressor that each would need for a student."""
     about = (
-        "Lists what an ONNX model computes of an image, and, beside a student, the guided layer and the regressor that "
-        "each would need as a hint: --teacher FILE.onnx --hint-tensor NAME."
+        "Lists the tensors that an ONNX model computes for an image. Each can be a hint: --teacher FILE.onnx "
+        "--hint-tensor NAME. Beside it are the student's guided layer and the regressor that it would need."
     )
     places, asked = places_and("inspect FILE.onnx", about, words, Inspect())
     if len(places) != 1:
@@ -236,7 +239,7 @@ def inspect(words, say):
         f"{places[0]}: sees {found.given.name}, {found.dtype} {tuple(found.shape)}, {layout}; its logits are {logits}, "
         f"of {maps[logits][0]} classes."
     )
-    say(f"Beside {student.name}:\n")
+    say(f"For {student.name}:\n")
     say(report.table(rows, ["hint tensor", "of", "map", "guided\nlayer", "its map", "regressor", "weights"]))
     return 0
 
@@ -246,17 +249,17 @@ def size(shape):
 
 
 def student_of(said, image, classes):
-    """The student of an experiment, or of a SPEC."""
+    """Returns the student of an experiment, or of a SPEC."""
     if said in experiments.EXPERIMENTS:
         return experiments.EXPERIMENTS[said].student
     return spec.network("student", said, image, classes)
 
 
 def measure(words, say):
-    """Measures how fast students are, beside their teacher.   FitNets, Table 5"""
+    """Measures how fast students are beside their teacher.   FitNets, Table 5"""
     about = (
-        "Measures how much faster than their teacher students classify: that of an experiment, those on a data set "
-        "(run.py speed cifar10 is Table 5), or one student, both named by their files, .h5 or .onnx."
+        "Measures how much faster students classify than their teacher: the student of an experiment, all students of "
+        "a data set (run.py speed cifar10 is Table 5), or a student and a teacher given by their .h5 or .onnx files."
     )
     places, asked = places_and("speed EXPERIMENT | TEACHER STUDENT", about, words, Speed())
     if len(places) == 1:

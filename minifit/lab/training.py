@@ -1,10 +1,11 @@
-"""Epochs, microbatches, early stopping, checkpoints and progress: a loop that knows no loss.
+"""The training loop of every stage: epochs, microbatches, early stopping, checkpoints and progress.
 
-A minibatch is cut into microbatches of a few images whose arrays fit the cache, and these are dealt to lanes. Each lane
-adds up its own microbatches in order, then the lanes are added in order: the sum is the same, bit for bit, whatever the
-number of workers that compute the lanes.
+A minibatch is cut into microbatches of a few images whose arrays fit the cache, and the microbatches are dealt to
+lanes. Each lane adds up its microbatches in order, then the lanes are added in order. So the sum is the same, bit for
+bit, for any number of workers.
 """
 
+import shutil
 import sys
 import time
 from math import ceil, isfinite
@@ -21,18 +22,19 @@ from minifit.lab.sets import CHUNK, HOST_CHUNK
 from minifit.layers import leaves, lr_scales, max_norms
 from minifit.optimizers import max_norm
 
-LANES = 8  # the most partial sums of a minibatch, and so the most workers of use ...
-LANES_MEMORY = 2**27  # ... and fewer, but two at least, where they would take more bytes than this
-BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining} left, {rate_noinv_fmt}{postfix}"  # in 80 columns
-MEASURED_AT_ONCE = 32  # chunks, between two looks at the bar
+LANES = 8  # the largest number of partial sums of a minibatch; more workers are of no use ...
+LANES_MEMORY = 2**27  # ... fewer, but at least two, if they would take more bytes than this
+BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining} left, {rate_noinv_fmt}{postfix}"  # in a terminal of WIDE columns
+NARROW_BAR, WIDE = "{desc} {percentage:3.0f}%|{bar}| {remaining}", 80
+MEASURED_AT_ONCE = 32  # chunks between two updates of the bar
 
 
 class TrainingError(Exception):
-    """A run that cannot go on, and why."""
+    """Says why a run cannot go on."""
 
 
 class DataParallel:
-    """The two things that are done with examples, on one device or shared out among a team of processes.
+    """Computes gradients and errors of a stage, on one device or shared out among a team of processes.
 
     gradient: the mean loss and gradient over a minibatch;   measure: the mean loss and errors over a whole set.
     """
@@ -54,9 +56,9 @@ class DataParallel:
         self.team = Team(workers if self.on_host else 1, {"gradient": self._gradient, "measure": self._measure})
 
     def gradient(self, indices, epoch, noise, choices=None):
-        """(loss, grads) over the minibatch `indices` of the training set; noise seeds its masks.
+        """Returns (loss, grads) over the minibatch `indices` of the training set; `noise` seeds its masks.
 
-        choices: how each image is augmented; the teacher then sees the very images that the student does
+        choices: how each image is augmented; the teacher sees the same augmented images as the student
         """
         n = len(indices)
         parts = [slice(i, i + self.microbatch) for i in range(0, n, self.microbatch)]
@@ -70,7 +72,7 @@ class DataParallel:
         return float(sum(losses)), grads
 
     def measure(self, name, epoch, progress=False):
-        """(mean loss, errors) over the set of that name, without noise."""
+        """Returns (mean loss, errors) over the set of that name, without noise."""
         n, parts = len(self.sets[name]), []
         jobs = [(name, i, min(i + self.chunk, n), epoch) for i in range(0, n, self.chunk)]
         with bar(f"{self.stage.key}, {name} images", n, progress) as shown:
@@ -135,16 +137,17 @@ def fit(
     draw=None,
     about=None,
 ):
-    """Trains stage.network, keeps its state in `path` after every epoch, and leaves it at its best epoch.
+    """Trains stage.network, saves its state to `path` after every epoch, and ends with the weights of its best epoch.
 
-    Without validation images to choose by, that is the last.
+    Without validation images the last epoch counts as the best.
 
-    sets: {"train", "validation"}: Examples    rng: shuffles and seeds the noise    identity: what the file must be of
-    log(record) before an epoch is saved, so that none is missing after a kill; tell(record) when it is safe.
-    until: training goes on until the validation loss is no larger than this; the last epoch is kept
-    draw: (rng, n) -> how each of n training images is augmented, anew in every epoch; None: they stay as they are
-    about: what the file says of its network
-    Returns what was chosen: epochs run, best epoch, its validation loss and errors.
+    sets: {"train", "validation"}: Examples    rng: shuffles and seeds the noise
+    identity: what the file was made from; a file with another identity is refused
+    log(record) is called before an epoch is saved, so no record is missing after a kill; tell(record) after it.
+    until: train until the validation loss is at most this, and take the last epoch
+    draw: (rng, n) -> how each of n training images is augmented in an epoch; None: not at all
+    about: the description of the network, for the file
+    Returns a dictionary: epochs run, best epoch, its validation loss and errors.
     """
     schedule = stage.schedule
     examples, optimizer = DataParallel(stage, sets, microbatch, workers), schedule.make(lr_scales(stage.network))
@@ -215,22 +218,23 @@ def fit(
 
 
 def stopped(state, schedule, until=None):
-    """Whether training is over: all epochs run, or `patience` of them without improvement, or the loss `until` met."""
+    """Whether training is over: all epochs are run, or `patience` without improvement, or the loss is at `until`."""
     if until is not None and state["best_loss"] is not None and state["best_loss"] <= until:
         return True
     return state["epoch"] >= schedule.epochs or state["epoch"] - state["best_epoch"] >= schedule.patience
 
 
 def improves(stage, loss, errors, state):
-    """Whether an epoch is the best so far: fewer errors than any before it; for a hint, a lower loss."""
+    """Whether an epoch is the best so far: it has the fewest errors; for a stage without logits, the lowest loss."""
     if state["best_loss"] is None:
         return True
     return errors < state["best_errors"] if stage.classifies else loss < state["best_loss"]
 
 
 def bar(label, images, progress):
-    """A progress bar over so many images, if progress is to be seen."""
-    look = {"unit": "img", "unit_scale": True, "dynamic_ncols": True, "bar_format": BAR, "leave": False}
+    """Returns a progress bar over this many images; it stays hidden without `progress`."""
+    form = BAR if shutil.get_terminal_size().columns >= WIDE else NARROW_BAR
+    look = {"unit": "img", "unit_scale": True, "dynamic_ncols": True, "bar_format": form, "leave": False}
     return Bar(total=images, desc=label, disable=not progress, **look)
 
 
@@ -243,7 +247,7 @@ def _label(stage, state, schedule, images):
 
 
 def _diagnosis(stage, examples, indices, loss, epoch, step):
-    """Names the first layer that gives a number that is not finite."""
+    """Returns an error message with the first layer whose output is not finite."""
     xp = array_module(*stage.network.params.values())
     said = f"{stage.key}, epoch {epoch}, step {step}: the loss is {loss}; not finite"
     found = []

@@ -228,3 +228,14 @@ def test_the_twin_takes_the_same_steps():
                 theirs.step(twin.images(x, format), torch.from_numpy(labels))
             for name, w in theirs.arrays().items():
                 np.testing.assert_allclose(ours.layers.params[name], w, rtol=1e-10, atol=1e-13)
+
+
+def test_the_vanishing_gradients_on_the_page_are_those_that_are_measured():
+    from benchmarks import start
+
+    page = (Path(__file__).resolve().parents[2] / "reference" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| ([\d.e|+ -]+) \|$", page.partition("## Why a thin, deep")[2], re.M)
+    assert [int(number) for number, _ in rows] == [1, 2, 3, 4, 5, 6, 7]
+    for (_, cells), small, scaled in zip(rows, start.measured(0.005), start.measured(), strict=True):
+        for printed, found in zip(cells.split(" | "), [*small, *scaled[:2]], strict=True):
+            assert printed == "-" if found is None else 0.5 < float(found) / float(printed) < 2

@@ -356,7 +356,10 @@ def test_parts_stand_in_one_table_beside_the_papers_figures(written, tmp_path):
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "results.json", part | {"preset": name, "experiment": "mnist", "data": "MNIST"})
     publish.write_page(tmp_path)
-    header, _, _, _, _, fitnet = (tmp_path / "README.md").read_text().splitlines()[2:8]
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert [line.partition(".")[0] for line in lines[2:6:2]] == ["Our settings", "The paper's settings"]
+    assert all("These seeds" in line for line in lines[2:6:2])  # the conclusions come first
+    header, _, _, _, _, fitnet = lines[6:12]
     assert "the paper's settings (changed): test error %" in header and "our settings (changed): test" in header
     assert "paper %" in header and "| FitNet |" in fitnet and "| 0.51 |" in fitnet
 
@@ -562,7 +565,7 @@ def test_arms_share_the_teacher_of_a_seed_and_are_paired_with_the_base(tmp_path,
     gain = other["kd"]["validation_error"] - base["kd"]["validation_error"]
     assert rows[1]["less"]["validation_error"]["mean"] == pytest.approx(gain) and len(rows) == 2
     text = (tmp_path / "out" / "digits" / "README.md").read_text()
-    assert "## Changed settings (preset default)" in text and "The base's teacher of a seed serves" in text
+    assert "## Changed settings (preset default)" in text and "settings of one seed share that seed's teacher" in text
 
     before = contents(tmp_path)
     monkeypatch.setattr(jobs.subprocess, "Popen", None)

@@ -1,7 +1,9 @@
 """The progress bar stands in nobody's way."""
 
+import io
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -9,6 +11,7 @@ import pytest
 from tqdm import TMonitor
 
 from minifit.data.progress import Bar
+from minifit.lab import training
 
 
 def child(what):
@@ -42,6 +45,19 @@ def test_a_process_killed_while_it_draws_takes_no_lock_with_it():
             os.waitpid(drawing, 0)
             pytest.fail("the next process waits for the lock")
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("columns", [50, 80, 160])
+def test_a_bar_fits_its_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    with training.bar("backprop 11/12, best 10.50 %", 5000, True) as shown:
+        shown.set_postfix_str("loss 0.0002643", refresh=False)
+        shown.ncols = columns
+        line = str(shown)
+    assert len(line) <= columns and line.count("|") == 2 and len(line.split("|")[1]) >= 5
+    assert ("loss" in line) == (columns >= training.WIDE)
 
 
 def test_a_bar_starts_no_thread():

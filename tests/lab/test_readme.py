@@ -22,6 +22,7 @@ PAGES = [
         "results/README.md",
         "results/speed.md",
         "results/mnist/README.md",
+        "results/weights/README.md",
         "benchmarks/README.md",
         "reference/README.md",
         "tests/mutants.md",
@@ -132,13 +133,13 @@ def test_the_commands_are_those_that_everything_relies_on():
 
 
 def test_a_trained_student_is_used_as_the_front_page_says(tmp_path, monkeypatch):
-    folder = tmp_path / "runs" / "mnist" / "seed0"
+    folder = tmp_path / "results" / "weights"
     folder.mkdir(parents=True)
     student = networks.build(networks.MNIST_FITNET)
     networks.initialise(student, np.random.default_rng(0))
     list(student.params.values())[-1][7] = 1e6  # the bias of a class
     about = model.describe(student, "MNIST FitNet", (28, 28, 1), Unit())
-    files.save(folder / "fitnet.h5", {"network": about}, best=dict(student.params))
+    files.save(folder / "mnist-fitnet.h5", {"network": about}, best=dict(student.params))
     [code] = re.findall(r"`(minifit\.load\([^`]+)`", README)
     monkeypatch.chdir(tmp_path)
     probabilities = eval(code, {"minifit": minifit, "images": np.zeros((2, 28, 28, 1), np.uint8)})
@@ -146,11 +147,11 @@ def test_a_trained_student_is_used_as_the_front_page_says(tmp_path, monkeypatch)
 
 
 def test_a_data_set_is_made_as_the_front_page_says(tmp_path, monkeypatch):
-    [code] = [block for block in blocks(README, "python") if "my.h5" in block]
+    [code] = [block for block in blocks(README, "python") if "my.npz" in block]
     assert len(code.splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    loaded = data.load("own", file="my.h5")
+    loaded = data.load("own", file="my.npz")
     assert loaded.images.shape == (480, 16, 16, 3) and np.bincount(loaded.test_labels).tolist() == [40, 40, 40]
 
 

@@ -133,6 +133,37 @@ def test_a_markdown_table_keeps_every_cell_on_one_line():
     """)
 
 
+def test_in_a_narrow_terminal_the_rows_of_a_table_stand_below_one_another(monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    rows = [["teacher", "360,816", None, "1\n2"], ["back-propagation", "29,944", 4.12, "3"]]
+    assert report.table(rows, ["method", "weights", "test\nerror %", "epoch"]) == text("""
+        teacher
+          weights 360,816; epoch 1, 2
+        back-propagation
+          weights 29,944; test error %
+          4.12; epoch 3
+    """)
+    assert report.table([[0, "0.51"]], ["test error of seed", "knowledge distillation"]) == text("""
+        test error of seed 0
+          knowledge distillation 0.51
+    """)
+    told = report.table([["hint", "layers\n1-4", "the thin MNIST FitNet"]], ["stage", "part", "trains"])
+    assert told == "hint\n  part layers 1-4; trains the\n  thin MNIST FitNet"
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "-------" in report.table(rows, ["method", "weights", "test\nerror %", "epoch"])
+
+
+def test_long_lines_break_between_words_and_tables_do_not():
+    row = "method   weights        time"
+    assert report.fitted(f"kd epoch 1: loss 2, validation 2.2\n{row}\n  runs/0/kd.h5", 20) == text(f"""
+        kd epoch 1: loss 2,
+          validation 2.2
+        {row}
+          runs/0/kd.h5
+    """)
+
+
 def test_a_table_without_rows_is_its_header():
     assert report.table([], ["method", "epoch"]) == "method  epoch\n------  -----"
 
@@ -204,8 +235,10 @@ def test_a_hint_stage_is_told_by_its_loss():
 
 def test_an_epoch_is_told_in_one_line_and_a_hint_has_no_error():
     (kd,), (hint,) = epochs("kd", [1.25], [2.0]), epochs("hint", [None], [900.0])
-    assert report.epoch_line(kd) == "kd epoch 1: loss 2, validation loss 2.2 and error 1.25 %, 1.0 s"
-    assert report.epoch_line(hint) == "hint epoch 1: loss 900, validation loss 990, 1.0 s"
+    assert report.epoch_line(kd) == "kd epoch 1: loss 2, validation 2.2, error 1.25 %, 1.0 s"
+    assert report.epoch_line(hint) == "hint epoch 1: loss 900, validation 990, 1.0 s"
+    long = {"stage": "backprop", "epoch": 16, "train_loss": 0.002643, "validation_loss": 0.02607, "seconds": 3599}
+    assert len(report.epoch_line(long | {"validation_error": 10.47})) <= 80
 
 
 def test_a_plan_adds_up_only_what_is_left():

@@ -351,7 +351,7 @@ def test_what_cannot_be_meant_on_the_command_line_writes_nothing(tmp_path, capsy
         (model, "--hint-tensor", "hidden", "--teacher-mean", "1", "2"): "one for each of 1 channels",
         (model, "--hint-tensor", "hidden", "--teacher-from", "x"): "wanted one of them",
         (model, "--hint-tensor", "hidden", "--stage", "teacher"): "--stage teacher: wanted",
-        (model, "--hint-tensor", "hidden", "--method", "joint-hint"): "not taken apart",
+        (model, "--hint-tensor", "hidden", "--method", "joint-hint"): "cannot be taken apart",
         (model, "--hint-tensor", "hidden", "--method", "kd-ensemble"): "wanted a teacher that can be trained",
         (model, "--hint-tensor", "hidden", "--teacher-mean", "5", "--teacher-std", "9"): "look at --teacher-mean",
         ("96-192",): "wanted a file that ends in .onnx or .h5",

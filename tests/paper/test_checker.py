@@ -565,9 +565,9 @@ def test_the_table_shows_every_array_of_every_row_and_the_worst_ratio():
 
 
 def test_an_unknown_row_lists_the_rows_and_no_draws_are_refused():
-    with pytest.raises(UserError, match=r"no row 'convolution'; the rows are Linear, Conv2d"):
+    with pytest.raises(UserError, match=r"--row convolution: no such row; the rows are Linear, Conv2d"):
         audit.run(only="convolution")
-    with pytest.raises(UserError, match="0 draws"):
+    with pytest.raises(UserError, match="--draws 0: wanted at least 1"):
         audit.run(draws=0)
     with pytest.raises(UserError, match="--seed -1: wanted 0 or more"):
         audit.run(seed=-1)
