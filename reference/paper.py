@@ -445,7 +445,9 @@ DISAGREEMENTS = (
         "guided layer of 11-layer nets", "6 (table 7)", "7 (table 6)", "6 for table 5, 7 for the depth series"
     ),
     Disagreement("AFLW students", "7 layers", "8 widths, same section", "7 layers"),
-    Disagreement("biases of convolutions", "not mentioned", "released code: one a position on MNIST", "one a channel"),
+    Disagreement(
+        "biases of convolutions", "not mentioned", "released code: one per position on MNIST", "one per channel"
+    ),
 )
 
 
