@@ -35,8 +35,8 @@ class Config:
         "then train every stage again on training and validation images, for the epochs that were best"
     )
     preprocessing: str = setting(
-        "scale pixels to [0, 1]; or normalise the contrast and then apply ZCA, or normalise it locally too, in all "
-        "channels or, as pylearn2 did in 2014, in red alone",
+        "unit: scale pixels to [0, 1]; whitened: normalise the contrast, then apply ZCA; local: normalise the "
+        "contrast, then also locally; local-red: locally in red alone, as pylearn2 did in 2014",
         one_of("unit", "whitened", "local", "local-red"),
         teacher=True,
     )
@@ -66,7 +66,7 @@ class Config:
     )
     init_range: float = setting("draw uniform initial weights from U(-X, X)", ABOVE_0)
     microbatch: int | None = setting(
-        "on a CPU, compute N images at a time; another N rounds sums otherwise; auto: the network's own",
+        "on a CPU, compute N images at a time; another N changes how sums are rounded; auto: the network's own",
         at_least(1),
         default=None,
     )
@@ -97,7 +97,7 @@ class Config:
     )
 
     tau: float = setting(
-        "soften the outputs in eq. 2 by this temperature",
+        "soften outputs by temperature X; larger = softer",
         ABOVE_0,
         group="distillation",
         common=True,
@@ -105,7 +105,7 @@ class Config:
     student_tau: float | None = setting(
         "soften the student's outputs in eq. 2 by another temperature; auto: tau", ABOVE_0
     )
-    lam: Ramp = setting("weigh the teacher's part of eq. 2 by this", at_least(0), common=True)
+    lam: Ramp = setting("scale the teacher's part of eq. 2 by this", at_least(0), common=True)
 
     teacher: Schedule = field(metadata={"group": "training", "teacher": True})
     stage1: Schedule  # the hint stage
@@ -332,7 +332,7 @@ AFLW = replace(
     student=Schedule("rmsprop", lr=0.001, lr_scale=Ramp(1.0, 0.02, 12), epochs=12, patience=12),
 )
 
-# [ours]: for a data set of the user's own, as for MNIST; `of_own` adapts the sizes and the pair of layers.
+# [ours]: for the user's own data set, as for MNIST; `of_own` adapts the sizes and the pair of layers.
 OWN = replace(
     MNIST,
     test=None,
@@ -347,7 +347,7 @@ VALIDATION_SHARE, MOST_VALIDATION = 10, 10_000  # [ours]: of the training images
 
 
 def fitted(experiment, data):
-    """Returns the experiment adapted to a data set of the user's: its channels and its number of validation images."""
+    """Returns the experiment adapted to the user's data set: its channels and its number of validation images."""
     channels = data.images.shape[3]
     nets = {
         name: replace(network, input=(*network.input[:2], channels))
@@ -368,7 +368,7 @@ def sized(experiment, data):
 
 
 def of_own(data, student, teacher):
-    """Returns the experiment on a data set of the user's, with networks built from these SPECs."""
+    """Returns the experiment on the user's data set, with networks built from these SPECs."""
     image, classes = data.images.shape[1:], int(data.labels.max()) + 1
     student, teacher = (spec.network(*of, image, classes) for of in (("student", student), ("teacher", teacher)))
     guided, hint, regressor = spec.pair(student, teacher)
@@ -430,10 +430,10 @@ EXPERIMENTS = {
         {"default": SVHN, "paper": SVHN_PAPER},
         {"nin": networks.nin_svhn(), "dsn": networks.nin_svhn(relu=False)},
     ),
-    # Section 3.4; a file of the user's decides the channels
+    # Section 3.4; the user's file decides the channels
     "faces": faces(networks.AFLW_FITNET_1),
     "faces-fitnet2": faces(networks.AFLW_FITNET_2),
-    # A file of the user's and two SPECs decide the networks; these are those of an example
+    # The user's file and two SPECs decide the networks; these are those of an example
     "own": Experiment(
         "own",
         spec.network("teacher", OWN_TEACHER, (32, 32, 3), 10),
@@ -500,7 +500,7 @@ def check(experiment, config):
                 raise UserError(f"{flag(name)} {layer}: wanted one of the layers 1..{last} below the output")
     if not config.guided_layer or len(config.guided_layer) != len(config.hint_layer):
         given = (f"{flag(name)} {' '.join(words(getattr(config, name)))}" for name in ("guided_layer", "hint_layer"))
-        raise UserError(f"{' and '.join(given)}: wanted pairs, as many layers of one as of the other")
+        raise UserError(f"{' and '.join(given)}: wanted pairs, the same number of layers for both")
     side = min(experiment.student.input[:2])
     if config.crops >= side:
         raise UserError(f"--crops {config.crops}: wanted 0 to {side - 1} pixels")

@@ -59,7 +59,7 @@ class Options(experiments.Config):
 
     preset: str = setting("take these settings", default="default", group="run", common=True)
     stage: str = setting("train this stage and the stages it needs", default="all", common=True)
-    teacher_spec: str | None = setting("use this .onnx or .h5 file as the teacher", default=None, common=True)
+    teacher_spec: str | None = setting("use this .onnx or .h5 teacher; auto: train one", default=None, common=True)
     hint_tensor: tuple[str, ...] = setting("take the hint from this tensor of an ONNX teacher", default=())
     teacher_mean: tuple[float, ...] = setting(
         "subtract X from the pixels for an ONNX teacher; one number or one per channel", default=(0.0,)
@@ -89,7 +89,7 @@ class OneSeed(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """The further options of an experiment on a file of the user's."""
+    """The further options of an experiment on the user's file."""
 
     data: Path | None = setting(
         "read the images from this file or folder; the README describes it",
@@ -101,7 +101,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Specs(File):
-    """The further options of an experiment on a data set of the user's."""
+    """The further options of an experiment on the user's data set."""
 
     student_spec: str = setting(
         "build the student from these layers: channels, - between layers, / between groups; a group ends in a pooling",
@@ -151,7 +151,7 @@ class Audit:
     """The options of the audit."""
 
     row: str | None = setting(
-        "check this row, or all rows whose names begin so; auto: all rows", default=None, common=True
+        "check this row, or all rows whose names begin with NAME; auto: all rows", default=None, common=True
     )
     draws: int = setting("draw this many problems for each row", at_least(1), default=15, common=True)
     seed: int = setting("draw other problems", at_least(0), default=0, common=True)
@@ -206,13 +206,13 @@ def experiment_of(name, asked):
     if asked.teacher_spec and not isinstance(asked, Specs):
         raise UserError(f"--teacher {asked.teacher_spec}: wanted a file that ends in {' or '.join(teachers.ENDINGS)}")
     if asked.hint_tensor:
-        raise UserError("--hint-tensor: is of an ONNX teacher; wanted --teacher FILE.onnx")
+        raise UserError("--hint-tensor: names a tensor of an ONNX teacher; wanted --teacher FILE.onnx")
     return experiment
 
 
 @cache
 def read_file(name, file, data_dir):
-    """Reads the data set in a file of the user's."""
+    """Reads the data set in the user's file."""
     return data.load(name, data_dir, file=file)
 
 

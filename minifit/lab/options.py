@@ -15,7 +15,7 @@ HELP = {"-h", "--help", HELP_ALL}
 WIDTH, COLUMN = 80, 26  # columns of a help page, and the column where its sentences begin
 INDENT = " " * COLUMN
 FIRST_GROUPS = ("your data", "run")  # help begins with these; the others keep the order of the settings
-RAMP = "FIRST LAST END START: from FIRST, linearly from epoch START (1) to LAST at END."
+RAMP = "FIRST LAST END START: FIRST until epoch START (1), linearly to LAST at END."
 # The value of an option by its type: as help shows it, and as an error message names it.
 KINDS = {
     int: ("N", "a whole number"),
