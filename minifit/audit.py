@@ -566,7 +566,7 @@ class Result:
 
 
 def run(draws=15, seed=0, only=None, xp=np):
-    """Returns one Result per row: all rows, or the row called `only`, or else the rows whose names begin so.
+    """Returns one Result per row: all rows, or the row called `only`, or else the rows whose names begin with it.
 
     Draw i of seed s is draw 0 of seed s + i, whatever the other rows are. A failure names the seed that repeats it.
     """

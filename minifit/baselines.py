@@ -194,7 +194,7 @@ def slower(task):
 def in_units_of(task, teacher, layers):
     """Returns (layers, loss) for logits that start with the teacher's means and standard deviations.
 
-    These are measured on the images of a scaled start. They are the last layer, which does not learn.
+    The means and deviations are measured on the images of a scaled start. They become a last layer that never learns.
     """
     shape, spread = classes_of(task), ()
     scale, shift = task.xp.ones(shape, task.dtype), task.xp.zeros(shape, task.dtype)

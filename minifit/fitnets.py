@@ -16,7 +16,7 @@ from minifit.optimizers import Ramp, Schedule
 
 
 def teacher(task, train, name="teacher"):
-    """Trains the wide, shallow network on labels. teacher_all adds pylearn2's last phase, without dropout."""
+    """Trains the wide, shallow network on labels. teacher_all adds pylearn2's last phase: all images, no dropout."""
     s, network = task.settings, task.network(name, task.networks["teacher"], as_teacher=True)
     record = train(Stage(name, network, LABELS, s.teacher, of=name))
     if s.teacher_all:
@@ -190,7 +190,7 @@ def gradient(stage, x, target, labels, epoch, rng=None, share=1.0):
 
 
 def measure(stage, x, target, labels, epoch):
-    """Returns (mean loss, number of misclassified examples), without noise. Logits are the last of several outputs."""
+    """Returns (mean loss, number of misclassified examples), without noise. Of several outputs, the last are logits."""
     x = stage.sees(x)
     prediction = stage.network(x)
     loss, _ = stage.loss(prediction, x if stage.reconstructs else target, labels, epoch)

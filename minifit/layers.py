@@ -1,6 +1,6 @@
 """The layers, each with its forward and backward written by hand.
 
-A layer is parameters and two pure methods; nothing else is stored:
+A layer stores its parameters and its settings, such as pad. Its two methods are pure: they change nothing in it.
 
     y, cache = layer.forward(x, rng)         rng: the source of noise; without it dropout is the identity
     dx, grads = layer.backward(dy, cache)    grads has exactly the keys of layer.params

@@ -57,7 +57,7 @@ def max_norm(w, limit):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a network is trained: lr * lr_scale(epoch) / lr_decay^updates is the learning rate of an epoch."""
+    """How a network is trained: an update has the learning rate lr * lr_scale(epoch) / lr_decay^(updates before it)."""
 
     optimizer: str = setting("update weights by SGD with momentum, or by RMSProp", one_of("sgd", "rmsprop"))
     lr: float = setting("update weights at this learning rate", ABOVE_0)
@@ -66,7 +66,7 @@ class Schedule:
     batch: int = setting(
         "average the gradient over this many images per update", at_least(1), default=128
     )  # [A.1.2], [A.2]
-    lr_scale: Ramp = setting("multiply the learning rate by this value of the epoch", at_least(0), default=Ramp(1.0))
+    lr_scale: Ramp = setting("multiply the learning rate by this factor in each epoch", at_least(0), default=Ramp(1.0))
     lr_decay: float = setting("divide the learning rate by this after every update", at_least(1), default=1.0)
     momentum: Ramp = setting("give SGD this momentum in each epoch; RMSProp has none", BELOW_1, default=Ramp(0.0))
 
@@ -77,7 +77,7 @@ class Schedule:
         return SGD(self.lr, self.momentum.first, lr_scales)
 
     def adjust(self, optimizer, epoch, updates):
-        """Sets the learning rate and momentum of an epoch, counted from 1, after so many updates."""
+        """Sets the rate and momentum of the next update. epoch: its epoch, from 1; updates: how many came before."""
         optimizer.lr = self.lr * self.lr_scale(epoch) * self.lr_decay**-updates
         if self.optimizer == "sgd":
             optimizer.momentum = self.momentum(epoch)

@@ -1,4 +1,4 @@
-"""The regressor r(v; W_r) of eq. 3 gives the guided layer's output the shape of the hint. Stage 1 discards it."""
+"""The regressor r(v; W_r) of eq. 3 maps the guided layer's output to the hint's shape; stage 1 alone needs it."""
 
 from math import prod
 
@@ -17,7 +17,7 @@ TRAINING = 40
 
 
 def regressor(kind, guided, hint, pieces, max_norm=None, xp=np, dtype=np.float32):
-    """Builds a Sequential from maps of shape `guided` (N_g1, N_g2, O_g) to maps of shape `hint` (N_h1, N_h2, O_h).
+    """Builds a Sequential that maps `guided`, a shape (N_g1, N_g2, O_g), to `hint`, a shape (N_h1, N_h2, O_h).
 
     Its weights are 0 until `networks.initialise` draws them.
 
