@@ -1,4 +1,4 @@
-"""The regressor r(v; W_r) of eq. 3 maps the guided layer's output to the hint's shape; stage 1 alone needs it."""
+"""The regressor r(v; W_r) of eq. 3 maps the guided layer's output to the hint's shape; the final network lacks it."""
 
 from math import prod
 
