@@ -12,6 +12,7 @@ from scipy import special
 
 from minifit import audit, networks
 from minifit.layers import (
+    Autoassociator,
     Binary,
     Branches,
     Conv2d,
@@ -210,13 +211,15 @@ def test_noise_reaches_every_part_of_a_composite():
     x = np.ones((4, 50))
     first, second = (np.random.default_rng(1) for _ in range(2))
     both = [Dropout(0.5)(x, first), Dropout(0.5)(x, first)]
-    mean, branches = Mean([Dropout(0.5), Dropout(0.5)]), Branches(Sequential([Dropout(0.5), ReLU()]), {1: Dropout(0.5)})
+    mean = Mean([Dropout(0.5), Dropout(0.5)])
+    branches = Branches(Sequential([Dropout(0.5), ReLU(), Dropout(0.5)]), {1: Dropout(0.5)})
     np.testing.assert_array_equal(mean.forward(x, second)[0], (both[0] + both[1]) / 2)
     np.testing.assert_array_equal(mean(x, np.random.default_rng(1)), (both[0] + both[1]) / 2)
+    last = both[0] * Dropout(0.5)(x, first)
     for outputs in (branches(x, np.random.default_rng(1)), branches.forward(x, np.random.default_rng(1))[0]):
         head, trunk = outputs
-        np.testing.assert_array_equal(trunk, both[0])
         np.testing.assert_array_equal(head, both[0] * both[1])
+        np.testing.assert_array_equal(trunk, last)
 
 
 def test_only_the_axes_that_are_summed_over_may_not_be_empty():
@@ -280,6 +283,10 @@ REFUSED = [
     (r"Scale: input \(2, 3, 1\); wanted \(N, 3\)", lambda: Scale(np.ones(3), np.ones(3))(np.zeros((2, 3, 1)))),
     (r"Scale: scale \(3,\) and shift \(1,\)", lambda: Scale(np.ones(3), np.ones(1))),
     (r"Scale: scale \(1, 3\) and shift \(1, 3\)", lambda: Scale(np.ones((1, 3)), np.ones((1, 3)))),
+    (
+        r"Autoassociator: an encoder of parameters \['0.0.w', '0.0.b'\]; wanted one w and one b",
+        lambda: Autoassociator(Sequential([Sequential([Linear(np.zeros((3, 2)), np.zeros(2))])]), np.zeros(3)),
+    ),
     (r"GlobalAverage: input \(2, 3, 3\)", lambda: GlobalAverage()(np.zeros((2, 3, 3)))),
     (r"GlobalAverage: input \(2, 0, 3, 4\)", lambda: GlobalAverage()(np.zeros((2, 0, 3, 4)))),
     (r"GlobalAverage: input \(2, 3, 0, 4\)", lambda: GlobalAverage()(np.zeros((2, 3, 0, 4)))),
@@ -396,6 +403,14 @@ def test_the_type_of_a_convolution_is_its_inputs_and_weights_whatever_the_method
         alone = layer.weight_gradients(np.ones(y.shape, of_dy), cache)
         types = {a.dtype for a in (dx, *grads.values(), *alone.values())}
         assert types == {np.result_type(both, of_dy)}
+
+
+@pytest.mark.parametrize("types", ["ffd", "fdf", "dff"])
+@pytest.mark.parametrize("images", [2, 9])
+def test_the_widest_type_of_input_weights_and_biases_is_that_of_a_convolution(types, images):
+    of_x, of_w, of_b = types
+    layer = Conv2d(np.ones((3, 3, 2, 4), of_w), np.ones(4, of_b), 1)
+    assert layer(np.ones((images, 5, 5, 2), of_x)).dtype == np.float64
 
 
 @given(st.integers(1, 9), st.integers(1, 6), st.integers(1, 6))
