@@ -266,6 +266,8 @@ REFUSED = [
     (r"MaxPool2d: input \(2, 5\)", lambda: MaxPool2d(2, 2)(np.zeros((2, 5)))),
     (r"MaxPool2d: input \(1, 0, 5, 2\)", lambda: MaxPool2d(2, 2)(np.zeros((1, 0, 5, 2)))),
     (r"MaxPool2d: input \(1, 5, 0, 2\)", lambda: MaxPool2d(2, 2)(np.zeros((1, 5, 0, 2)))),
+    (r"MaxPool2d: input \(1, 2, 5, 2\)", lambda: MaxPool2d(3, 2, ceil=False)(np.zeros((1, 2, 5, 2)))),
+    (r"MaxPool2d: input \(1, 5, 2, 2\)", lambda: MaxPool2d(3, 2, ceil=False)(np.zeros((1, 5, 2, 2)))),
     (r"MaxPool2d: size 0, stride 1", lambda: MaxPool2d(0, 1)),
     (r"MaxPool2d: size 1, stride 0", lambda: MaxPool2d(1, 0)),
     (r"MaxPool2d: size 2.5, stride 1; wanted integers", lambda: MaxPool2d(2.5, 1)),

@@ -95,7 +95,11 @@ def test_a_regressor_has_the_hints_pieces_unless_told():
     first = np.random.default_rng([7, STREAMS.index("regressor weights")])
     w = next(p for name, p in task().regressor(guided, hint).params.items() if name.endswith("w"))
     np.testing.assert_array_equal(w, first.uniform(-0.2, 0.2, w.shape).astype(np.float32))
+    normal = task(replace(SETTINGS, regressor_init="normal")).regressor(guided, hint)
+    rng = np.random.default_rng([7, STREAMS.index("regressor weights")])
+    same(normal, drawn(task(draw=False).regressor(guided, hint), rng, None))
     assert not any(p.any() for p in task(draw=False).regressor(guided, hint).params.values())
+    assert {p.dtype for p in task(dtype=np.float64).regressor(guided, hint).params.values()} == {np.dtype(np.float64)}
 
 
 def test_a_teacher_that_was_given_is_the_teacher_and_is_not_trained():
@@ -104,3 +108,22 @@ def test_a_teacher_that_was_given_is_the_teacher_and_is_not_trained():
     assert of.teacher is given and task().teacher is None
     fitnets.kd(of, lambda stage: stages.append(stage) or {"best_epoch": 1})
     assert [stage.name for stage in stages] == ["kd"] and stages[0].target is given
+
+
+def test_teachers_of_an_ensemble_have_names_and_starts_of_their_own():
+    of, stages = task(replace(SETTINGS, teacher_all=0)), []
+    first, second = (
+        fitnets.trained_teacher(of, lambda s: stages.append(s) or {"best_epoch": 1}, *name)
+        for name in ((), ("teacher_2",))
+    )
+    assert [(stage.name, stage.of) for stage in stages] == [("teacher", "teacher"), ("teacher_2", "teacher_2")]
+    rng = np.random.default_rng([7, crc32(b"teacher_2 weights")])
+    w = second.params["0.1.w"] if "0.1.w" in second.params else second.params["0.0.w"]
+    np.testing.assert_array_equal(w, rng.uniform(-0.3, 0.3, w.shape).astype(np.float32))
+    assert of.teacher is first and fitnets.trained_teacher(of, None, "teacher_2") is second
+
+
+def test_distillation_has_the_settings_temperatures_and_weight():
+    settings = replace(SETTINGS, tau=2.5, student_tau=1.5)
+    assert fitnets.eq_2(task(settings)) == fitnets.Distillation(2.5, settings.lam, 1.5)
+    assert fitnets.eq_3(task(replace(settings, hint_reduction="mean"))) == fitnets.Hint("mean")
