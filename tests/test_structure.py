@@ -49,6 +49,8 @@ LAB = (
     "lab",
     "lab.parallel",
     "lab.jobs",
+    "lab.lifeline",
+    "lab.mpi",
     "lab.files",
     "lab.options",
     "lab.rundir",

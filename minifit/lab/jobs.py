@@ -1,11 +1,13 @@
 """Several runs, each a process of its own, so many at once, and all of them stopped by one Ctrl-C."""
 
+import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import Queue
 from threading import Lock
 
 PATIENCE = 30  # seconds that a process has to end after Ctrl-C
@@ -17,14 +19,22 @@ class Job:
 
     name: str
     commands: list
+    after: str | None = None  # the name of a job before it in the list, which ends before this one begins
 
 
-def run_jobs(jobs, at_once, tell):
+def alone(environment):
+    """The environment without what tells a process that mpiexec has started it."""
+    return {name: value for name, value in environment.items() if not name.startswith(("PMI", "OMPI_", "PRTE_"))}
+
+
+def run_jobs(jobs, at_once, tell, elsewhere=()):
     """Runs the jobs and passes on what they print; {name: exit status}.
 
     A command that fails stops nothing: its status is the job's, unless a later one fails too. The processes are out of
     the terminal's reach, so that Ctrl-C comes to them once, from here. They end when they print and nobody reads: none
     outlives this process for long.
+
+    elsewhere: more places for one job at a time, functions (job, stopping) -> exit status, at other ranks
     """
     lock, live, stopping = Lock(), set(), []
 
@@ -39,11 +49,12 @@ def run_jobs(jobs, at_once, tell):
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
+                env=alone(os.environ),
             )
             live.add(process)
             return process
 
-    def follow(job):
+    def follow(job, stopping):
         last = 0
         for command in job.commands:
             process = begin(command)
@@ -59,8 +70,22 @@ def run_jobs(jobs, at_once, tell):
             last = status or last
         return last
 
-    with ThreadPoolExecutor(max(1, at_once)) as pool:
-        futures = {job.name: pool.submit(follow, job) for job in jobs}
+    places, futures = Queue(), {}
+    for place in (*[follow] * max(1, at_once), *elsewhere):
+        places.put(place)
+
+    def perform(job):
+        if job.after in futures:
+            wait([futures[job.after]])
+        place = places.get()
+        try:
+            return place(job, stopping)
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(places.qsize()) as pool:
+        for job in jobs:
+            futures[job.name] = pool.submit(perform, job)
         try:
             wait(futures.values())
         except KeyboardInterrupt:

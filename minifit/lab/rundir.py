@@ -1,5 +1,7 @@
 """What a run directory holds: the one process at work in it, its settings, and the records of its stages.
 
+Of several ranks the first alone reads and writes it, and tells the others what they ask.
+
 .lock            held by the one process at work
 config.json      the resolved settings, seed, versions and commit
 metrics.jsonl    one line per epoch
@@ -12,13 +14,14 @@ all/             the same again for the networks trained on the validation image
 import fcntl
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minifit import UserError, __version__, baselines
 from minifit.backend import describe
 from minifit.lab import files
 from minifit.lab.files import commit, digest, read_json, write_json, write_text
+from minifit.lab.parallel import first
 
 FORMAT = 2  # of config.json: what its settings are called, and what the files beside it hold
 
@@ -31,12 +34,22 @@ class RunDirectory:
     stages: tuple[str, ...]  # those asked for, in order; it may hold those of other methods beside them
     settings: dict  # everything that the results depend on, but for the version of minifit
     xp: object  # the library, numpy or cupy
+    lock: object = field(default=None, init=False)  # the open file, in the process that writes
 
     def __enter__(self):
         """Creates or enters the directory, alone; UserError where another run holds it or its settings differ."""
+        self._enter()
+        return self
+
+    def __exit__(self, *exception):
+        if self.lock:
+            self.lock.close()
+
+    @first
+    def _enter(self):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / ".lock", "w")
+            self.lock = open(self.folder / ".lock", "w")  # noqa: SIM115
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from None
         try:
@@ -49,10 +62,6 @@ class RunDirectory:
         except UserError:
             self.lock.close()
             raise
-        return self
-
-    def __exit__(self, *exception):
-        self.lock.close()
 
     def _bind(self):
         """Records the settings as those of the directory, or refuses where it has others."""
@@ -64,6 +73,7 @@ class RunDirectory:
             config = {"format": FORMAT, "settings": self.settings} | made_by | describe(self.xp)
             write_json(self.folder / "config.json", config)
 
+    @first
     def begun(self):
         """Whether there are weights in the directory, or records that it is read for.
 
@@ -81,14 +91,22 @@ class RunDirectory:
         """The file of a stage's weights."""
         return self.folder / f"{stage}.h5"
 
+    @first
+    def has(self, stage):
+        """Whether there are weights of a stage."""
+        return self.checkpoint(stage).exists()
+
+    @first
     def best(self, stage):
         """{name: array}, the weights of the best epoch of a stage."""
         return files.load(self.checkpoint(stage))[1]["best"]
 
+    @first
     def identity(self, stage):
         """What the file of a stage was made from: settings, the stage's name, its teacher and its start."""
         return files.load_record(self.checkpoint(stage))["identity"]
 
+    @first
     def state(self, stage):
         """ "finished", "at epoch 3" or "to train"."""
         path = self.checkpoint(stage)
@@ -104,6 +122,7 @@ class RunDirectory:
         whole = bool(listed) and (listed >= {*self.stages} or not listed <= {*self.stages})
         return whole and not any(self.folder.glob("*.h5"))
 
+    @first
     def finished(self):
         """{stage: its record} of the stages whose files say so, or of all where `recorded`."""
         recorded = self.recorded
@@ -118,6 +137,7 @@ class RunDirectory:
         except (AttributeError, TypeError):
             raise UserError(f"{path}: not the records of a run's stages") from None
 
+    @first
     def add(self, summary, stage, record):
         """Writes summary.json with the record of one more finished stage, in the order of methods and of stages."""
         stages = self.finished() | {stage: record}
@@ -129,9 +149,11 @@ class RunDirectory:
         """The record of every epoch, as a dictionary."""
         return [json.loads(line) for line in self.lines()]
 
+    @first
     def lines(self):
         return whole_lines(self.folder / "metrics.jsonl")
 
+    @first
     def log(self, record):
         """Adds the record of an epoch; UserError where the disk refuses."""
         path = self.folder / "metrics.jsonl"
@@ -141,6 +163,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
+    @first
     def forget_after(self, stage):
         """Drops the lines of epochs that a killed run logged and did not save, and a line it did not finish."""
         path = self.checkpoint(stage)
@@ -149,6 +172,7 @@ class RunDirectory:
         kept = [line for line, record in records if record["stage"] != stage or record["epoch"] <= done]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
+    @first
     def trained_elsewhere(self, source, stages, shapes):
         """{stage: (record, groups)} of finished stages in another run's directory.
 
@@ -156,6 +180,7 @@ class RunDirectory:
         """
         return {name: self._of_another(source, name, settings, shapes) for name, settings in stages.items()}
 
+    @first
     def take(self, source, taken, stages, summary):
         """Copies what `trained_elsewhere` found, with its figures.
 
