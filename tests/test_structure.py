@@ -51,6 +51,7 @@ LAB = (
     "lab.jobs",
     "lab.lifeline",
     "lab.mpi",
+    "lab.ranks",
     "lab.files",
     "lab.options",
     "lab.rundir",

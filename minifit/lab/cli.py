@@ -20,6 +20,7 @@ from minifit.backend import BACKENDS, use
 from minifit.lab import compare as comparison
 from minifit.lab import parallel, plan, publish, report, runner, tables, teachers, tools
 from minifit.lab.files import versions
+from minifit.lab.jobs import lead
 from minifit.lab.options import HELP, HELP_ALL, WIDTH, changed, changes, nearest, option_of, options, read, show_help
 from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.rundir import flat
@@ -429,7 +430,7 @@ def main(words):
         if parallel.ranks.size > 1 and name in commands and name != "compare":
             raise UserError(f"{name}: is the work of one process; start it without mpiexec")
         if name in commands:
-            return parallel.ranks.lead(lambda: commands[name](rest))
+            return lead(parallel.ranks, lambda: commands[name](rest))
         known(name, [*experiments.EXPERIMENTS, *commands])
         return train(name, rest)
     except UserError as error:
@@ -454,7 +455,7 @@ def join(words):
     names = "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"
     first = "0" in (os.environ.get(name) for name in names)
     try:
-        from minifit.lab import mpi
+        from minifit.lab import ranks
     except (ImportError, RuntimeError) as error:
         if not first:  # all would say the same
             sys.exit(2)
@@ -462,7 +463,7 @@ def join(words):
             f"mpiexec has started several processes, which need mpi4py and its MPI ({error}): pip install mpi4py "
             "mpich; on a cluster, pip install --no-binary mpi4py mpi4py, with the cluster's MPI loaded"
         ) from None
-    mpi.join(shlex.join(words))
+    ranks.join(shlex.join(words))
 
 
 def known(name, names, what="an experiment or a command"):

@@ -53,7 +53,7 @@ def versions():
         code.update(path.read_bytes())
     return {
         "minifit": __version__,
-        "code": code.hexdigest()[:12],
+        "code of minifit": code.hexdigest()[:12],
         "Python": platform.python_version(),
         "NumPy": np.__version__,
         "BLAS": sorted(f"{lib['internal_api']} {lib['version']} for {lib.get('architecture')}" for lib in blas),

@@ -14,7 +14,7 @@ import struct
 import sys
 from contextlib import suppress
 
-SECONDS = 2  # that an address has to answer
+SECONDS, HELLO = 2, 30  # that an address has to answer, and the first rank to come
 TOKEN = 16  # bytes
 BYE = b"\0"
 
@@ -58,10 +58,11 @@ class Lifeline:
         return bool(self.socket and select.select([self.socket], [], [], 0)[0])
 
     def leave(self):
-        """A good end."""
+        """A good end, after which nothing is noticed."""
         if self.socket:
             with suppress(OSError):
                 self.socket.sendall(BYE)
+            self.socket = None
 
     def say(self, line):
         """Prints a line, the last one, unless another rank has come before."""
@@ -77,7 +78,10 @@ def _watch(listener, token, lost):
     """The line to print; none where all ranks end well."""
     ranks, begun = {}, False  # connection -> [who, what it has sent]
     while ranks or not begun:
-        for ready in select.select([listener, *ranks], [], [])[0]:
+        found = select.select([listener, *ranks], [], [], None if begun else HELLO)[0]
+        if not found:
+            break
+        for ready in found:
             if ready is listener:
                 found = listener.accept()[0]
                 found.settimeout(SECONDS)

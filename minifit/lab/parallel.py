@@ -143,7 +143,7 @@ class Team:
 
 
 class Alone:
-    """The only process of a run. `mpi.Ranks` does the same for several that mpiexec starts, each with its own team."""
+    """The only process of a run. `ranks.Ranks` does the same for several, each with a team of its own."""
 
     rank, size, launcher = 0, 1, ""
 
@@ -161,14 +161,6 @@ class Alone:
     def agree(self, what):
         """UserError where processes do not find the same in the dictionary that what() returns."""
 
-    def places(self):
-        """Other ranks as `run_jobs` uses them."""
-        return ()
-
-    def lead(self, command):
-        """Carries out a command that deals out jobs; its exit status."""
-        return command()
-
     def end(self, line, status, file):
         """Says the last line of a command, if there is one, and gives back its exit status."""
         if line:
@@ -176,7 +168,7 @@ class Alone:
         return status
 
 
-ranks = Alone()  # of the command that this process carries out; mpi.join replaces it
+ranks = Alone()  # of the command that this process carries out; `ranks.join` replaces it
 
 
 def several():
