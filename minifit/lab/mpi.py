@@ -19,6 +19,10 @@ class RankTeam:
     def __init__(self, ranks, local):
         self.ranks, self.local = ranks, local
 
+    @property
+    def processes(self):
+        return self.local.processes
+
     def __enter__(self):
         self.local.__enter__()
         return self
