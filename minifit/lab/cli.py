@@ -40,6 +40,7 @@ python run.py mnist --preset paper     the paper's settings
 python run.py cifar10-fitnet1          CIFAR-10; all experiments are listed below
 python run.py compare mnist --seeds 5  all stages of five seeds, compared
 python run.py compare RUN RUN ...      run directories that exist, compared
+mpiexec -n 4 python run.py mnist       the same, by four processes: see MPI.md
 python run.py results mnist            pages and pictures again, from the records
 python run.py networks                 the networks' weights and multiplications
 python run.py audit                    every gradient against its derivative

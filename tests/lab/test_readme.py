@@ -20,6 +20,7 @@ PAGES = [
     for page in (
         "README.md",
         "CONTRIBUTING.md",
+        "MPI.md",
         "results/README.md",
         "results/mnist/README.md",
         "benchmarks/README.md",
