@@ -121,6 +121,7 @@ class Team:
             raise WorkerLost(f"a worker process {how}{hint}") from None
 
     def _serve(self, pipe, others, parent):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the parent does with it
         for other in others:
             other.close()  # an inherited end would keep a pipe open after the parent's death
         while True:

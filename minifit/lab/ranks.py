@@ -6,6 +6,7 @@ Rank 0 alone reads and writes the run directory, and tells the others what they 
 
 import atexit
 import os
+import signal
 import sys
 import time
 
@@ -43,6 +44,7 @@ class Ranks(Alone):
         lost = f"run.py: {{who}}, is lost, as when it is killed or its memory runs out. {self.go_on}"
         self.line = Lifeline(*world.bcast(None if self.rank else start(lost)), self.names[self.rank])
         atexit.register(self.line.leave)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C and a time limit become on the way
         if self.rank:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 

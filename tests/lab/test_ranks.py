@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -183,6 +184,31 @@ def test_a_fault_of_one_rank_ends_all_with_one_line(body, wanted):
         (line,) = complaints
         host = line.partition(", on ")[2].partition(":")[0].partition(",")[0]
         assert line.startswith(wanted.replace("HOST", host))
+
+
+def test_ctrl_c_ends_all_ranks_and_one_says_how_to_go_on():
+    body = """
+print("begun", flush=True)
+try:
+    while True:
+        ours.meet()
+except KeyboardInterrupt:
+    ours.end(f"stopped, {ours.launcher}", 130, sys.stdout)"""
+    words = command(3, "-c", LIGHT.replace("BODY", body.strip().replace("\n", "\n    ")))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(
+        [MPIEXEC, *words],
+        cwd=ROOT,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
+        start_new_session=True,
+        **pipes,
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    lines = [line for line in said.splitlines() if not line.startswith("[mpiexec")]
+    assert (process.returncode, lines) == (130, ["stopped, mpiexec -n 3 "])
 
 
 def test_ranks_with_other_settings_and_commands_of_one_process_are_refused(tmp_path):
