@@ -32,8 +32,7 @@ def start(lost):
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(0, 1)
         with suppress(BaseException):
-            said = _watch(listener, token, lost)
-            os.write(2, said)
+            _watch(listener, token, lost)
         os._exit(0)
     port = listener.getsockname()[1]
     listener.close()
@@ -55,7 +54,12 @@ class Lifeline:
 
     def lost(self):
         """Whether another rank is."""
-        return bool(self.socket and select.select([self.socket], [], [], 0)[0])
+        if self.socket and select.select([self.socket], [], [], 0)[0]:
+            with suppress(OSError):
+                if self.socket.recv(1) == BYE:
+                    return True
+            self.socket = None  # the process itself has been killed
+        return False
 
     def leave(self):
         """A good end, after which nothing is noticed."""
@@ -66,22 +70,21 @@ class Lifeline:
 
     def say(self, line):
         """Prints a line, the last one, unless another rank has come before."""
-        if not self.socket:
-            print(line, file=sys.stderr, flush=True)
-            return
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # the latter without a connection
             self.socket.sendall(line.encode() + b"\n" + BYE)
-            self.socket.recv(1)  # until it is printed
+            if self.socket.recv(1) == BYE:  # it is printed, or another is
+                return
+        print(line, file=sys.stderr, flush=True)
 
 
 def _watch(listener, token, lost):
-    """The line to print; none where all ranks end well."""
+    """Prints a line, unless all ranks end well, and then tells those that are left."""
     ranks, begun = {}, False  # connection -> [who, what it has sent]
     while ranks or not begun:
-        found = select.select([listener, *ranks], [], [], None if begun else HELLO)[0]
-        if not found:
-            break
-        for ready in found:
+        waiting = select.select([listener, *ranks], [], [], None if begun else HELLO)[0]
+        if not waiting:
+            return
+        for ready in waiting:
             if ready is listener:
                 found = listener.accept()[0]
                 found.settimeout(SECONDS)
@@ -91,17 +94,18 @@ def _watch(listener, token, lost):
                         begun = True
                         found.sendall(BYE)
                 continue
-            who, sent = ranks[ready]
+            (who, sent), more = ranks[ready], b""
             with suppress(OSError):
                 sent += (more := ready.recv(4096))
             ranks[ready][1] = sent
-            if sent.endswith(BYE) and len(sent) > 1:
-                return sent[:-1]
             if sent == BYE:
                 del ranks[ready]
-            elif not more:
-                return lost.format(who=who).encode() + b"\n"
-    return b""
+            elif not more or sent.endswith(BYE):
+                os.write(2, sent[:-1] if sent.endswith(BYE) else lost.format(who=who).encode() + b"\n")
+                for rank in ranks:
+                    with suppress(OSError):
+                        rank.sendall(BYE)
+                return
 
 
 def _addresses():
