@@ -25,7 +25,8 @@ GO_ON = "The last finished epoch is kept. To go on, start the same command again
 
 def join(words):
     """Makes this process a rank of the command with these words."""
-    if MPI.COMM_WORLD.size == 1 and "1" not in (os.environ.get("PMI_SIZE"), os.environ.get("OMPI_COMM_WORLD_SIZE")):
+    sizes = (os.environ.get(name, "1") for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    if MPI.COMM_WORLD.size == 1 and any(size != "1" for size in sizes):
         library = MPI.Get_library_version().partition("\n")[0].partition(",")[0]
         raise UserError(f"mpiexec belongs to another MPI than mpi4py, which uses {library}: use that one's mpiexec")
     if MPI.COMM_WORLD.size > 1:
