@@ -6,8 +6,9 @@ ICDAR 2003, applied to the path instead of the pixels), and the pressure of the 
 function of their distance to the path. All constants are chosen here.
 """
 
+from functools import cache
+
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 from minifit import UserError
 from minifit.backend import refuse_more_than_memory
@@ -100,7 +101,7 @@ def draw(count, seed, stream=0):
 def _write(labels, rng):
     """Pen paths (N, POINTS, 2) in the unit square: path = basis @ (control points + jitter)."""
     paths = np.empty((len(labels), POINTS, 2))
-    for digit, styles in enumerate(PENS):
+    for digit, styles in enumerate(_pens()):
         of_digit = np.flatnonzero(labels == digit)
         style = rng.integers(len(styles), size=len(of_digit))
         for number, (controls, basis) in enumerate(styles):
@@ -157,6 +158,8 @@ def _ink(paths, rng):
 
 def _pen(style):
     """A style's control points (K, 2) and the basis (POINTS, K) of the natural cubic splines through them."""
+    from scipy.interpolate import CubicSpline  # takes longer to import than the rest of minifit
+
     curves = [[tuple(map(int, point.split(","))) for point in curve.split()] for curve in style.split("/")]
     controls = list(dict.fromkeys(point for curve in curves for point in curve))
     knots = [np.append(0.0, np.hypot(*np.diff(curve, axis=0).T).cumsum()) for curve in curves]  # chord lengths
@@ -169,4 +172,7 @@ def _pen(style):
     return np.array(controls) / 100, np.concatenate(basis)
 
 
-PENS = [[_pen(style) for style in styles] for styles in STYLES]
+@cache
+def _pens():
+    """The pens of every style of every digit."""
+    return [[_pen(style) for style in styles] for styles in STYLES]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -18,9 +19,12 @@ import numpy as np
 from minifit import UserError, baselines, data, experiments, fitnets, networks
 from minifit.backend import BACKENDS, use
 from minifit.lab import compare as comparison
-from minifit.lab import plan, publish, report, runner, tables, teachers, tools
+from minifit.lab import parallel, plan, publish, report, runner, tables, teachers, tools
+from minifit.lab.files import versions
+from minifit.lab.jobs import lead
 from minifit.lab.options import HELP, HELP_ALL, WIDTH, changed, changes, nearest, option_of, options, read, show_help
 from minifit.lab.parallel import WorkerLost, available
+from minifit.lab.rundir import flat
 from minifit.lab.runner import Run
 from minifit.lab.training import TrainingError
 from minifit.settings import ABOVE_0, Rule, at_least, between, one_of, setting
@@ -37,6 +41,7 @@ python run.py mnist --preset paper     the paper's settings
 python run.py cifar10-fitnet1          CIFAR-10; all experiments are listed below
 python run.py compare mnist --seeds 5  all stages of five seeds, compared
 python run.py compare RUN RUN ...      run directories that exist, compared
+mpiexec -n 4 python run.py mnist       the same, by four processes: see MPI.md
 python run.py results mnist            pages and pictures again, from the records
 python run.py tables                   the paper's tables, beside our results
 python run.py networks                 the networks' weights and multiplications
@@ -167,6 +172,8 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
     if named not in experiment.presets:
         raise UserError(f"--preset {named}: wanted {', '.join(experiment.presets)}")
     start = kind(**vars(experiment.presets[named]), preset=named)
+    if parallel.ranks.size > 1:  # which are as many as the user wants
+        start = replace(start, workers=1)
     if HELP & {*arguments}:
         about = (
             f"{experiment.student.name} learns from {experiment.teacher.name}. The values in brackets are the defaults."
@@ -267,8 +274,14 @@ def run_of(name, asked, config, seed, dataset, runs):
 
 
 def train(name, words):
-    asked = parse(name, words)
-    run = run_of(name, asked, config_of(asked), asked.seed, dataset_of(name, asked), asked.runs)
+    def prepared():
+        asked = parse(name, words)
+        if parallel.ranks.size > 1 and use(asked.backend) is not np:
+            raise UserError(f"--backend {asked.backend}: ranks share minibatches on CPUs only")
+        return asked, run_of(name, asked, config_of(asked), asked.seed, dataset_of(name, asked), asked.runs)
+
+    asked, run = parallel.ranks.each(prepared)
+    parallel.ranks.agree(lambda: versions() | flat(run.settings))
     if isinstance(asked, Specs):
         for network in (network for network in run.networks.values() if network is not run.given):
             say(plan.network_table(network) + "\n")
@@ -420,23 +433,45 @@ def main(words):
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if parallel.several():
+            join(words)
+        if parallel.ranks.size > 1 and name in commands and name != "compare":
+            raise UserError(f"{name}: is the work of one process; start it without mpiexec")
         if name in commands:
-            return commands[name](rest)
+            return lead(parallel.ranks, lambda: commands[name](rest))
         known(name, [*experiments.EXPERIMENTS, *commands])
         return train(name, rest)
     except UserError as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 2
+        return parallel.ranks.end(f"run.py: {error}", 2, sys.stderr)
     except (TrainingError, WorkerLost) as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 1
+        return parallel.ranks.end(f"run.py: {error}", 1, sys.stderr)
     except KeyboardInterrupt:
         kept = "to begin again" if name in ("networks", "audit") else "the last finished epoch is kept. To go on"
-        say(f"\nstopped; {kept}: python run.py {shlex.join(words)}")
-        return 130
+        again = f"{parallel.ranks.launcher}python run.py {shlex.join(words)}"
+        return parallel.ranks.end(f"\nstopped; {kept}: {again}", 130, sys.stdout)
     except BrokenPipeError:  # as in `run.py networks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return parallel.ranks.end("", 1, sys.stdout)
+    except Exception:
+        if parallel.ranks.size == 1:
+            raise
+        return parallel.ranks.end(traceback.format_exc(), 1, sys.stderr)
+
+
+def join(words):
+    """Makes this process one of those that mpiexec has started."""
+    names = "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"
+    first = "0" in (os.environ.get(name) for name in names)
+    try:
+        from minifit.lab import ranks
+    except (ImportError, RuntimeError) as error:
+        if not first:  # all would say the same
+            sys.exit(2)
+        raise UserError(
+            f"mpiexec has started several processes, which need mpi4py and its MPI ({error}): pip install mpi4py "
+            "mpich; on a cluster, pip install --no-binary mpi4py mpi4py, with the cluster's MPI loaded"
+        ) from None
+    ranks.join(shlex.join(words))
 
 
 def known(name, names, what="an experiment or a command"):

@@ -1,11 +1,16 @@
 """Reads and writes the files of a run: weights and state, and records in JSON."""
 
+import hashlib
 import json
+import platform
 import subprocess
 from functools import cache
 from pathlib import Path
 
-from minifit import UserError
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from minifit import UserError, __version__
 from minifit.files import digest, load, load_record, restore, save, write_atomically
 
 __all__ = ["commit", "digest", "load", "load_record", "read_json", "restore", "save", "write_atomically"]
@@ -39,3 +44,18 @@ def commit():
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.strip() + ("+" if changed.stdout else "")
+
+
+def versions():
+    """What must be the same in two processes, code and arithmetic, for them to compute the same bits."""
+    code, blas = hashlib.sha256(), [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        code.update(path.read_bytes())
+    return {
+        "minifit": __version__,
+        "code of minifit": code.hexdigest()[:12],
+        "Python": platform.python_version(),
+        "NumPy": np.__version__,
+        "BLAS": sorted(f"{lib['internal_api']} {lib['version']} for {lib.get('architecture')}" for lib in blas),
+        "vector instructions": np.show_config(mode="dicts")["SIMD Extensions"].get("found", []),
+    }

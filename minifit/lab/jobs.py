@@ -1,14 +1,20 @@
-"""Runs several commands as processes, some of them at the same time; one Ctrl-C stops all."""
+"""Runs several commands as processes, some at the same time or one per rank; one Ctrl-C stops all."""
 
+import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from queue import Queue
 from threading import Lock
 
+from minifit import UserError
+
 PATIENCE = 30  # seconds that a process may take to end after Ctrl-C
+LOOK = 0.05  # seconds between two looks at the other ranks
 
 
 @dataclass(frozen=True)
@@ -17,13 +23,21 @@ class Job:
 
     name: str
     commands: list
+    after: str | None = None  # the name of a job before it in the list, which ends before this one begins
 
 
-def run_jobs(jobs, at_once, tell):
+def alone(environment):
+    """Returns the environment without the variables that tell a process that mpiexec has started it."""
+    return {name: value for name, value in environment.items() if not name.startswith(("PMI", "OMPI_", "PRTE_"))}
+
+
+def run_jobs(jobs, at_once, tell, elsewhere=()):
     """Runs the jobs, passes on their output, and returns {name: exit status}.
 
     A failing command stops nothing. A job's status is that of its last failing command. The processes have sessions of
     their own, so Ctrl-C reaches them once, from here. If this process dies, they end at their next printed line.
+
+    elsewhere: places at other ranks, each for one job at a time: functions (job, stopping) -> exit status
     """
     lock, live, stopping = Lock(), set(), []
 
@@ -38,11 +52,12 @@ def run_jobs(jobs, at_once, tell):
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
+                env=alone(os.environ),
             )
             live.add(process)
             return process
 
-    def follow(job):
+    def follow(job, stopping):
         last = 0
         for command in job.commands:
             process = begin(command)
@@ -58,8 +73,22 @@ def run_jobs(jobs, at_once, tell):
             last = status or last
         return last
 
-    with ThreadPoolExecutor(max(1, at_once)) as pool:
-        futures = {job.name: pool.submit(follow, job) for job in jobs}
+    places, futures = Queue(), {}
+    for place in (*[follow] * max(1, at_once), *elsewhere):
+        places.put(place)
+
+    def perform(job):
+        if job.after in futures:
+            wait([futures[job.after]])
+        place = places.get()
+        try:
+            return place(job, stopping)
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(places.qsize()) as pool:
+        for job in jobs:
+            futures[job.name] = pool.submit(perform, job)
         try:
             wait(futures.values())
         except KeyboardInterrupt:
@@ -75,3 +104,44 @@ def run_jobs(jobs, at_once, tell):
                 process.kill()
             raise
     return {name: future.result() for name, future in futures.items()}
+
+
+def lead(ranks, command):
+    """The exit status of a command that rank 0 carries out, while the others wait for its jobs."""
+    if ranks.size == 1:
+        return command()
+    if ranks.rank:
+        while isinstance(answer := _asked(ranks), Job):
+            statuses = run_jobs([answer], 1, partial(print, file=sys.__stdout__, flush=True))
+            ranks.world.send(statuses[answer.name], 0)
+    else:
+        ranks.aside = True
+        try:
+            answer = command()
+        except UserError as error:
+            answer = error
+        for rank in range(1, ranks.size):
+            ranks.world.send(answer, rank)
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
+
+
+def _asked(ranks):
+    """The next job from rank 0, or how its command has ended."""
+    while not ranks.world.iprobe(0):
+        ranks.pause(LOOK)
+    return ranks.world.recv(source=0)
+
+
+def places(ranks):
+    """The other ranks, as `run_jobs` takes them."""
+
+    def place(rank, job, stopping):
+        ranks.world.send(job, rank)
+        answer = ranks.world.irecv(source=rank)
+        while not (found := answer.test())[0] and not stopping:
+            ranks.pause(LOOK)
+        return 128 + signal.SIGINT if stopping else found[1]
+
+    return [partial(place, rank) for rank in range(1, ranks.size)]

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from functools import partial, wraps
 from math import prod
 
 import numpy as np
@@ -99,6 +100,16 @@ class Team:
             results[i :: self.count] = answer
         return results
 
+    def add(self, rows):
+        """rows[0] + rows[1] + ..., added in this order into rows[0]; job k of the last run has written row k."""
+        total = rows[0]
+        for row in rows[1:]:
+            total += row
+        return total
+
+    def spread(self, parts):
+        """Hands every process the arrays parts[k], which job k of the last run has written; here they share them."""
+
     def _ask(self, i, what):
         try:
             return what(self.pipes[i - 1])
@@ -111,6 +122,7 @@ class Team:
             raise WorkerLost(f"a worker process {how}{hint}") from None
 
     def _serve(self, pipe, others, parent):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the parent does with it
         for other in others:
             other.close()  # an inherited end would keep a pipe open after the parent's death
         while True:
@@ -130,6 +142,56 @@ class Team:
                 pipe.send(answer)
             except OSError:
                 os._exit(0)
+
+
+class Alone:
+    """The only process of a run. `ranks.Ranks` does the same for several, each with a team of its own."""
+
+    rank, size, launcher = 0, 1, ""
+
+    def team(self, count, functions):
+        return Team(count, functions)
+
+    def first(self, function):
+        """What function() returns in the first process, which alone calls it; its exception is raised by all."""
+        return function()
+
+    def each(self, function):
+        """function(), called by every process; an exception that one raises is raised by all."""
+        return function()
+
+    def agree(self, what):
+        """UserError where processes do not find the same in the dictionary that what() returns."""
+
+    def end(self, line, status, file):
+        """Says the last line of a command, if there is one, and gives back its exit status."""
+        if line:
+            print(line, file=file, flush=True)
+        return status
+
+
+ranks = Alone()  # of the command that this process carries out; `ranks.join` replaces it
+
+
+def several():
+    """Whether mpiexec, or srun, has started this process as one of several."""
+    sizes = (os.environ.get(name, "1") for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
+    return any(size != "1" for size in sizes) or "PMIX_RANK" in os.environ
+
+
+def team(count, functions):
+    """The team of a run: `count` processes here, and as many at every other rank."""
+    return ranks.team(count, functions)
+
+
+def first(function):
+    """Lets the first rank alone do what a function does, and every rank have its result or its exception."""
+
+    @wraps(function)
+    def asked(*arguments, **options):
+        return ranks.first(partial(function, *arguments, **options))
+
+    return asked
 
 
 def keep_freed_memory():

@@ -17,10 +17,10 @@ import numpy as np
 from minifit import UserError
 from minifit.backend import to_host
 from minifit.lab import compare as comparison
-from minifit.lab import pages, plots, report, runner
+from minifit.lab import pages, parallel, plots, report, runner
 from minifit.lab.compare import TEACHER, figures, in_order
 from minifit.lab.files import read_json, write_json, write_text
-from minifit.lab.jobs import Job, run_jobs
+from minifit.lab.jobs import Job, places, run_jobs
 from minifit.lab.rundir import by_method, differences, whole_lines
 from minifit.lab.sets import Examples, outputs, sees_bytes
 from minifit.settings import walk, words
@@ -68,16 +68,20 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
     refuse_to_replace(part, with_what_was_there(part, records))
     for member, record in zip(members, records, strict=True):
         begun, name = member.run.directory.begun(), f"seed {member.run.seed}"  # UserError where it has other settings
+        arm = f" of {member.arm}" * bool(member.arm)
         if begun and record["missing"]:
-            tell(f"{name}{f' of {member.arm}' * bool(member.arm)}: goes on in {member.run.folder}")
+            tell(f"{name}{arm}: goes on in {member.run.folder}")
         if record["missing"]:
             goals = ["all"] if "all" in member.goals else member.goals
-            jobs.setdefault(name, []).extend([sys.argv[0], *member.words, "--stage", goal] for goal in goals)
+            arm *= parallel.ranks.size > 1  # ranks share arms too, each after the base of its seed, for the teacher
+            job = jobs.setdefault(name + arm, Job(name + arm, [], name if arm else None))
+            job.commands.extend([sys.argv[0], *member.words, "--stage", goal] for goal in goals)
     claim(part)
     seeds = {member.run.seed for member in members}
-    if len(jobs) < len(seeds):
-        tell(f"{len(seeds) - len(jobs)} of {len(seeds)} seeds kept: nothing is left to train in them")
-    statuses = run_jobs([Job(name, commands) for name, commands in jobs.items()], at_once, tell)
+    if kept := len(seeds) - len({name.partition(" of ")[0] for name in jobs}):
+        tell(f"{kept} of {len(seeds)} seeds kept: nothing is left to train in them")
+    bases_first = sorted(jobs.values(), key=lambda job: job.after is not None)
+    statuses = run_jobs(bases_first, at_once, tell, places(parallel.ranks))
     for job, status in statuses.items():
         if status:
             print(f"run.py: {job} ended with exit status {status}", file=sys.stderr)

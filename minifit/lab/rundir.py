@@ -1,5 +1,7 @@
 """Reads and writes a run directory: its lock, its settings, and the records of its stages.
 
+With several ranks, rank 0 alone reads and writes it, and tells the others the answers.
+
 .lock            locked by the process that trains
 config.json      the resolved settings, seed, versions and commit
 metrics.jsonl    one line per epoch
@@ -12,13 +14,14 @@ all/             the same for networks that are trained again on training and va
 import fcntl
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minifit import UserError, __version__, baselines
 from minifit.backend import describe
 from minifit.lab import files
 from minifit.lab.files import commit, digest, read_json, write_json, write_text
+from minifit.lab.parallel import first
 
 FORMAT = 2  # version of config.json and of the files beside it
 
@@ -31,12 +34,22 @@ class RunDirectory:
     stages: tuple[str, ...]  # the stages asked for, in order; the directory may also hold those of other methods
     settings: dict  # everything that the results depend on, except the version of minifit
     xp: object  # the library, numpy or cupy
+    lock: object = field(default=None, init=False)  # the open file, in the process that writes
 
     def __enter__(self):
         """Creates the directory if needed, and locks it. UserError if another run holds it or its settings differ."""
+        self._enter()
+        return self
+
+    def __exit__(self, *exception):
+        if self.lock:
+            self.lock.close()
+
+    @first
+    def _enter(self):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / ".lock", "w")
+            self.lock = open(self.folder / ".lock", "w")  # noqa: SIM115
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from None
         try:
@@ -49,10 +62,6 @@ class RunDirectory:
         except UserError:
             self.lock.close()
             raise
-        return self
-
-    def __exit__(self, *exception):
-        self.lock.close()
 
     def _bind(self):
         """Writes the settings of the directory. UserError if it already has others."""
@@ -64,6 +73,7 @@ class RunDirectory:
             config = {"format": FORMAT, "settings": self.settings} | made_by | describe(self.xp)
             write_json(self.folder / "config.json", config)
 
+    @first
     def begun(self):
         """Whether the directory has weights, or only records to be read.
 
@@ -81,14 +91,22 @@ class RunDirectory:
         """Returns the path of a stage's file."""
         return self.folder / f"{stage}.h5"
 
+    @first
+    def has(self, stage):
+        """Whether there are weights of a stage."""
+        return self.checkpoint(stage).exists()
+
+    @first
     def best(self, stage):
         """Returns {name: array}, the weights of a stage's best epoch."""
         return files.load(self.checkpoint(stage))[1]["best"]
 
+    @first
     def identity(self, stage):
         """Returns what a stage's file was made from: settings, the stage's name, its teacher and its start."""
         return files.load_record(self.checkpoint(stage))["identity"]
 
+    @first
     def state(self, stage):
         """ "finished", "at epoch 3" or "to train"."""
         path = self.checkpoint(stage)
@@ -104,6 +122,7 @@ class RunDirectory:
         whole = bool(listed) and (listed >= {*self.stages} or not listed <= {*self.stages})
         return whole and not any(self.folder.glob("*.h5"))
 
+    @first
     def finished(self):
         """Returns {stage: its record} for finished stages; for all stages if `recorded`."""
         recorded = self.recorded
@@ -118,6 +137,7 @@ class RunDirectory:
         except (AttributeError, TypeError):
             raise UserError(f"{path}: not the records of a run's stages") from None
 
+    @first
     def add(self, summary, stage, record):
         """Writes summary.json with the record of one more finished stage, in the order of methods and of stages."""
         stages = self.finished() | {stage: record}
@@ -129,9 +149,11 @@ class RunDirectory:
         """Returns the record of every epoch, as a dictionary."""
         return [json.loads(line) for line in self.lines()]
 
+    @first
     def lines(self):
         return whole_lines(self.folder / "metrics.jsonl")
 
+    @first
     def log(self, record):
         """Appends the record of an epoch. UserError if the disk refuses."""
         path = self.folder / "metrics.jsonl"
@@ -141,6 +163,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
+    @first
     def forget_after(self, stage):
         """Removes the lines of epochs that a killed run logged but did not save, and an unfinished line."""
         path = self.checkpoint(stage)
@@ -149,6 +172,7 @@ class RunDirectory:
         kept = [line for line, record in records if record["stage"] != stage or record["epoch"] <= done]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
+    @first
     def trained_elsewhere(self, source, stages, shapes):
         """Returns {stage: (record, groups)} of finished stages in another run's directory.
 
@@ -156,6 +180,7 @@ class RunDirectory:
         """
         return {name: self._of_another(source, name, settings, shapes) for name, settings in stages.items()}
 
+    @first
     def take(self, source, taken, stages, summary):
         """Copies the stages that `trained_elsewhere` found, with their figures.
 

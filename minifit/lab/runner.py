@@ -15,6 +15,7 @@ from minifit import UserError, baselines, experiments, fitnets, networks
 from minifit.backend import refuse_more_than_memory
 from minifit.lab import files, plan, plots, report
 from minifit.lab.files import digest
+from minifit.lab.parallel import first
 from minifit.lab.rundir import RunDirectory, refuse_other_settings
 from minifit.lab.sets import Sets, outputs
 from minifit.lab.teachers import Given
@@ -277,6 +278,7 @@ def train(run, goal, say, teacher_from=None):
         say(f"Records: {run.folder}/summary.json, {run.folder}/metrics.jsonl")
 
 
+@first
 def draw(run):
     """Draws curves.png and filters.png."""
     draw_curves(run)
@@ -301,6 +303,7 @@ class Look:
     def __init__(self, run):
         self.run, self.next = run, 0.0
 
+    @first
     def __call__(self, stage):
         began = time.perf_counter()
         if began >= self.next:
@@ -382,7 +385,7 @@ def about(run, stage):
 def load(run, stage, settings):
     """Loads a stage's best weights into its network. UserError if its file was made from something else."""
     path = run.directory.checkpoint(stage.key)
-    record, groups = files.load(path)
+    record, groups = first(files.load)(path)
     identity = record["identity"]
     refuse_other_settings(path, identity["settings"], settings)
     if identity["stage"] != stage.key:
@@ -455,13 +458,15 @@ def take_teacher(run, source):
     stages = {key: run.settings_of(key) for key, (_, stage) in run.stages.items() if stage.of == "teacher"}
     taken = directory.trained_elsewhere(source, stages, shapes)
     last = list(stages)[-1]
-    if not directory.checkpoint(last).exists():  # existing students must have learned from the teacher to be copied
+    if not directory.has(last):  # existing students must have learned from the teacher to be copied
         task = run.task(draw=False)
         noted = [stage for method in run.listed for stage in run.noted(method, task)]
         files.restore(task.teacher.params, taken[last][1]["best"], source)
         for stage in noted:
-            path = directory.checkpoint(stage.key)
-            if stage.target and path.exists() and directory.identity(stage.key)["teacher"] != digest_of(stage.target):
+            if not stage.target or not directory.has(stage.key):
+                continue
+            if directory.identity(stage.key)["teacher"] != digest_of(stage.target):
+                path = directory.checkpoint(stage.key)
                 raise UserError(f"--teacher-from {source}: {path} was made from another teacher")
     directory.take(source, taken, stages, run.heading())
 

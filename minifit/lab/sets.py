@@ -20,7 +20,7 @@ from minifit.data.preprocessing import ZCA, Local, Unit, Whitened, fit
 from minifit.data.progress import Bar
 from minifit.data.stored import join
 from minifit.lab import files
-from minifit.lab.parallel import Team, shared
+from minifit.lab.parallel import first, shared, team
 from minifit.layers import Layer, Sequential, leaves
 
 CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at a time, on a device and on a host
@@ -92,7 +92,7 @@ class Sets:
     def prepare(self):
         """The preparation of images: bytes to network inputs. Only the training images decide it."""
         if self.statistics:
-            return whitening(self.statistics, self.stored["train"][0])
+            return first(whitening)(self.statistics, self.stored["train"][0])
         return {"unit": Unit(), "local": Local(), "local-red": Local(channels=1)}[self.config.preprocessing]
 
     def __getitem__(self, part):
@@ -177,9 +177,12 @@ def outputs(network, examples, workers, progress=False):
     bar = Bar(
         total=len(examples), unit="img", unit_scale=True, leave=False, disable=not progress, desc="teacher's outputs"
     )
-    with Team(workers if xp is np else 1, {"outputs": part}) as team, bar:
+    with team(workers if xp is np else 1, {"outputs": part}) as processes, bar:
         for i in range(0, len(jobs), 50):
-            team.run("outputs", jobs[i : i + 50])
+            some = jobs[i : i + 50]
+            processes.run("outputs", some)
+            results = given if isinstance(given, tuple) else (given,)
+            processes.spread([[result[start : start + chunk] for result in results] for start in some])
             bar.update(min(50 * chunk, len(examples) - bar.n))
     return given
 

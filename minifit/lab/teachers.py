@@ -20,7 +20,7 @@ from minifit import UserError, files, model, networks, spec
 from minifit.backend import array_module, to_host
 from minifit.lab import export
 from minifit.lab.options import nearest
-from minifit.lab.parallel import Team
+from minifit.lab.parallel import team
 from minifit.layers import Layer, Sequential
 from minifit.regressors import pieces_of
 
@@ -96,8 +96,8 @@ class Given(Layer):
             except UserError as error:  # returned, because a worker cannot raise it here
                 return str(error)
 
-        with Team(workers, {"errors": told}) as team:
-            found = team.run("errors", range(0, len(labels), model.BATCH))
+        with team(workers, {"errors": told}) as processes:
+            found = processes.run("errors", range(0, len(labels), model.BATCH))
         for answer in found:
             if isinstance(answer, str):
                 raise UserError(answer)

@@ -16,8 +16,8 @@ from minifit import UserError
 from minifit.backend import array_module, to_host
 from minifit.data.progress import Bar
 from minifit.fitnets import gradient, measure
-from minifit.lab import files
-from minifit.lab.parallel import Team, return_freed_memory, shared
+from minifit.lab import files, parallel
+from minifit.lab.parallel import first, return_freed_memory, shared, team
 from minifit.lab.sets import CHUNK, HOST_CHUNK
 from minifit.layers import leaves, lr_scales, max_norms
 from minifit.optimizers import max_norm
@@ -53,7 +53,7 @@ class DataParallel:
         total, dtype = sum(sizes.values()), next(iter(self.params.values())).dtype
         self.lanes = min(LANES, max(2, LANES_MEMORY // (total * dtype.itemsize)))
         self.sums = shared((self.lanes, total), dtype) if self.on_host else self.xp.zeros((1, total), dtype)
-        self.team = Team(workers if self.on_host else 1, {"gradient": self._gradient, "measure": self._measure})
+        self.team = team(workers if self.on_host else 1, {"gradient": self._gradient, "measure": self._measure})
 
     def gradient(self, indices, epoch, noise, choices=None):
         """Returns (loss, grads) over the minibatch `indices` of the training set; `noise` seeds its masks.
@@ -65,9 +65,7 @@ class DataParallel:
         parts = [(indices[part], None if choices is None else choices[part]) for part in parts]
         lanes = min(self.lanes, len(parts))
         losses = self.team.run("gradient", [(k, parts[k::lanes], n, epoch, noise) for k in range(lanes)])
-        total = self.sums[0]
-        for lane in range(1, lanes):
-            total += self.sums[lane]
+        total = self.team.add(self.sums[:lanes])
         grads = {name: self._view(total, name) for name in self.params}
         return float(sum(losses)), grads
 
@@ -156,8 +154,9 @@ def fit(
     steps, validated = ceil(n / schedule.batch), len(sets["validation"]) > 0
     state = {"epoch": 0, "best_epoch": 0, "best_loss": None, "best_errors": None, "finished": False}
     best = {}
-    if path.exists():
-        state, saved = files.load(path)
+    found = first(_load)(path)
+    if found:
+        state, saved = found
         state.pop("network", None)
         if state.pop("identity") != identity:
             raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
@@ -202,6 +201,7 @@ def fit(
                 record["validation_error"] = 100 * errors / len(sets["validation"])
             record |= {"lr": optimizer.lr, "seconds": round(time.perf_counter() - began, 3)}
             record |= stage.loss.figures(epoch)
+            parallel.ranks.agree(lambda: {"weights after an epoch": files.digest(params.values())})
             log(record)
             state |= {"finished": False, "rng": rng.bit_generator.state}
             state["finished"] = stopped(state, schedule, until)
@@ -210,11 +210,16 @@ def fit(
             if not state["finished"]:  # nothing goes on from a finished stage
                 groups["weights"] = {name: to_host(p) for name, p in params.items()}
                 groups["optimizer"] = {name: to_host(a) for name, a in optimizer.state.items()}
-            files.save(path, {"identity": identity, **state, "network": about}, **groups)
+            first(files.save)(path, {"identity": identity, **state, "network": about}, **groups)
             if tell:
                 tell(record)
     files.restore(params, best, path)
     return state
+
+
+def _load(path):
+    """What the file of a stage holds; None where there is none yet."""
+    return files.load(path) if path.exists() else None
 
 
 def stopped(state, schedule, until=None):

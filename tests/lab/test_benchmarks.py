@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import profile, step
+from benchmarks import profile, ranks, step
 from benchmarks.contestants import Ceiling, Child, Minifit, memory, turn
 from benchmarks.work import LEAD, built, examples, leads
 from minifit.networks import MNIST_FITNET, MNIST_TEACHER, Conv, FullyConnected, Network, Output
@@ -239,3 +239,39 @@ def test_the_vanishing_gradients_on_the_page_are_those_that_are_measured():
     for (_, cells), small, scaled in zip(rows, start.measured(0.005), start.measured(), strict=True):
         for printed, found in zip(cells.split(" | "), [*small, *scaled[:2]], strict=True):
             assert printed == "-" if found is None else 0.5 < float(found) / float(printed) < 2
+
+
+ONE = {"step": 0.1, "run": 0.08, "add": 0.01, "image": 0.002, "lanes": 8, "microbatch": 16, "bytes": 4e6}
+
+
+def test_ranks_share_the_lanes_of_a_minibatch():
+    assert ranks.share(ONE, 128, 1) == (8, 8, 128) and ranks.share(ONE, 128, 3) == (8, 3, 48)
+    assert ranks.share(ONE, 40, 2) == (3, 2, 24) and ranks.share(ONE, 300, 8) == (8, 1, 48)
+
+
+def test_the_model_gives_back_what_was_measured_and_sums_take_what_their_bytes_take():
+    assert ranks.predicted(ONE, 128, 128, 1, 1e-5, 1e9) == pytest.approx(0.1)
+    two = ranks.predicted(ONE, 128, 128, 2, 0, 1e9)
+    calls = (4 + 4 + 4) * ranks.CALL
+    assert two == pytest.approx(0.04 + 0.005 + 0.01 + calls + 4 * 4e6 / 2 / 1e9 + 4e6 / 2 / 1e9)
+    assert ranks.predicted(ONE, 128, 128, 16, 0, 1e9) > 0.99 * ranks.predicted(
+        ONE, 128, 128, 8, 0, 1e9
+    )  # no more lanes
+    assert ranks.lifted(ONE, 128, 128, 16, 0, 1e9) < ranks.lifted(ONE, 128, 128, 8, 0, 1e9)
+    assert ranks.needed(ranks.lifted, ONE, 128, 8, 0, 1e9) > 8
+
+
+def test_the_bytes_that_move_are_counted_on_both_sides():
+    class World:
+        rank, size = 0, 2
+
+        def Isend(self, *_):
+            return "sent"
+
+        Irecv = Iallgatherv = Isend
+
+    world, row = ranks.Counted(World()), np.zeros(10, np.float32)
+    assert world.Isend(row[5:], 1, 0) == "sent" and world.size == 2
+    world.Irecv(row[:5], 1, 1)
+    world.Iallgatherv(None, (row, ([5, 5], [0, 5])))
+    assert (world.sent, world.received) == (40, 40)

@@ -19,6 +19,7 @@ PAGES = [
     for page in (
         "README.md",
         "CONTRIBUTING.md",
+        "MPI.md",
         "results/README.md",
         "results/speed.md",
         "results/mnist/README.md",

@@ -1,0 +1,121 @@
+"""A process beside the ranks that notices when one of them is lost, and that prints one line for all of them.
+
+Every rank holds a connection to it, which the system closes however the rank ends. What a rank sends on the way tells a
+good end from a bad one. Without it, all that a launcher says of a killed rank is its signal.
+"""
+
+import fcntl
+import os
+import secrets
+import select
+import signal
+import socket
+import struct
+import sys
+from contextlib import suppress
+
+SECONDS, HELLO = 2, 30  # that an address has to answer, and the first rank to come
+TOKEN = 16  # bytes
+BYE = b"\0"
+
+
+def start(lost):
+    """Starts the process; where to reach it.   lost: the line that it prints when {who} is lost"""
+    listener, token = socket.create_server(("", 0)), secrets.token_bytes(TOKEN)
+    if os.fork() == 0:
+        os.setsid()  # a launcher that ends its processes does not end this one
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        held = listener.fileno()
+        for low, high in ((3, held), (held + 1, os.sysconf("SC_OPEN_MAX"))):
+            os.closerange(low, high)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(0, 1)
+        with suppress(BaseException):
+            _watch(listener, token, lost)
+        os._exit(0)
+    port = listener.getsockname()[1]
+    listener.close()
+    return _addresses(), port, token
+
+
+class Lifeline:
+    """A rank's end of it. Without a connection nothing is noticed, and a rank prints its own lines."""
+
+    def __init__(self, addresses, port, token, who):
+        self.socket = None
+        for address in addresses:
+            with suppress(OSError):
+                found = socket.create_connection((address, port), SECONDS)
+                found.sendall(token + who.encode() + b"\n")
+                if found.recv(1) == BYE:
+                    self.socket = found
+                    return
+
+    def lost(self):
+        """Whether another rank is."""
+        if self.socket and select.select([self.socket], [], [], 0)[0]:
+            with suppress(OSError):
+                if self.socket.recv(1) == BYE:
+                    return True
+            self.socket = None  # the process itself has been killed
+        return False
+
+    def leave(self):
+        """A good end, after which nothing is noticed."""
+        if self.socket:
+            with suppress(OSError):
+                self.socket.sendall(BYE)
+            self.socket = None
+
+    def say(self, line):
+        """Prints a line, the last one, unless another rank has come before."""
+        with suppress(OSError, AttributeError):  # the latter without a connection
+            self.socket.sendall(line.encode() + b"\n" + BYE)
+            if self.socket.recv(1) == BYE:  # it is printed, or another is
+                return
+        print(line, file=sys.stderr, flush=True)
+
+
+def _watch(listener, token, lost):
+    """Prints a line, unless all ranks end well, and then tells those that are left."""
+    ranks, begun = {}, False  # connection -> [who, what it has sent]
+    while ranks or not begun:
+        waiting = select.select([listener, *ranks], [], [], None if begun else HELLO)[0]
+        if not waiting:
+            return
+        for ready in waiting:
+            if ready is listener:
+                found = listener.accept()[0]
+                found.settimeout(SECONDS)
+                with suppress(OSError), found.makefile("rb", buffering=0) as file:
+                    if file.read(TOKEN) == token:
+                        ranks[found] = [file.readline().decode().strip(), b""]
+                        begun = True
+                        found.sendall(BYE)
+                continue
+            (who, sent), more = ranks[ready], b""
+            with suppress(OSError):
+                sent += (more := ready.recv(4096))
+            ranks[ready][1] = sent
+            if sent == BYE:
+                del ranks[ready]
+            elif not more or sent.endswith(BYE):
+                os.write(2, sent[:-1] if sent.endswith(BYE) else lost.format(who=who).encode() + b"\n")
+                for rank in ranks:
+                    with suppress(OSError):
+                        rank.sendall(BYE)
+                return
+
+
+def _addresses():
+    """Where this machine can be reached, itself included."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # an interface without an address, or another system than Linux
+                answer = fcntl.ioctl(asked, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+                found.append(socket.inet_ntoa(answer[20:24]))
+    with suppress(OSError):
+        found += socket.gethostbyname_ex(socket.gethostname())[2]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,134 @@
+"""Several processes at one run, the ranks that mpiexec starts: the second implementation of `parallel.Alone`.
+
+Every rank walks through the same stages, reads its own data, and makes the same steps on the sum of all gradients.
+Rank 0 alone reads and writes the run directory, and tells the others what they ask of it.
+"""
+
+import atexit
+import os
+import signal
+import sys
+import time
+
+from mpi4py import MPI
+
+from minifit import UserError
+from minifit.lab import parallel
+from minifit.lab.lifeline import Lifeline, start
+from minifit.lab.mpi import RankTeam, told
+from minifit.lab.parallel import Alone, Team
+
+PATIENCE = 3  # seconds in which all ranks come to the same end, or else they do not
+SPIN, PAUSE = 1e-3, 2e-4  # seconds: wait so long without rest, then look again after each pause
+GO_ON = "The last finished epoch is kept. To go on, start the same command again: {command}"
+
+
+def join(words):
+    """Makes this process a rank of the command with these words."""
+    sizes = (os.environ.get(name, "1") for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    if MPI.COMM_WORLD.size == 1 and any(size != "1" for size in sizes):
+        library = MPI.Get_library_version().partition("\n")[0].partition(",")[0]
+        raise UserError(f"mpiexec belongs to another MPI than mpi4py, which uses {library}: use that one's mpiexec")
+    if MPI.COMM_WORLD.size > 1:
+        parallel.ranks = Ranks(MPI.COMM_WORLD, words)
+
+
+class Ranks(Alone):
+    """This process among the ranks."""
+
+    def __init__(self, world, words):
+        self.world, self.ending, self.rank, self.size = world.Dup(), world.Dup(), world.rank, world.size
+        self.launcher, self.aside, self.begun = f"mpiexec -n {self.size} ", False, False
+        self.go_on = GO_ON.format(command=f"{self.launcher}python run.py {words}")
+        hosts = enumerate(world.allgather(MPI.Get_processor_name()))
+        self.names = [f"rank {rank} of {self.size}, on {host}" for rank, host in hosts]
+        lost = f"run.py: {{who}}, is lost, as when it is killed or its memory runs out. {self.go_on}"
+        self.line = Lifeline(*world.bcast(None if self.rank else start(lost)), self.names[self.rank])
+        atexit.register(self.line.leave)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C and a time limit become on the way
+        if self.rank:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+    def team(self, count, functions):
+        local = Team(count, functions)
+        return local if self.aside else RankTeam(self, local)
+
+    def first(self, function):
+        if self.aside:
+            return function()
+        answer = None
+        if self.rank == 0:
+            self.aside = True
+            try:
+                answer = function(), None
+            except Exception as error:
+                answer = None, error
+            finally:
+                self.aside = False
+        self.meet()
+        result, error = self.world.bcast(answer)
+        if error:
+            raise error
+        return result
+
+    def each(self, function):
+        if self.rank:
+            self.meet()  # rank 0 goes first: what it downloads is there for the others
+        result, error = None, None
+        try:
+            result = function()
+        except UserError as caught:
+            error = str(caught)
+        finally:
+            if not self.rank:
+                self.meet()
+        errors = self.gather(error)
+        if any(errors):
+            raise UserError(errors[0] if len({*errors}) == 1 else told(self.names, errors))
+        return result
+
+    def agree(self, what):
+        if self.aside:
+            return
+        mine, *others = self.gather(what())
+        for who, theirs in zip(self.names[1:], others, strict=True):
+            for name in {**mine, **theirs}:
+                if (here := mine.get(name)) != (there := theirs.get(name)):
+                    raise UserError(f"{who}, has {name} {there}, and rank 0 has {here}; all ranks need the same")
+        self.begun = True
+
+    def end(self, line, status, file):
+        if self.begun and status != 130:
+            line = f"{line}. {self.go_on}"
+        together, limit = self.ending.Ibarrier(), time.monotonic() + PATIENCE
+        while not together.Test() and time.monotonic() < limit:
+            time.sleep(PAUSE)
+        if not together.Test():  # the others are still at work, and wait for this one
+            self.line.say(f"run.py: {self.names[self.rank]}: {line.removeprefix('run.py: ').strip()}")
+            MPI.COMM_WORLD.Abort(status)
+        if self.rank == 0:
+            print(line, file=file, flush=True)
+        self.line.leave()
+        self.wait(self.ending.Ibarrier())
+        os._exit(status)  # MPI's own end would wait for what an exception has left unfinished
+
+    def gather(self, value):
+        """What every rank has."""
+        self.meet()
+        return self.world.allgather(value)
+
+    def meet(self):
+        self.wait(self.world.Ibarrier())
+
+    def wait(self, *requests):
+        """Waits as `MPI.Request.Waitall` does, but leaves the core to others, and ends where a rank is lost."""
+        began = time.perf_counter()
+        while not MPI.Request.Testall(requests):
+            if time.perf_counter() - began > SPIN:
+                self.pause(PAUSE)
+
+    def pause(self, seconds):
+        """A moment of waiting; the end, where another rank is lost."""
+        time.sleep(seconds)
+        if self.line.lost():
+            os._exit(1)

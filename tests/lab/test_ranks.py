@@ -1,0 +1,317 @@
+"""Ranks that mpiexec starts: the bits of one process, one line for every fault, and a comparison's jobs."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BESIDE = Path(sys.executable).with_name("mpiexec")  # as pip puts it there
+MPIEXEC = str(BESIDE) if BESIDE.exists() else shutil.which("mpiexec")
+SMALL = str(ROOT / "tests" / "lab" / "ranks.py")
+
+pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+if MPIEXEC is None:
+    pytest.skip("there is no mpiexec", allow_module_level=True)
+
+# Ranks that do what the command line does with them, without its imports.
+LIGHT = """
+import os, sys
+from minifit import UserError
+from minifit.lab import parallel, ranks
+from minifit.lab.parallel import first, shared
+
+ranks.join("light")
+ours = parallel.ranks
+try:
+    BODY
+except Exception as error:
+    ours.end(f"run.py: {error}", 2, sys.stderr)
+"""
+
+
+def command(n, *words, launcher=(), **more):
+    """mpiexec's words for n ranks, each with more variables."""
+    setting = [word for name, value in more.items() for word in ("-env", name, value)]
+    return [*launcher, "-n", str(n), *setting, sys.executable, *words]
+
+
+def environment(**more):
+    return os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | more
+
+
+def started(words, launcher=(MPIEXEC,), seconds=100, **more):
+    """(exit status, stdout, the lines of stderr that minifit wrote), and in less time than a hang takes."""
+    done = subprocess.run(
+        [*launcher, *words], cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=seconds
+    )
+    return done.returncode, done.stdout, [line for line in done.stderr.splitlines() if line.startswith("run.py")]
+
+
+def light(n, body):
+    code = LIGHT.replace("BODY", body.strip().replace("\n", "\n    "))
+    return started(command(n, "-c", code))
+
+
+def datasets(folder):
+    """{(file, name): bytes} of all that the files of stages hold, and what the epochs came to."""
+    found = {}
+    for path in sorted(folder.glob("*.h5")):
+        with h5py.File(path) as file:
+            names = []
+            file.visititems(lambda name, item, names=names: names.append(name) if isinstance(item, h5py.Dataset) else 0)
+            found |= {(path.name, name): file[name][()].tobytes() for name in names}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return found, [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The run of one process."""
+    runs = tmp_path_factory.mktemp("one")
+    done = subprocess.run(
+        [sys.executable, SMALL, "digits", "--runs", runs, "--workers", "1"], cwd=ROOT, env=environment()
+    )
+    assert done.returncode == 0
+    return datasets(runs / "digits" / "seed0")
+
+
+def test_four_ranks_leave_the_bits_of_one_process(one, tmp_path):
+    status, said, complaints = started(command(4, SMALL, "digits", "--runs", tmp_path))
+    assert (status, complaints) == (0, []) and said.count("epoch 1:") == 5  # rank 0 alone speaks
+    assert datasets(tmp_path / "digits" / "seed0") == one
+
+
+def test_a_killed_rank_is_named_and_other_ranks_with_workers_go_on_from_the_last_epoch(one, tmp_path):
+    words = SMALL, "digits", "--runs", tmp_path
+    began = time.monotonic()
+    status, said, complaints = started(command(3, *words), LOSE="2 hint 2")
+    assert status != 0 and "hint epoch 1:" in said and time.monotonic() - began < 60
+    (line,) = complaints
+    assert (
+        line.startswith("run.py: rank 2 of 3, on ") and f"mpiexec -n 3 python run.py digits --runs {tmp_path}" in line
+    )
+    folder = tmp_path / "digits" / "seed0"
+    assert datasets(folder)[1][-1]["stage"] == "hint" and not list(folder.glob(".*.tmp"))
+    assert started(command(2, *words, "--workers", "2"))[0] == 0
+    assert datasets(folder) == one
+
+
+def test_a_team_of_ranks_computes_what_a_team_does():
+    status, said, complaints = light(
+        3,
+        """
+import numpy as np
+rows, parts = shared((5, 7)), shared((4, 2))
+def draw(job):
+    rows[job] = np.random.default_rng(job).standard_normal(7) * 1e3
+    return job, ours.rank
+def fill(job):
+    parts[job] = job
+with parallel.team(2, {"draw": draw, "fill": fill, "square": lambda job: job * job}) as team:
+    assert team.run("square", range(8)) == [job * job for job in range(8)] and team.run("square", []) == []
+    assert team.run("draw", range(5)) == [(0, 0), (1, 1), (2, 2), (3, 0), (4, 1)]
+    total = team.add(rows)
+    wanted = np.float32(np.random.default_rng(0).standard_normal(7) * 1e3)
+    for job in range(1, 5):
+        wanted += np.float32(np.random.default_rng(job).standard_normal(7) * 1e3)
+    assert total.tobytes() == wanted.tobytes()
+    team.run("fill", range(4))
+    team.spread([[parts[job]] for job in range(4)])
+    assert parts.tolist() == [[job, job] for job in range(4)]
+assert first(lambda: ours.rank)() == 0 and ours.each(lambda: ours.rank) == ours.rank
+sys.__stdout__.write(f"{ours.rank}\\n")
+""",
+    )
+    assert (status, sorted(said.split()), complaints) == (0, ["0", "1", "2"], [])
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ("ours.each(lambda: ours.rank == 1 and open('/nowhere'))", "FileNotFoundError"),
+        (
+            """
+def read():
+    if ours.rank == 1:
+        raise UserError("/there: no such file")
+ours.each(read)""",
+            "run.py: rank 1 of 2, on HOST: /there: no such file",
+        ),
+        (
+            "ours.agree(lambda: {'NumPy': '2.1' if ours.rank else '2.4', 'seed': 1})",
+            "run.py: rank 1 of 2, on HOST, has NumPy 2.1, and rank 0 has 2.4; all ranks need the same",
+        ),
+        (
+            """
+ours.agree(dict)
+def save():
+    raise UserError("f.h5: cannot be written (No space left on device)")
+first(save)()""",
+            "run.py: f.h5: cannot be written (No space left on device). The last finished epoch is kept. To go on, "
+            "start the same command again: mpiexec -n 2 python run.py light",
+        ),
+        (
+            """
+with parallel.team(2, {"leave": lambda job: job == 3 and os._exit(7)}) as team:
+    team.run("leave", range(4))""",
+            "run.py: rank 1 of 2, on HOST: a worker process ended with status 7",
+        ),
+        (
+            """
+if ours.rank == 1:
+    raise UserError("alone")
+ours.meet()""",
+            "run.py: rank 1 of 2, on HOST: alone",
+        ),
+        ("os._exit(3) if ours.rank else ours.meet()", "run.py: rank 1 of 2, on HOST, is lost"),
+    ],
+    ids=["a bug", "no data", "versions", "a full disk", "a worker", "an error of one", "an exit"],
+)
+def test_a_fault_of_one_rank_ends_all_with_one_line(body, wanted):
+    began = time.monotonic()
+    status, _, complaints = light(2, body)
+    assert status != 0 and time.monotonic() - began < 60
+    if wanted.startswith("run.py"):
+        (line,) = complaints
+        host = line.partition(", on ")[2].partition(":")[0].partition(",")[0]
+        assert line.startswith(wanted.replace("HOST", host))
+
+
+def test_ctrl_c_ends_all_ranks_and_one_says_how_to_go_on():
+    body = """
+print("begun", flush=True)
+try:
+    while True:
+        ours.meet()
+except KeyboardInterrupt:
+    ours.end(f"stopped, {ours.launcher}", 130, sys.stdout)"""
+    words = command(3, "-c", LIGHT.replace("BODY", body.strip().replace("\n", "\n    ")))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(
+        [MPIEXEC, *words],
+        cwd=ROOT,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
+        start_new_session=True,
+        **pipes,
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    lines = [line for line in said.splitlines() if not line.startswith("[mpiexec")]
+    assert (process.returncode, lines) == (130, ["stopped, mpiexec -n 3 "])
+
+
+def test_ranks_with_other_settings_and_commands_of_one_process_are_refused(tmp_path):
+    words = SMALL, "digits", "--runs", tmp_path
+    status, _, complaints = started([*command(1, *words), ":", *command(1, *words, "--seed", "1")])
+    assert (
+        status == 2
+        and len(complaints) == 1
+        and complaints[0].endswith("has seed 1, and rank 0 has 0; all ranks need the same")
+    )
+    assert not (tmp_path / "digits").exists()
+
+
+def test_jobs_are_dealt_to_the_ranks_and_one_that_fails_stops_no_other():
+    status, said, complaints = light(
+        3,
+        """
+from minifit.lab.jobs import Job, lead, places, run_jobs
+def print_and_leave(what, status=0):
+    return ["-c", f"import os, sys; print({what!r}, 'PMI_RANK' in os.environ); sys.exit({status})"]
+jobs = [Job(f"seed {i}", [print_and_leave("began", i % 2), print_and_leave("ended")]) for i in range(4)]
+jobs.append(Job("seed 0 of an arm", [print_and_leave("followed")], after="seed 0"))
+def command():
+    statuses = run_jobs(jobs, 1, print, places(ours))
+    print(statuses)
+    return 1
+assert lead(ours, command) == 1
+""",
+    )
+    lines, statuses = said.splitlines(), {**{f"seed {i}": i % 2 for i in range(4)}, "seed 0 of an arm": 0}
+    wanted = {f"seed {i} | {what} False" for i in range(4) for what in ("began", "ended")}
+    assert (status, complaints) == (0, [])
+    assert {*lines} == wanted | {"seed 0 of an arm | followed False", str(statuses)}
+    assert lines.index("seed 0 | ended False") < lines.index("seed 0 of an arm | followed False")
+
+
+def test_a_comparison_over_ranks_names_the_seed_that_fails_and_publishes_the_others(tmp_path):
+    busy = tmp_path / "runs" / "digits" / "seed1"
+    busy.mkdir(parents=True)
+    words = "compare", "digits", "--seeds", "2", "--stage", "teacher", "--runs", tmp_path / "runs"
+    with open(busy / ".lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        status, said, complaints = started(command(2, SMALL, *words, "--results", tmp_path / "results"))
+    assert (status, complaints) == (1, ["run.py: seed 1 ended with exit status 2"])
+    assert f"seed 1 | run.py: {busy}: another process is at work in it" in said
+    found = json.loads((tmp_path / "results" / "digits" / "default" / "results.json").read_text())
+    assert [(run["seed"], bool(run["missing"])) for run in found["runs"]] == [(0, False), (1, True)]
+
+
+def test_without_mpiexec_nothing_of_it_is_imported():
+    code = (
+        "import sys; from minifit.lab import cli; cli.main(['networks', '--help']); "
+        "print({'mpi4py', 'minifit.lab.ranks', 'minifit.lab.mpi', 'minifit.lab.lifeline'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+# Two network namespaces as two hosts: what mpiexec takes for ssh starts a command in the one of that address.
+SSH = """#!/bin/sh
+[ "$1" = -x ] && shift
+host=$1; shift
+case $host in 10.213.77.1) name=A;; 10.213.77.2) name=B;; *) exit 255;; esac
+exec ip netns exec $name unshare --uts sh -c "hostname $name; $*"
+"""
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    """The words that start mpiexec on two hosts, and their names."""
+    names = [f"minifit-{os.getpid()}-{letter}" for letter in "ab"]
+
+    def ip(*words):
+        return subprocess.run(["ip", *words], capture_output=True, text=True)
+
+    if shutil.which("ip") is None or shutil.which("unshare") is None or ip("netns", "add", names[0]).returncode:
+        pytest.skip("network namespaces are not allowed here")
+    try:
+        ip("netns", "add", names[1])
+        ends = "va", "vb"
+        ip("link", "add", "va", "netns", names[0], "type", "veth", "peer", "name", "vb", "netns", names[1])
+        for number, (name, end) in enumerate(zip(names, ends, strict=True), start=1):
+            ip("-n", name, "addr", "add", f"10.213.77.{number}/24", "dev", end)
+            ip("-n", name, "link", "set", "lo", "up")
+            if ip("-n", name, "link", "set", end, "up").returncode:
+                pytest.skip("network namespaces cannot be joined here")
+        ssh = tmp_path / "ssh"
+        ssh.write_text(SSH.replace("name=A", f"name={names[0]}").replace("name=B", f"name={names[1]}"))
+        ssh.chmod(0o755)
+        at_first = "ip", "netns", "exec", names[0], MPIEXEC, "-launcher", "ssh", "-launcher-exec", str(ssh)
+        tcp = "-genv", "UCX_TLS", "self,tcp"  # they share a machine, whose memory would be the shorter way
+        yield (*at_first, "-hosts", "10.213.77.1,10.213.77.2", *tcp), names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def test_two_hosts_leave_the_bits_of_one_process(one, hosts, tmp_path):
+    launcher, names = hosts
+    words = SMALL, "digits", "--stage", "teacher", "--runs", tmp_path
+    status, _, complaints = started(command(2, *words), launcher)
+    (arrays, epochs), (wanted, lines) = datasets(tmp_path / "digits" / "seed0"), one
+    assert (status, complaints) == (0, [])
+    assert arrays == {name: held for name, held in wanted.items() if name[0] == "teacher.h5"} and epochs == lines[:2]
+    count = ["ip", "netns", "exec", names[1], "cat", "/sys/class/net/vb/statistics/rx_bytes"]
+    assert int(subprocess.run(count, capture_output=True, text=True).stdout) > 5e4  # it came by the network
