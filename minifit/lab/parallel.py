@@ -103,8 +103,8 @@ class Team:
     def add(self, rows):
         """rows[0] + rows[1] + ..., added in this order into rows[0]; job k of the last run has written row k."""
         total = rows[0]
-        for row in rows[1:]:
-            total += row
+        for k in range(1, len(rows)):
+            total += rows[k]
         return total
 
     def spread(self, parts):
