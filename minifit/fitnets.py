@@ -15,7 +15,7 @@ from minifit.losses import cross_entropy, distillation_loss, hint_loss
 from minifit.optimizers import Ramp, Schedule
 
 
-def teacher(task, train, name="teacher"):
+def teacher(task, train, name):
     """Trains the wide, shallow network on labels. teacher_all adds pylearn2's last phase: all images, no dropout."""
     s, network = task.settings, task.network(name, task.networks["teacher"], as_teacher=True)
     record = train(Stage(name, network, LABELS, s.teacher, of=name))

@@ -60,6 +60,10 @@ def test_a_scaled_start_has_outputs_of_variance_1_and_is_drawn_from_no_range():
     student = task(replace(SETTINGS, init="scaled"), images=images).network("student")
     assert student[:1](images).std() != pytest.approx(task(images=images).network("student")[:1](images).std(), rel=0.1)
     assert student(images).var() == pytest.approx(1, rel=1e-3)
+    normal = np.random.default_rng([7, STREAMS.index("student weights")])
+    w = student.params["0.0.w"]
+    ratios = w / normal.normal(0, np.prod(w.shape[:-1]) ** -0.5, w.shape)  # one factor per layer
+    np.testing.assert_allclose(ratios, ratios.flat[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{"draw": False}, {"trained": frozenset({"student"})}], ids=str)
@@ -77,6 +81,7 @@ def test_a_head_classifies_what_is_below_it_from_a_stream_of_its_own():
     scaled = task(replace(SETTINGS, init="scaled")).head(below, "a head", 2)
     rng = np.random.default_rng([7, crc32(b"a head"), 2])
     same(scaled[-1:], drawn(Sequential([Linear(np.zeros((n, 2), np.float32), np.zeros(2, np.float32))]), rng, None))
+    same(task().head(below, "a head"), task().head(below, "a head", 1))
     assert not any(p.any() for p in task(draw=False).head(below, "a head").params.values())
 
 
