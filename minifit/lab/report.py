@@ -209,7 +209,13 @@ def networks_table(rows):
 
 
 # The parts of a page, in order.
-TITLES = {"default": "Our settings", "paper": "The paper's settings", "arms": "Changed settings", "studies": "Studies"}
+TITLES = {
+    "default": "Our settings",
+    "paper": "The paper's settings",
+    "short": "A short schedule",
+    "arms": "Changed settings",
+    "studies": "Studies",
+}
 VERDICTS = {"shown": "show it", "refuted": "refute it", "undecided": "do not decide it"}
 
 
