@@ -208,7 +208,8 @@ except KeyboardInterrupt:
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     lines = [line for line in said.splitlines() if not line.startswith("[mpiexec")]
-    assert (process.returncode, lines) == (130, ["stopped, mpiexec -n 3 "])
+    assert process.returncode == 130
+    assert lines in (["stopped, mpiexec -n 3 "], [])  # mpiexec may end rank 0 before it has said so
 
 
 def test_ranks_with_other_settings_and_commands_of_one_process_are_refused(tmp_path):
