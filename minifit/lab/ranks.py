@@ -100,6 +100,8 @@ class Ranks(Alone):
     def end(self, line, status, file):
         if self.begun and status != 130:
             line = f"{line}. {self.go_on}"
+        for number in (signal.SIGINT, signal.SIGTERM):  # mpiexec may send both: the first has begun this end
+            signal.signal(number, signal.SIG_IGN)
         together, limit = self.ending.Ibarrier(), time.monotonic() + PATIENCE
         while not together.Test() and time.monotonic() < limit:
             time.sleep(PAUSE)

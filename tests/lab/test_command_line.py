@@ -551,8 +551,8 @@ def test_a_preset_is_where_the_settings_start_from():
     assert parse("mnist", ["--tau", "2", "--preset", "paper", "--preset", "short"]).train == 10_000
 
 
-def test_every_kind_of_value_is_read_with_a_space_and_with_an_equals_sign(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
+def test_every_kind_of_value_is_read_with_a_space_and_with_an_equals_sign(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     for glued in (False, True):
 
         def said(option, value, glued=glued):
@@ -565,15 +565,15 @@ def test_every_kind_of_value_is_read_with_a_space_and_with_an_equals_sign(monkey
         assert (found.tau, found.train, found.flips, found.retrain, found.test) == (2.5, 7, True, False, None)
         assert found.lam == Ramp(3.0, 0.5, 9, 2) and found.student.lr_scale == Ramp(0.5)
         assert (found.guided_layer, found.hint_layer, found.student_tau) == ((2, 4), (1, 2), None)
-        assert (found.runs, found.teacher_from) == (Path("/home/someone/x"), Path("/home/someone/t"))
+        assert (found.runs, found.teacher_from) == (tmp_path / "x", tmp_path / "t")
 
 
 @pytest.mark.parametrize("folder", ["--runs=~/x", "--results=~/x", "--data-dir=~/x", "--teacher-from=~/x"])
-def test_a_tilde_is_the_home_of_who_asks(folder, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
+def test_a_tilde_is_the_home_of_who_asks(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     option, _, _ = folder.partition("=")
     found = parse("digits", [folder], cli.Several)
-    assert getattr(found, option[2:].replace("-", "_")) == Path("/home/someone/x")
+    assert getattr(found, option[2:].replace("-", "_")) == tmp_path / "x"
 
 
 ODD = [

@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from minifit import load
 
@@ -17,8 +16,6 @@ FOLDER = Path(__file__).resolve().parents[2] / "results" / "weights"
 ROW = re.compile(r"\| `([^`|]+)` \| [^|]+ \| [^|]+ \| `?([0-9a-f]{64})`? \| `(python run\.py [^`]+)`")
 ERROR = re.compile(r"\| `([^`|]+)\.h5` \| [^|]+ \| ([\d.]+) \|")
 MOST = 4_000_000  # bytes of the networks for MNIST together
-
-needs_weights = pytest.mark.skipif(not FOLDER.is_dir(), reason="there is no results/weights")
 
 
 def listed(text):
@@ -34,7 +31,6 @@ def test_a_row_of_the_list_is_read():
     assert listed(row.replace("0a", "0A")) == {}
 
 
-@needs_weights
 def test_every_file_is_listed_and_has_its_checksum():
     known = listed((FOLDER / "README.md").read_text())
     there = {path.name: path for path in FOLDER.iterdir() if path.name not in ("README.md", "summary.json")}
@@ -44,14 +40,12 @@ def test_every_file_is_listed_and_has_its_checksum():
     assert sum(path.stat().st_size for name, path in there.items() if name.startswith("mnist")) < MOST
 
 
-@needs_weights
 def test_the_errors_that_speed_reads_are_those_of_the_list():
     stages = json.loads((FOLDER / "summary.json").read_text())["stages"]
     listed = {name: float(error) for name, error in ERROR.findall((FOLDER / "README.md").read_text())}
     assert listed and listed == {name: stage["test_error"] for name, stage in stages.items()}
 
 
-@needs_weights
 def test_every_network_can_be_loaded_and_gives_probabilities():
     for path in sorted(FOLDER.glob("*.h5")):
         if not path.name.startswith("whitening"):

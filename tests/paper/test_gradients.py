@@ -5,7 +5,7 @@ from types import FunctionType
 import joint
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from properties import EVERY_PROBLEM, all_close, close
 
@@ -17,8 +17,6 @@ from minifit.patches import fold, unfold
 SEEDS = st.integers(0, 2**32 - 1)
 CASES = audit.cases()
 METHODS = [case for case in CASES if case.name.startswith("method")]
-OTHERS = [case for case in CASES if case not in METHODS]
-few = settings(max_examples=max(2, settings.default.max_examples * 2 // 5))  # of a method, whose draw is a whole stage
 LAYERS = [
     case
     for case in audit.CASES
@@ -74,43 +72,20 @@ def test_a_new_method_is_audited_in_the_variants_that_change_it(monkeypatch):
                 holds(problem, np.random.default_rng(1))
 
 
-def backward_is_the_derivative_of_forward(case, data, seed):
+@every(CASES)
+@given(data=st.data(), seed=SEEDS)
+def test_backward_is_the_derivative_of_forward(case, data, seed):
     for comparison in audit.examine(case, whole_numbers(data), np.random.default_rng(seed)):
         assert comparison.ratio <= 1, comparison
 
 
-@every(OTHERS)
+@pytest.mark.parametrize("holds", EVERY_PROBLEM, ids=lambda holds: holds.__name__)
+@every(CASES)
 @given(data=st.data(), seed=SEEDS)
-def test_backward_is_the_derivative_of_forward(case, data, seed):
-    backward_is_the_derivative_of_forward(case, data, seed)
-
-
-@every(METHODS)
-@few
-@given(data=st.data(), seed=SEEDS)
-def test_the_gradient_of_every_stage_is_its_derivative(case, data, seed):
-    backward_is_the_derivative_of_forward(case, data, seed)
-
-
-def holds_for(case, holds, data, seed):
+def test_of_every_row(case, holds, data, seed):
     rng = np.random.default_rng(seed)
     for problem in audit.problems_of(case, whole_numbers(data), rng):
         holds(problem, rng)
-
-
-@pytest.mark.parametrize("holds", EVERY_PROBLEM, ids=lambda holds: holds.__name__)
-@every(OTHERS)
-@given(data=st.data(), seed=SEEDS)
-def test_of_every_row(case, holds, data, seed):
-    holds_for(case, holds, data, seed)
-
-
-@pytest.mark.parametrize("holds", EVERY_PROBLEM, ids=lambda holds: holds.__name__)
-@every(METHODS)
-@few
-@given(data=st.data(), seed=SEEDS)
-def test_of_every_stage(case, holds, data, seed):
-    holds_for(case, holds, data, seed)
 
 
 @every(LAYERS)
@@ -136,7 +111,6 @@ def test_a_visit_sees_every_leaf_in_order_with_its_input_and_gives_y(case, data,
 
 
 @every(METHODS)
-@few
 @given(data=st.data(), seed=SEEDS)
 def test_a_minibatchs_gradient_is_the_sum_of_its_microbatches_each_times_its_share(case, data, seed):
     for problem in audit.problems_of(case, whole_numbers(data), np.random.default_rng(seed)):
