@@ -79,8 +79,8 @@ def comparisons(f, arrays, rng, affine=False, coordinates=0):
     """Yields a Comparison by every oracle that applies, for every array.
 
     rng draws dy and one direction per array. An array of at most `coordinates` elements is also compared along each of
-    its coordinates. Raises KinkCrossed if differences decide nothing, GradientError if gradients are missing or have
-    another shape.
+    its coordinates, by the oracles to 1e-13 that apply, else by differences. Raises KinkCrossed if differences decide
+    nothing, GradientError if gradients are missing or have another shape.
     """
     xp = array_module(*arrays.values())
     y, pull = f(arrays)
@@ -91,12 +91,13 @@ def comparisons(f, arrays, rng, affine=False, coordinates=0):
         raise GradientError(f"backward returns gradients of shapes {shapes}; wanted {wanted}")
     oracles = [differences, *([complex_step] if xp is np else []), *([adjoint] if affine else [])]
     for name, a in arrays.items():
-        directions = [direction(a.shape, rng)]
+        ways = [(direction(a.shape, rng), oracles)]
         if a.size <= coordinates:
-            directions += list(np.eye(a.size).reshape(-1, *a.shape))
-        for v in map(xp.asarray, directions):
+            ways += [(v, oracles[1:] or oracles) for v in np.eye(a.size).reshape(-1, *a.shape)]
+        for v, asked in ways:
+            v = xp.asarray(v)
             claimed, magnitude = float((grads[name] * v).sum()), float(abs(grads[name] * v).sum())
-            for oracle in oracles:
+            for oracle in asked:
                 yield oracle(Along(f, arrays, name, v), dy, claimed, magnitude)
 
 

@@ -25,7 +25,8 @@ from minifit.regressors import TRAINING
 from minifit.task import MEASURED, Task
 from reference import paper
 
-SELDOM = 50  # curves are drawn again after at least this many times the time that drawing took
+SOON = 10  # seconds before the first pictures
+SELDOM = 50  # pictures are drawn again after at least this many times the time that drawing took
 DRAWN = 64  # the number of units shown of a fully connected first layer
 
 
@@ -266,8 +267,10 @@ def train(run, goal, say, teacher_from=None):
             record, fresh = trained(run, stage, lambda epoch: (say(report.epoch_line(epoch)), look(stage)))
             kept = f" (from {record['from']})" if "from" in record else "" if fresh else " (kept)"
             say(report.stage_line(stage.key, record, run.sets.sizes["test"], run.folder) + kept)
-            if fresh or stage.key == last:
+            if stage.key == last:
                 draw(run)
+            elif fresh:
+                look()
             return record
 
         for method, keys in run.plan(goal):
@@ -298,16 +301,17 @@ def draw_curves(run, stage=None):
 
 
 class Look:
-    """Draws the curves after an epoch, unless drawing would take more than about 2 % of the time."""
+    """Draws the pictures after an epoch or a stage, unless drawing would take more than about 2 % of the time."""
 
     def __init__(self, run):
-        self.run, self.next = run, 0.0
+        self.run, self.next = run, time.perf_counter() + SOON
 
     @first
-    def __call__(self, stage):
+    def __call__(self, stage=None):
+        """stage: the one that is being trained; None: a stage is finished"""
         began = time.perf_counter()
         if began >= self.next:
-            draw_curves(self.run, stage)
+            draw_curves(self.run, stage) if stage else draw(self.run)
             took = time.perf_counter() - began
             self.next = began + took + SELDOM * took
 
