@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -93,8 +94,12 @@ def named(path):
     return str(path.relative_to(ROOT))
 
 
+@cache
 def text(path):
     return path.read_text(encoding="utf-8")
+
+
+parsed = cache(ast.parse)
 
 
 def in_lab(path):
@@ -111,10 +116,10 @@ def imports(source, package, on_demand=True):
 
     on_demand: also what a module's `__getattr__` imports, after the module itself
     """
-    found, tree = [], ast.parse(source)
+    found, body = [], parsed(source).body
     if not on_demand:
-        tree.body = [node for node in tree.body if getattr(node, "name", None) != "__getattr__"]
-    for node in ast.walk(tree):
+        body = [node for node in body if getattr(node, "name", None) != "__getattr__"]
+    for node in (inner for outer in body for inner in ast.walk(outer)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -157,7 +162,7 @@ def upward(source, package, here):
 
 def names_cupy(source):
     """Whether the code says cupy: as a module, a variable, an attribute or a string. Prose may."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         said = getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "value", None)
         if "cupy" in said:
             return True
@@ -166,7 +171,7 @@ def names_cupy(source):
 
 def names_methods(source):
     """The identifiers and strings of a source that name a method or a stage; docstrings and comments are prose."""
-    tree, prose, found = ast.parse(source), set(), []
+    tree, prose, found = parsed(source), set(), []
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             prose.add(node.value)
@@ -235,7 +240,7 @@ def test_no_module_imports_with_a_star(path):
 
 @pytest.mark.parametrize("path", EVERY, ids=named)
 def test_every_module_says_what_it_is(path):
-    assert ast.get_docstring(ast.parse(text(path)))
+    assert ast.get_docstring(parsed(text(path)))
 
 
 @pytest.mark.parametrize(
