@@ -265,6 +265,25 @@ def test_a_scale_multiplies_the_step_of_the_array_that_it_names(make):
     assert params["b"].all()
 
 
+@pytest.mark.parametrize("make", [lambda: optimizers.SGD(0.1, 0.9), lambda: optimizers.RMSProp(0.1)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_large_array_is_updated_in_parts_with_the_same_bits(monkeypatch, make, transposed):
+    def steps():
+        rng, optimizer = np.random.default_rng(0), make()
+        w = rng.normal(size=(5, 7)).astype(np.float32)
+        params = {"w": w.T if transposed else w}
+        for _ in range(3):
+            optimizer.step(params, {"w": rng.normal(size=params["w"].shape).astype(np.float32)})
+        return params["w"].tobytes(), optimizer.state["w"].tobytes()
+
+    whole, seen, parts = steps(), [], optimizers._parts
+    monkeypatch.setattr(optimizers, "LARGE", 34)
+    monkeypatch.setattr(optimizers, "PART", 8)
+    monkeypatch.setattr(optimizers, "_parts", lambda *arrays: (seen.append(p[0].size) or p for p in parts(*arrays)))
+    assert steps() == whole
+    assert seen == ([35] if transposed else [8, 8, 8, 8, 3]) * 3
+
+
 @pytest.mark.parametrize("optimizer", [optimizers.SGD(0.1, 0.5), optimizers.RMSProp(0.1)], ids=["SGD", "RMSProp"])
 def test_the_state_starts_at_0_whatever_the_weights_are(optimizer):
     optimizer.step({"w": np.array([np.inf, -1.0], np.float32)}, {"w": np.zeros(2, np.float32)})
