@@ -13,6 +13,7 @@ import traceback
 import numpy as np
 
 from benchmarks.work import LR, MOMENTUM, SEED, built, examples, stage
+from minifit.lab import speed
 from minifit.lab.parallel import Team
 from minifit.lab.sets import Examples
 from minifit.lab.training import DataParallel
@@ -182,6 +183,28 @@ class Torch:
 
     def measure(self, format, n):
         return self.twins[format].measure(*self.data[format, n])
+
+
+class Onnx:
+    """The forward pass by onnxruntime, from bytes to probabilities, of the model that `run.py export` writes."""
+
+    def __init__(self, network, threads, sizes):
+        self.model, rng = speed.drawn(network), np.random.default_rng(SEED)
+        self.answer = speed.engines(threads)["onnxruntime"](self.model, None)
+        self.images = {n: rng.integers(0, 256, (n, *network.input), np.uint8) for n in sizes}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def check(self, n):
+        """The largest difference between its probabilities and minifit's."""
+        return float(np.abs(self.answer(self.images[n])[0] - self.model.model(self.images[n])).max())
+
+    def evaluate(self, n, seconds):
+        return turn(lambda: self.answer(self.images[n]), seconds)
 
 
 class Ceiling:

@@ -12,16 +12,17 @@ import platform
 import re
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from statistics import geometric_mean
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from benchmarks.contestants import Ceiling, Child, Minifit, Torch
+from benchmarks.contestants import Ceiling, Child, Minifit, Onnx, Torch
 from benchmarks.work import built
 from minifit import networks
+from minifit.lab import export
 from minifit.lab.parallel import available
 
 NAMES = ("MNIST_TEACHER", "MNIST_FITNET", "CIFAR10_TEACHER", "FITNET_1", "FITNET_2", "FITNET_3", "FITNET_4")
@@ -60,9 +61,10 @@ def parse(arguments):
     parser.add_argument("--workers", type=positive, default=available(), help="processes, and PyTorch's threads")
     parser.add_argument("--batch", type=positive, default=128)
     parser.add_argument("--microbatch", type=positive, help="images at once in minifit; else as the network says")
+    parser.add_argument("--images", type=positive, nargs="+", default=SIZES, help="at once, for --evaluate")
     parser.add_argument("--repeats", type=positive, default=15, help="turns of every contestant")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--evaluate", action="store_true", help=f"forward only, {SIZES} images at once")
+    what.add_argument("--evaluate", action="store_true", help="forward only, beside onnxruntime too if it is installed")
     what.add_argument("--sure", action="store_true", help="images that the networks are sure of, as late in training")
     what.add_argument("--scaling", action="store_true", help="minifit alone: one worker against more, and same weights")
     options = parser.parse_args(arguments)
@@ -134,21 +136,35 @@ def training(network, options):
 
 def evaluation(network, options):
     """The rows of a network's evaluation: forward, loss and errors of 1, 128 and 1,000 images."""
-    rows = []
+    rows, count, sizes = [], options.workers, tuple(options.images)
+    arguments = network, options.batch, microbatch(network, options), count, sizes
     with (
-        Child(Torch, network, options.batch, options.workers, SIZES) as theirs,
-        Child(Minifit, network, options.batch, microbatch(network, options), options.workers, SIZES) as ours,
+        Child(Torch, network, options.batch, count, sizes) as theirs,
+        Child(Minifit, *arguments) as ours,
+        Child(Onnx, network, count, sizes) if with_onnx() else nullcontext() as onnx,
     ):
-        for n in SIZES:
+        for n in sizes:
             loss = ours("measure", n)[0]
             for format in FORMATS:
                 if not np.isclose(loss, theirs("measure", format, n)[0], rtol=1e-4):
                     raise AssertionError(f"{network.name}, {n} images: minifit and PyTorch find different losses")
             contestants = {"minifit": lambda n=n: ours("evaluate", n, TURN)}
             contestants |= {f: lambda n=n, f=f: theirs("evaluate", f, n, TURN) for f in FORMATS}
+            if onnx:
+                if not onnx("check", n) < 1e-4:
+                    raise AssertionError(f"{network.name}, {n} images: minifit and onnxruntime disagree")
+                contestants["onnxruntime"] = lambda n=n: onnx("evaluate", n, TURN)
             times = take_turns(contestants, options.repeats)
-            rows.append([network.name, str(n), *map(spread, times.values()), *ratios(times, FORMATS)])
-    return ["network", "images", "minifit ms", *(f"PyTorch {format} ms" for format in FORMATS), "ratio", "paired"], rows
+            against = ratios(times, ("onnxruntime",)) if onnx else []
+            rows.append([network.name, str(n), *map(spread, times.values()), *ratios(times, FORMATS), *against])
+    header = ["network", "images", "minifit ms", *(f"PyTorch {format} ms" for format in FORMATS)]
+    if with_onnx():
+        return [*header, "onnxruntime ms", "ratio", "paired", "to onnxruntime", "paired"], rows
+    return [*header, "ratio", "paired"], rows
+
+
+def with_onnx():
+    return export.there("onnx") and export.there("onnxruntime")
 
 
 def scaling(network, options):

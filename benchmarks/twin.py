@@ -50,7 +50,7 @@ class Twin:
         for i, (block, layer) in enumerate(zip(network.blocks, layers, strict=True)):
             for name, array in layer.params.items():
                 self.inputs[f"{i}.{name}"] = shape
-                self.weights[f"{i}.{name}"] = self._to_torch(array, shape).requires_grad_()
+                self.weights[f"{i}.{name}"] = to_torch(array, shape, format).requires_grad_()
             w, b = (self.weights[f"{i}.{name}"] for kind in "wb" for name in layer.params if name.endswith(kind))
             self.blocks.append((block, w, b))
             shape = layer(np.zeros((1, *shape), array.dtype)).shape[1:]
@@ -73,8 +73,7 @@ class Twin:
         self.optimizer.step()
         with torch.no_grad():
             for w, limit in self.max_norms:
-                norm = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
-                w.mul_((limit / norm).clamp_(max=1))
+                shrink(w, limit)
 
     def measure(self, x, labels):
         """(mean loss, errors), without gradients: what minifit's evaluation returns."""
@@ -87,28 +86,37 @@ class Twin:
         self.optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(self.forward(images(x, self.format)), torch.from_numpy(labels))
         loss.backward()
-        return float(loss.detach()), {name: self._to_numpy(w.grad, name) for name, w in self.weights.items()}
+        return float(loss.detach()), {name: to_numpy(w.grad, self.inputs[name]) for name, w in self.weights.items()}
 
     def arrays(self):
         """The weights by minifit's names and in its order of axes."""
-        return {name: self._to_numpy(w.detach(), name) for name, w in self.weights.items()}
+        return {name: to_numpy(w.detach(), self.inputs[name]) for name, w in self.weights.items()}
 
-    def _to_torch(self, array, shape):
-        w = torch.tensor(array)
-        if w.ndim == 4:  # (R, S, C, K) -> (K, C, R, S)
-            return w.permute(3, 2, 0, 1).contiguous(memory_format=FORMATS[self.format])
-        if w.ndim == 2 and len(shape) == 3:  # (H W C, E) -> (E, C H W)
-            w = w.reshape(*shape, -1).permute(2, 0, 1, 3).reshape(len(w), -1)
-        return w.T.contiguous() if w.ndim == 2 else w
 
-    def _to_numpy(self, w, name):
-        shape = self.inputs[name]
-        if w.ndim == 4:
-            return w.permute(2, 3, 1, 0).numpy()
-        if w.ndim == 2 and len(shape) == 3:
-            height, width, channels = shape
-            return w.T.reshape(channels, height, width, -1).permute(1, 2, 0, 3).reshape(w.shape[1], -1).numpy()
-        return w.T.numpy() if w.ndim == 2 else w.numpy()
+def to_torch(array, shape, format):
+    """A parameter of minifit in PyTorch's order of axes.   shape: of one input of its layer"""
+    w = torch.tensor(array)
+    if w.ndim == 4:  # (R, S, C, K) -> (K, C, R, S)
+        return w.permute(3, 2, 0, 1).contiguous(memory_format=FORMATS[format])
+    if w.ndim == 2 and len(shape) == 3:  # (H W C, E) -> (E, C H W)
+        w = w.reshape(*shape, -1).permute(2, 0, 1, 3).reshape(len(w), -1)
+    return w.T.contiguous() if w.ndim == 2 else w
+
+
+def to_numpy(w, shape):
+    """The inverse of `to_torch`."""
+    if w.ndim == 4:
+        return w.permute(2, 3, 1, 0).numpy()
+    if w.ndim == 2 and len(shape) == 3:
+        height, width, channels = shape
+        return w.T.reshape(channels, height, width, -1).permute(1, 2, 0, 3).reshape(w.shape[1], -1).numpy()
+    return w.T.numpy() if w.ndim == 2 else w.numpy()
+
+
+def shrink(w, limit):
+    """Scales every filter of w (K, ...) whose norm exceeds `limit` back to it, in place."""
+    norm = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
+    w.mul_((limit / norm).clamp_(max=1))
 
 
 def disagreement(ours, theirs):

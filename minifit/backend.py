@@ -15,6 +15,8 @@ def array_module(*arrays):
 
     TypeError if host and device arrays are mixed. (CuPy would refuse them too, but later and without saying where.)
     """
+    if len(arrays) == 1 and type(arrays[0]) is np.ndarray:  # the same, at once: layers ask very often
+        return np
     packages = {type(array).__module__.partition(".")[0] for array in arrays}
     if len(packages) != 1:
         raise TypeError(f"arrays of one library are needed, not of {' and '.join(sorted(packages)) or 'none'}")

@@ -10,29 +10,34 @@ All methods have these functions and give the same numbers up to rounding:
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 
 import numpy as np
 
 from minifit.backend import array_module
-from minifit.fast_convolution import Stacked, fourier, fourier_multiplications, winograd
+from minifit.fast_convolution import Stacked, fourier, fourier_multiplications, fourier_products, winograd
 from minifit.patches import fold, largest, unfold
 
 SMALL = 10**6  # OpenBLAS multiplies without packing the matrices first, up to this many multiplications per product
 FEW = 8  # with fewer images, the runs of memory in `Stacked` are too short
+MOVED = 40  # cost of a number in the transformed filters, which is written to memory and read once, in multiplications
+CALLS = 3 * 10**6  # cost of the longer way through the interpreter
 
 
-def choose(x, w, pad):
+def choose(x, w, pad, evaluating=False):
     """Returns the method for this input, by counting multiplications. Only this function decides.
 
     A GPU gets the definition: there one large product is fast, and many small ones are slow.
+    evaluating: nobody needs gradients; then the method for fewer than FEW images depends on their number
     """
     if array_module(x) is not np or not len(x):
         return Unfolded(pad)
     stacked = len(x) >= FEW and len(x) * w.size <= SMALL
-    return _planned(Stacked(pad) if stacked else Unfolded(pad), x.shape[1:3], w.shape, pad, x.dtype)
+    images = len(x) if evaluating and len(x) < FEW else inf
+    return _planned(Stacked(pad) if stacked else Unfolded(pad), x.shape[1:3], w.shape, pad, x.dtype, images)
 
 
-def _fewest(definition, size, kernel, pad, dtype):
+def _fewest(definition, size, kernel, pad, dtype, images):
     # With padding this wide, some windows hold nothing but padding. The definition gives exact zeros there, so that
     # pieces with equal biases tie, as they should.
     method, fewest = definition, definition.weight * multiplications(size, kernel, pad)
@@ -40,9 +45,11 @@ def _fewest(definition, size, kernel, pad, dtype):
         return definition
     if kernel[:2] == (3, 3):
         other = winograd(size, kernel[:2], pad, dtype)
-        if other.multiplications(kernel) < fewest:
-            method, fewest = other, other.multiplications(kernel)
-    if fourier_multiplications(size, kernel, pad) < fewest:
+        cost = other.multiplications(kernel) + once(len(other.b), kernel) / images
+        if cost < fewest:
+            method, fewest = other, cost
+    products = fourier_products(size, pad)
+    if fourier_multiplications(size, kernel, pad) + once(products, kernel) / images < fewest:
         method = fourier(size, kernel[:2], pad, dtype)
     return method
 
@@ -54,6 +61,12 @@ def multiplications(size, kernel, pad):
     """Counts the multiplications of the definition for an image of this size (H, W)."""
     r, s, c, k = kernel
     return (size[0] + 2 * pad - r + 1) * (size[1] + 2 * pad - s + 1) * r * s * c * k
+
+
+def once(products, kernel):
+    """What minimal filtering costs beside its multiplications, however many the images: the filters' transforms."""
+    r, s, c, k = kernel
+    return products * (r * s + MOVED) * c * k + CALLS
 
 
 @dataclass(frozen=True)

@@ -230,8 +230,9 @@ class Filtered:
         else:
             whole = np.zeros((n, (t1 - 1) * m1 + l1, (t2 - 1) * m2 + l2, c), x.dtype)
             whole[:, self.pad : self.pad + h, self.pad : self.pad + w] = x
-            tiles = np.lib.stride_tricks.sliding_window_view(whole, self.tile, axis=(1, 2))[:, ::m1, ::m2]
-            tiles = tiles.transpose(4, 5, 0, 1, 2, 3)
+            step_n, step_h, step_w, step_c = whole.strides
+            shape, steps = (l1, l2, n, t1, t2, c), (step_h, step_w, step_n, m1 * step_h, m2 * step_w, step_c)
+            tiles = np.ndarray(shape, x.dtype, whole, 0, steps)
         _split(rows, c).reshape(l1, l2, *tiles.shape[2:])[...] = tiles
         return rows
 
@@ -315,13 +316,18 @@ def winograd(size, kernel, pad, dtype, m=4, points=POINTS):
     return _filtered(*(np.kron(matrix, matrix) for matrix in matrices), dtype, pad, (n, n), (m, m), grid, outputs)
 
 
+def fourier_products(size, pad):
+    """Counts the products of `fourier`, F, without making its matrices."""
+    l1, l2 = (extent + pad for extent in size)
+    real = (2 - l1 % 2) * (2 - l2 % 2)
+    return real + 3 * (l1 * l2 - real) // 2
+
+
 def fourier_multiplications(size, kernel, pad):
     """Counts the multiplications of `fourier` without making its matrices."""
     (h, w), (r, s, c, k) = size, kernel
-    l1, l2 = h + pad, w + pad
-    real = (2 - l1 % 2) * (2 - l2 % 2)
-    products = real + 3 * (l1 * l2 - real) // 2
-    return products * (h * w * c + c * k + (h + 2 * pad - r + 1) * (w + 2 * pad - s + 1) * k)
+    outputs = (h + 2 * pad - r + 1) * (w + 2 * pad - s + 1)
+    return fourier_products(size, pad) * (h * w * c + c * k + outputs * k)
 
 
 def fourier(size, kernel, pad, dtype):

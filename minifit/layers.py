@@ -106,11 +106,13 @@ class Sequential(Composite):
     def __call__(self, x, rng=None):
         layers = zip_longest(self.layers, self.layers[1:])
         for layer, following in layers:
-            if type(layer) is Conv2d and type(following) is Maxout and layer.divides_into(following.pieces):
-                x = layer.maxout(x, following.pieces)  # a subclass may compute something else
+            if type(layer) is not Conv2d:  # a subclass may compute something else
+                x = layer(x, rng)
+            elif type(following) is Maxout and layer.divides_into(following.pieces):
+                x = layer.maxout(x, following.pieces)
                 next(layers)
             else:
-                x = layer(x, rng)
+                x = layer.maxout(x, 1)
         return x
 
     def visit(self, x, see):
@@ -363,13 +365,14 @@ class Conv2d(Layer):
 
     def maxout(self, x, pieces):
         """Returns Maxout(pieces)(self(x)), for evaluation. The pieces need not be stored."""
-        x, method = self._prepared(x)
-        return method.maxout(x, self.params["w"], self.params["b"], pieces)
+        x, method = self._prepared(x, evaluating=True)
+        w, b = self.params["w"], self.params["b"]
+        return method.forward(x, w, b)[0] if pieces == 1 else method.maxout(x, w, b, pieces)
 
     def divides_into(self, pieces):
         return self.params["b"].size % pieces == 0
 
-    def _prepared(self, x):
+    def _prepared(self, x, evaluating=False):
         """Returns x in the type of y, and the method."""
         w, b = self.params["w"], self.params["b"]
         r, s, c, _ = w.shape
@@ -378,7 +381,7 @@ class Conv2d(Layer):
             wanted = f"(N, H, W, {c}) of at least one pixel, under a {r}x{s} kernel, pad {self.pad}"
             raise ValueError(f"Conv2d: input {x.shape}; wanted {wanted}")
         x = x.astype(np.result_type(x.dtype, w.dtype, b.dtype), copy=False)
-        return x, choose(x, w, self.pad)
+        return x, choose(x, w, self.pad, evaluating)
 
     def backward(self, dy, cache):
         method, kept, dtype = cache

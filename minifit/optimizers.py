@@ -6,8 +6,12 @@ lr_scales: {name: factor of the learning rate} for arrays with a learning rate o
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from minifit.backend import array_module
 from minifit.settings import ABOVE_0, BELOW_1, Ramp, at_least, one_of, setting
+
+LARGE, PART = 2**20, 2**15  # an array of more elements than LARGE is updated PART of them at a time
 
 
 class SGD:
@@ -19,10 +23,11 @@ class SGD:
 
     def step(self, params, grads):
         for name, w in params.items():
-            v = self.state.setdefault(name, array_module(w).zeros_like(w))
-            v *= self.momentum
-            v -= self.lr * self.lr_scales.get(name, 1.0) * grads[name]
-            w += v
+            lr, v = self.lr * self.lr_scales.get(name, 1.0), self.state.setdefault(name, array_module(w).zeros_like(w))
+            for w_part, v_part, g in _parts(w, v, grads[name]):
+                v_part *= self.momentum
+                v_part -= lr * g
+                w_part += v_part
 
 
 class RMSProp:
@@ -38,11 +43,26 @@ class RMSProp:
 
     def step(self, params, grads):
         for name, w in params.items():
-            xp, g = array_module(w), grads[name]
+            xp, lr = array_module(w), self.lr * self.lr_scales.get(name, 1.0)
             m = self.state.setdefault(name, xp.zeros_like(w))
-            m *= self.decay
-            m += (1 - self.decay) * g * g
-            w -= self.lr * self.lr_scales.get(name, 1.0) * g / xp.maximum(xp.sqrt(m), self.floor)
+            for w_part, m_part, g in _parts(w, m, grads[name]):
+                m_part *= self.decay
+                m_part += (1 - self.decay) * g * g
+                w_part -= lr * g / xp.maximum(xp.sqrt(m_part), self.floor)
+
+
+def _parts(*arrays):
+    """Yields views of some elements of all arrays at a time, so that what is computed of them stays in a core's cache.
+
+    Arrays on a GPU, small ones, and those with gaps are yielded whole.
+    """
+    n = arrays[0].size
+    if n <= LARGE or array_module(*arrays) is not np or not all(a.flags.c_contiguous for a in arrays):
+        yield arrays
+        return
+    flat = [a.reshape(-1) for a in arrays]
+    for start in range(0, n, PART):
+        yield [a[start : start + PART] for a in flat]
 
 
 def max_norm(w, limit):

@@ -24,10 +24,11 @@ def unfold(x, r, s, pad=0):
 
     x (N, H, W, C) -> (N, P, Q, R, S, C)   P = H + 2 pad - R + 1, Q = W + 2 pad - S + 1
     """
-    xp = array_module(x)
-    windows = xp.lib.stride_tricks.sliding_window_view(pad_borders(x, pad), (r, s), axis=(1, 2))
-    # (N, P, Q, C, R, S) is a view. The copy that makes rows of it moves S*C contiguous numbers at a time.
-    return xp.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3))
+    xp, x = array_module(x), pad_borders(x, pad)
+    (n, h, w, c), (step_n, step_h, step_w, step_c) = x.shape, x.strides
+    shape, steps = (n, h - r + 1, w - s + 1, r, s, c), (step_n, step_h, step_w, step_h, step_w, step_c)
+    # A view. The copy that makes rows of it moves S*C contiguous numbers at a time.
+    return xp.ascontiguousarray(xp.lib.stride_tricks.as_strided(x, shape, steps))
 
 
 def fold(patches, shape, pad=0):

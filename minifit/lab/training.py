@@ -238,7 +238,7 @@ def improves(stage, loss, errors, state):
 
 def bar(label, images, progress):
     """Returns a progress bar over this many images; it stays hidden without `progress`."""
-    form = BAR if shutil.get_terminal_size().columns >= WIDE else NARROW_BAR
+    form = BAR if progress and shutil.get_terminal_size().columns >= WIDE else NARROW_BAR
     look = {"unit": "img", "unit_scale": True, "dynamic_ncols": True, "bar_format": form, "leave": False}
     return Bar(total=images, desc=label, disable=not progress, **look)
 

@@ -3,14 +3,17 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import profile, ranks, step
-from benchmarks.contestants import Ceiling, Child, Minifit, memory, turn
+from benchmarks import profile, ranks, stages, step
+from benchmarks.contestants import Ceiling, Child, Minifit, Onnx, memory, turn
 from benchmarks.work import LEAD, built, examples, leads
+from minifit.experiments import EXPERIMENTS
+from minifit.layers import Linear, Sequential, Softmax
 from minifit.networks import MNIST_FITNET, MNIST_TEACHER, Conv, FullyConnected, Network, Output
 
 ROOT = Path(__file__).parents[2]
@@ -275,3 +278,90 @@ def test_the_bytes_that_move_are_counted_on_both_sides():
     world.Irecv(row[:5], 1, 1)
     world.Iallgatherv(None, (row, ([5, 5], [0, 5])))
     assert (world.sent, world.received) == (40, 40)
+
+
+def test_a_stage_on_noise_has_the_settings_of_its_experiment(tmp_path):
+    run = stages.noise_run("cifar10-fitnet1", "default", 20, 1, tmp_path)
+    assert run.sets.draw is not None and run.networks["teacher"].blocks[0].channels == 48
+    assert not run.sets.keeps("train", stages.started(run, "kd").target)  # flipped images, another answer every time
+    x, labels = stages.prepared(run.sets["train"], 7, at_once=3)
+    np.testing.assert_allclose(x, run.sets["train"].batch(slice(7))[0], atol=1e-5)
+    assert x.dtype == np.float32 and len(labels) == 7
+    stage = stages.started(stages.noise_run("mnist", "default", 20, 1, tmp_path), "hint")
+    assert [p.any() for layers in (stage.network, stage.target) for p in layers.params.values()] == [True] * 14
+
+
+def test_steps_of_a_stage_are_those_of_training(tmp_path):
+    with stages.Stage("mnist", "default", "kd", 40, 1) as ours:
+        assert ours.kept()
+        before = {name: p.copy() for name, p in ours.parallel.params.items()}
+        assert ours.steps(2) > 0
+        assert all((before[name] != p).any() for name, p in ours.parallel.params.items())
+    with stages.Stage("cifar10-fitnet1", "default", "kd", 2, 1) as ours:
+        assert not ours.kept() and ours.steps(1) > 0
+
+
+def test_minibatches_follow_one_another_without_a_short_one():
+    order, seen, rng = iter(()), [], np.random.default_rng(0)
+    for _ in range(4):
+        indices, order = stages.following(order, 11, 5, rng)
+        seen.append(indices)
+    assert [len(set(indices.tolist())) for indices in seen] == [5] * 4
+    assert not set(seen[0].tolist()) & set(seen[1].tolist())
+    assert len(stages.following(iter(()), 3, 5, rng)[0]) == 3
+
+
+def test_a_rate_is_images_a_second_with_its_quartiles_in_order():
+    assert stages.rate(np.array([1.0, 2.0, 4.0]), 100) == "50 (33-67)"
+
+
+@pytest.mark.parametrize("key", ["kd", "hint", "fitnet", "teacher"])
+def test_the_script_of_a_stage_has_its_loss_and_gradients(key, monkeypatch):
+    pytest.importorskip("torch")
+    from benchmarks import script
+
+    with stages.Script("digits", "default", key, 20, 1, key == "kd") as theirs:
+        assert theirs.check() < 1e-11
+        assert theirs.steps("NCHW", False, 1) > 0
+        right = script.Script.loss
+        monkeypatch.setattr(script.Script, "loss", lambda *given: right(*given) * (1 + 1e-9))
+        with pytest.raises(AssertionError, match="differ by"):
+            theirs.check()
+
+
+def test_the_script_mirrors_images_and_takes_a_step_down_its_loss():
+    torch = pytest.importorskip("torch")
+    from benchmarks import script
+
+    with stages.Script("cifar10-fitnet1", "default", "hint", 8, 1, False) as theirs:
+        trained, seen = theirs.scripts["NCHW", False], []
+        ask = trained.teacher
+        trained.teacher = lambda x: seen.append(x.clone()) or ask(x)
+        everyone = torch.arange(8)
+        before, _ = trained.measure(trained.x, trained.labels, 1)
+        for _ in range(4):
+            trained.step(everyone)
+        assert trained.measure(trained.x, trained.labels, 1)[0] < before
+    mirrored = {bool((x[i] != trained.x[i]).any()) for x in seen[1:5] for i in range(8)}
+    assert mirrored == {True, False}
+    with pytest.raises(TypeError, match="no layer"):
+        script.Net(Sequential([Linear(np.ones((3, 2)), np.ones(2)), Softmax()]), (3,), "NCHW")
+
+
+def test_all_stages_of_an_experiment_are_trained_by_the_script(monkeypatch):
+    pytest.importorskip("torch")
+    digits = EXPERIMENTS["digits"]
+    tiny = replace(digits.presets["default"], validation=20, test=20, dropout_keep=0.5)
+    monkeypatch.setitem(EXPERIMENTS, "digits", replace(digits, presets={"default": tiny}))
+    options = stages.parse(["--whole", "digits", "--train", "40", "--epochs", "1", "--workers", "1"])
+    with stages.WholeScript("digits", options) as script:
+        errors = script.run("NCHW")
+    assert list(errors) == ["teacher", "backprop", "kd", "hint", "fitnet"]
+    assert errors["hint"] == 0 and all(0 <= error <= 100 for error in errors.values())
+
+
+def test_onnxruntime_is_measured_on_the_same_network():
+    pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    with Onnx(SMALL, 1, (3,)) as theirs:
+        assert theirs.check(3) < 1e-6
+        assert theirs.evaluate(3, 0.0) > 0

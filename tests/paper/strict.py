@@ -5,7 +5,8 @@ Hand it to minifit as `xp`. What on a GPU would fail, copy in silence or wait th
 - `asarray` and `.get()` are the only doors between host and device. CuPy has a few more (a host array as an index or
   assigned to all of an array, a NumPy function that hands over to CuPy), each a hidden copy; here they are TypeErrors.
 - Python and NumPy scalars are welcome, as in CuPy. Lists are not.
-- Only the names and arguments in the tables below exist. CuPy 13 and 14 have them, which test_cupy.py verifies.
+- Only the names and arguments in the tables below exist. CuPy 13 and 14 have them, which test_cupy.py verifies. What
+  stands after a * is passed by name only: CuPy has other arguments between it and those before the *.
 - A reduction gives a 0-d array. Whatever makes the host wait for the device is noted in SYNCHRONISATIONS.
 - Nobody iterates over an array. An index out of range raises; on the device it would wrap around.
 """
@@ -30,9 +31,9 @@ FUNCTIONS = {
     "concatenate": "tup axis out",
     "copyto": "dst src casting where",
     "dot": "a b out",
-    "empty_like": "prototype dtype order shape",
+    "empty_like": "prototype dtype order * shape",
     "expand_dims": "a axis",
-    "matmul": "a b out",
+    "matmul": "a b * out",
     "max": "a axis out keepdims",
     "moveaxis": "a source destination",
     "ones_like": "a dtype order",
@@ -41,7 +42,7 @@ FUNCTIONS = {
     "take": "a indices axis out",
     "tensordot": "a b axes",
     "where": "condition x y",
-    "zeros_like": "a dtype order shape",
+    "zeros_like": "a dtype order * shape",
 }
 CREATIONS = {
     "arange": "start stop step dtype",
@@ -55,9 +56,9 @@ EINSUM_NAMED = "dtype optimize"
 METHODS = {
     "all": "axis out keepdims",
     "any": "axis out keepdims",
-    "argmax": "axis out keepdims",
-    "argmin": "axis out keepdims",
-    "astype": "dtype order copy",
+    "argmax": "axis out * keepdims",
+    "argmin": "axis out * keepdims",
+    "astype": "dtype order * copy",
     "clip": "min max out",
     "copy": "order",
     "dot": "b out",
@@ -69,7 +70,7 @@ METHODS = {
     "prod": "axis dtype out keepdims",
     "ravel": "order",
     "repeat": "repeats axis",
-    "reshape": "shape order",  # the shape one tuple or several integers
+    "reshape": "shape * order",  # the shape one tuple or several integers
     "squeeze": "axis",
     "std": "axis dtype out ddof keepdims",
     "sum": "axis dtype out keepdims",
@@ -184,9 +185,6 @@ def asarray(a, dtype=None):
     return _device(numpy.array(a, dtype))
 
 
-array = asarray
-
-
 def ascontiguousarray(a, dtype=None):
     return _device(numpy.ascontiguousarray(_array(a), dtype))
 
@@ -268,10 +266,16 @@ def _integer(i):
     raise TypeError(f"unsupported index of {type(i)}: an integer, a slice or a device array is needed")
 
 
+def arguments(allowed):
+    """Of a row of a table: (the arguments that may be passed by position, in order; those by name only)."""
+    by_position, _, by_name = allowed.partition("*")
+    return by_position.split(), by_name.split()
+
+
 def _check(name, allowed, named, positional=0):
-    allowed = allowed.split()
-    if positional > len(allowed) or not set(named) <= set(allowed):
-        raise TypeError(f"{name} takes {', '.join(allowed)}; not {', '.join(named) or f'{positional} arguments'}")
+    by_position, by_name = arguments(allowed)
+    if positional > len(by_position) or not set(named) <= {*by_position, *by_name}:
+        raise TypeError(f"{name} takes {allowed}; not {', '.join(named) or f'{positional} arguments by position'}")
 
 
 def _call(function, *args, **named):

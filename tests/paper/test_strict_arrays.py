@@ -74,6 +74,7 @@ HABITS = {
     "d.sum(where=mask)": lambda h, d: d.sum(where=d > 1),
     "d.max(initial=0)": lambda h, d: d.max(initial=0),
     "d.sum(out=h)": lambda h, d: d.sum(axis=0, out=h[0].copy()),
+    "xp.empty_like(d, dtype, order, size)": lambda h, d: strict.empty_like(d, np.float32, "C", 6),
     "d.reshape(d.size) of a device number": lambda h, d: d.reshape(d[1, 2].astype(int) + 1),
     "xp.lib.stride_tricks.sliding_window_view(h, 2)": lambda h, d: strict.lib.stride_tricks.sliding_window_view(
         h, 2, 0
