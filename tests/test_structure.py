@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPER = (
     "settings",
     "backend",
+    "schema",
     "files",
+    "stages",
     "patches",
     "fast_convolution",
     "convolution",
@@ -53,6 +55,7 @@ LAB = (
     "lab.mpi",
     "lab.ranks",
     "lab.files",
+    "lab.records",
     "lab.options",
     "lab.rundir",
     "lab.export",

@@ -219,7 +219,7 @@ def test_a_read_that_fails_is_one_line(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     write(tmp_path, small_set())
-    monkeypatch.setattr(files.Path, "read_bytes", denied)
+    monkeypatch.setattr(files, "opened", denied)
     assert refusal(tmp_path) == f"{tmp_path / IMAGES}: Permission denied"
 
 
