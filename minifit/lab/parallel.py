@@ -176,9 +176,9 @@ class Team:
                 os._exit(0)
 
 
-def end(processes, seconds=PATIENCE):
+def end(processes):
     """Waits until these processes have ended, and kills those that do not, such as stopped ones."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     try:
         for process in processes:
             process.join(max(0, deadline - time.monotonic()))
@@ -186,7 +186,7 @@ def end(processes, seconds=PATIENCE):
         for process in processes:
             process.kill()
         for process in processes:
-            process.join(seconds)
+            process.join(PATIENCE)
 
 
 class Alone:

@@ -52,7 +52,7 @@ class RunDirectory:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = os.fdopen(open_own(self.folder / ".lock", os.O_RDWR), "r+")
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from None
+            raise UserError(f"{error.filename or self.folder}: cannot be written ({error.strerror})") from None
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, no worker that outlives us holds it
         except OSError:

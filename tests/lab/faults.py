@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
@@ -36,6 +37,7 @@ AGAIN = "results", "digits", "--results", "results"
 TAKE = "digits", "--runs", "other", "--workers", "1", "--teacher-from", str(RUN), "--seed", "1"
 GIVEN = "predict", str(RUN / "teacher.h5"), "image.npy"
 PREDICT = "predict", str(RUN / "fitnet.h5"), "image.npy"
+HANG = 20  # seconds after which a command hangs
 NOT, DEEP = "not there", "deep nesting"
 ODD = {
     **{"null": None, "a list": [], "a dictionary": {}, "a word": "x", "-1": -1, "half": 0.5, "true": True},
@@ -83,20 +85,36 @@ def small():
             setattr(*place, value)
 
 
+class Hang(BaseException):
+    """Raised when a command takes too long."""
+
+
+def late(*_):
+    raise Hang
+
+
 def answer(words):
     """Carries out a command in this process: (status, the lines of stderr). The status None is a traceback."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        signal.signal(signal.SIGALRM, late)
+        signal.alarm(HANG)
         try:
             status = cli.main([str(word) for word in words])
         except SystemExit as error:
             status = error.code
+        except Hang:
+            return None, ["a hang"]
         except BaseException as error:
             return None, [f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"]
         finally:
+            signal.alarm(0)
             parallel.ranks = parallel.Alone()
     return status, err.getvalue().splitlines()
+
+
+IDX = "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 
 
 def build(folder):
@@ -118,6 +136,9 @@ def build(folder):
             assert answer(HALF_ON)[0] == 130
         finally:
             runner.report.epoch_line = tell
+        Path("idx").mkdir()
+        for name in IDX:
+            Path("idx", name).touch()
         np.save("image.npy", np.zeros((1, 28, 28, 1), np.uint8))
 
 
@@ -253,10 +274,11 @@ def records():
         config: ["", "format", "settings", ("settings", "seed"), ("settings", "retrain"), ("settings", "preset")],
         summary: ["", "stages", "seed", "test_images", kd, *((*kd, name) for name in (*figures, "seconds", "file"))],
         metrics: [(0, name) for name in ("", "stage", "epoch", "train_loss", "validation_error", "lr")],
-        results: ["", "format", "command", "settings", "runs", one, (*one, "stages"), (*one, "seed"), (*one, "missing")]
-        + [(*one, "settings"), (*one, *kd, "test_error"), "questions", (*of, "rows"), (*of, "rows", 0), (*of, "arms")]
-        + ["order", ("order", "methods"), "methods", "arms", "others", "changed", "data", "teacher", "train_images"],
+        results: ["", "format", "command", "settings", "runs", "order", "methods", "arms", "others", "changed", "data"],
     }
+    places[results] += [one, (*one, *kd, "test_error"), *((*one, name) for name in ("stages", "seed", "missing"))]
+    places[results] += [(*one, "settings"), (*of, "rows"), (*of, "rows", 0), (*of, "arms"), ("order", "methods")]
+    places[results] += ["questions", "teacher", "train_images"]
     places = {path: [(key,) if isinstance(key, str) else key for key in keys] for path, keys in places.items()}
     places = {path: [tuple(key for key in keys if key != "") for keys in of] for path, of in places.items()}
     for path, of in places.items():
@@ -359,7 +381,93 @@ def weights():
             yield Case("weights", f"an edited {name} in summary.json, {words[0]}", harm, words, (2,), "kd")
 
 
-CASES = (records, weights)
+def odd_files():
+    """Cases of folders, pipes, devices and links where a file belongs."""
+
+    def at(path, make):
+        def harm(folder):
+            place = folder / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            make(place)
+
+        return harm
+
+    victim = {
+        "a link to another file": lambda place: place.symlink_to(Path.cwd() / "victim"),
+        "another file's second name": lambda place: os.link(Path.cwd() / "victim", place),
+    }
+    kinds = {
+        "a folder": Path.mkdir,
+        "a pipe": os.mkfifo,
+        "a device": lambda place: place.symlink_to("/dev/zero"),
+        "a link to itself": lambda place: place.symlink_to(place),
+    }
+    for name, make in kinds.items():
+        for path in ("config.json", "summary.json", "metrics.jsonl", "kd.h5"):
+            for words in (GO_ON, COMPARE):
+                of_comparison = words is COMPARE and path == "kd.h5"
+                status = (0, 2) if of_comparison or name == "a link to itself" else (2,)
+                said = "" if words is COMPARE and name == "a link to itself" else path
+                yield Case("files", f"{path} is {name}, {words[0]}", at(RUN / path, make), words, status, said)
+        for path in (".lock", ".metrics.jsonl.tmp", ".fitnet.h5.tmp", ".summary.json.tmp", "metrics.jsonl"):
+            yield Case("files", f"{path} is {name}", at(HALF / path, make), HALF_ON, (2,), path.removeprefix(".")[:7])
+        for path in ("pipe.npy", "pipe.png", "pipe.h5"):
+            yield Case("files", f"{path} is {name}, predict", at(path, make), (*PREDICT[:2], path), (2,), path)
+        yield Case(
+            "files", f"a network is {name}", at("pipe.h5", make), ("predict", "pipe.h5", "image.npy"), (2,), "pipe"
+        )
+        yield Case("files", f"a model is {name}", at("pipe.onnx", make), ("inspect", "pipe.onnx"), (2,), "pipe")
+        yield Case("files", f"--data is {name}", at("pipe", make), ("own", "--data", "pipe"), (2,), "pipe")
+        yield Case("files", f"faces are {name}", at("pipe", make), ("faces", "--data", "pipe"), (2,), "pipe")
+        mnist = at("idx/train-images-idx3-ubyte", make)
+        yield Case("files", f"an idx file is {name}", mnist, ("mnist", "--data-dir", "idx"), (2,), "idx")
+        tar = at("tar/cifar-10-binary.tar.gz", make)
+        yield Case("files", f"an archive is {name}", tar, ("cifar10-fitnet1", "--data-dir", "tar"), (2,), "tar")
+        results = at("results/digits/default/results.json", make)
+        yield Case("files", f"results.json is {name}", results, AGAIN, (2,), "results")
+    for name, make in victim.items():
+        for path in (".lock", ".metrics.jsonl.tmp", ".fitnet.h5.tmp", ".summary.json.tmp"):
+            yield Case("files", f"{path} is {name}", at(HALF / path, make), HALF_ON, (0, 2), path.removeprefix(".")[:7])
+        for path in (".README.md.tmp", "default/.results.json.tmp"):
+            yield Case("files", f"{path} is {name}", at(Path("results/digits") / path, make), AGAIN, (0, 2), "results")
+
+
+def limits():
+    """Cases of settings that size something, and of a run whose cause must be named."""
+    archive = "own", "--data", "my.npz", "--runs", "other"
+
+    def my(folder):
+        images = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 1), np.uint8)
+        np.savez(folder / "my.npz", images=images, labels=np.arange(60) % 3)
+
+    def black(folder):
+        np.savez(folder / "my.npz", images=np.zeros((60, 16, 16, 1), np.uint8), labels=np.arange(60) % 3)
+
+    small_sizes = "--train", "30", "--validation", "6", "--test", "6", "--teacher.epochs", "1", "--student.epochs", "1"
+    for name, words in {
+        "a student beyond memory": (*archive, "--student", "99999x99-99999"),
+        "a teacher beyond memory": (*archive, "--teacher", "-".join(["9999"] * 90)),
+        "a long seed": ("digits", "--seed", "9" * 5000),
+        "a seed longer than a file's name": ("digits", "--runs", "other", "--seed", "9" * 300),
+        "a seed of 60 digits": ("digits", "--runs", "other", "--seed", "9" * 60, "--stage", "teacher"),
+        "images beyond memory": (*archive, "--train", str(10**15)),
+        "a long batch": ("digits", "--runs", "other", "--stage", "teacher", "--teacher.batch", str(10**30)),
+        "long patience": ("digits", "--runs", "other", "--stage", "teacher", "--teacher.patience", str(10**30)),
+        "a long microbatch": ("digits", "--runs", "other", "--stage", "teacher", "--microbatch", str(10**30)),
+        "wide crops": ("digits", "--runs", "other", "--stage", "teacher", "--crops", str(10**6)),
+        "wider crops": ("digits", "--runs", "other", "--stage", "teacher", "--crops", str(10**30)),
+        "draws": ("audit", "--row", "ReLU", "--draws", "1", "--seed", str(10**30)),
+    }.items():
+        status = (0, 1, 2) if name in ("wide crops", "a long batch", "long patience", "draws") else (0, 2)
+        yield Case("limits", name, my, words, status)
+    black_words = (*archive, *small_sizes, "--student", "8/8", "--teacher", "8-8", "--workers", "1")
+    yield Case("causes", "black images", black, black_words, (2,), "pixels are the same")
+    lost = lambda folder: (folder / HALF / "metrics.jsonl").unlink()  # noqa: E731
+    yield Case("causes", "metrics.jsonl is gone", lost, HALF_ON, (2,), "metrics.jsonl: has no epoch 1 of teacher")
+
+
+CASES = (records, weights, odd_files, limits)
 
 
 def cases():
@@ -369,9 +477,13 @@ def cases():
 def tried(case, base, folder):
     """(status, lines of stderr) of a case in a copy of a built folder."""
     shutil.copytree(base, folder, symlinks=True)
-    case.harm(folder)
+    (folder / "victim").write_text("precious")
     with small(), contextlib.chdir(folder):
-        return answer(case.words)
+        case.harm(folder)
+        status, said = answer(case.words)
+    if (folder / "victim").read_text() != "precious":
+        return None, ["a file outside is changed"]
+    return status, said
 
 
 def verdict(case, status, said):
