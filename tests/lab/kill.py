@@ -1,7 +1,8 @@
 """Kills runs at random moments and demands the files of a run that nobody killed.
 
-    python tests/lab/kill.py 200          200 kills of one process, over the stages of all methods
-    python tests/lab/kill.py 20 --ranks   20 kills of one of two ranks, which mpiexec starts
+    python tests/lab/kill.py 200               200 kills of one process, over the stages of all methods
+    python tests/lab/kill.py 200 fitnet nin    the same, over the stages of these methods
+    python tests/lab/kill.py 20 --ranks        20 kills of one of two ranks, which mpiexec starts
 
 A run that is killed is started again until it ends. Then its files of stages must be the same, byte for byte, and its
 records the same apart from times. The networks are small, and a moment is drawn anew each time.
@@ -52,7 +53,6 @@ def forked(folder, words):
         return child
     status = 1
     try:
-        os.setsid()
         os.chdir(folder)
         silent = os.open(os.devnull, os.O_RDWR)
         os.dup2(silent, 1)
@@ -140,7 +140,8 @@ def at(folder):
 def main(words):
     wanted, start = int(words[0]), two_ranks if "--ranks" in words else one_process
     command = ["digits", "--runs", "runs"]
-    command += [] if start is two_ranks else ["--workers", "2", "--method", *methods()]
+    named = [word for word in words[1:] if word != "--ranks"]
+    command += [] if start is two_ranks else ["--workers", "2", "--method", *(named or methods())]
     seed = random.randrange(2**32)
     rng, kills, runs, places = random.Random(seed), 0, 0, collections.Counter()
     print(f"random.Random({seed}): {' '.join(command)}", flush=True)
@@ -152,6 +153,7 @@ def main(words):
         if status != 0:
             sys.exit(f"the run that nobody kills ended with {status}: {(whole / 'said').read_text()}")
         took, right = time.monotonic() - began, left(whole)
+        print(f"a run takes {took:.0f} s and leaves {len(right['metrics'])} epochs", flush=True)
         while kills < wanted:
             folder, runs = Path(place) / str(runs), runs + 1
             folder.mkdir()
@@ -163,6 +165,7 @@ def main(words):
                     sys.exit(f"after {kills} kills it ended with {status}: {(folder / 'said').read_text()}")
                 kills += 1
                 places[at(folder)] += 1
+                print(f"{kills}: killed in {at(folder)}", flush=True)
             found = left(folder)
             wrong = [name for name in right | found if right.get(name) != found.get(name)]
             if wrong:
