@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -197,6 +198,16 @@ def test_what_the_system_refuses_is_one_line_and_status_1(error, said, monkeypat
     assert cli.main(["audit"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how much memory Python itself takes is that of Linux")
+def test_too_little_memory_to_start_is_one_line():
+    def little():
+        resource.setrlimit(resource.RLIMIT_AS, (150 * 2**20,) * 2)
+
+    words = [sys.executable, str(ROOT / "run.py"), "networks"]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=little, timeout=60)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "cannot start" in done.stderr
 
 
 def test_a_worker_without_memory_is_one_line():
