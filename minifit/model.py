@@ -81,15 +81,16 @@ def load(path):
     """Returns the Model in a stage's file. UserError if the file is damaged or holds no whole classifier."""
     path = Path(path)
     try:
-        record, groups = stages.load(path)
+        record, groups = files.load(path)
     except UserError as error:
         raise UserError(str(error).replace("; remove it to train again", "")) from None
-    about = record["network"]
+    about = record.get("network")
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UserError(f"{path}: does not describe its network, as of another version of minifit; train it again")
     if not about.get("classifies"):
         raise UserError(f"{path}: holds {about.get('name')}{about.get('part', '')}, which does not classify images")
     try:
+        stages.check_best(groups)
         rebuilt = rebuild(about["layers"], groups["best"])
         prepare = prepared_by(about["preprocessing"], path)
         model = Model(rebuilt, prepare, about)

@@ -38,12 +38,17 @@ def load(path):
     record, groups = files.load(path)
     with files.reading(path):
         _check(record)
-        best = groups.get("best")
-        if not best:
-            raise ValueError("it has no best weights")
-        for name in ("best",) if record["finished"] else ("best", "weights", "optimizer"):
-            _check_arrays(name, groups.get(name, {}), best)
+        check_best(groups)
+        for name in () if record["finished"] else ("weights", "optimizer"):
+            _check_arrays(name, groups.get(name, {}), groups["best"])
     return record, groups
+
+
+def check_best(groups):
+    """Raises ValueError unless there are best weights, of finite numbers."""
+    if not groups.get("best"):
+        raise ValueError("it has no best weights")
+    _check_arrays("best", groups["best"], groups["best"])
 
 
 def load_record(path):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -116,8 +117,10 @@ def export_(words, say):
 
 def examples(path, network, asked):
     """Returns (images, their description): the network's first test images, or random images if those are missing."""
-    wanted = stages.load_record(path)["identity"]["settings"]
-    experiment = experiments.EXPERIMENTS.get(wanted["experiment"])
+    wanted = {}
+    with suppress(UserError):  # the file describes its network, but not its run
+        wanted = stages.load_record(path)["identity"]["settings"]
+    experiment = experiments.EXPERIMENTS.get(wanted.get("experiment"))
     if experiment is not None:
         sizes = {"train": wanted["train"] + wanted["validation"], "test": wanted["test"]}
         try:
