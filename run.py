@@ -13,7 +13,13 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
     signal.signal(signal.SIGINT, stop)
 
-from minifit.lab import cli
+try:
+    from minifit.lab import cli
+except (ImportError, MemoryError, OSError) as error:  # a library is missing, or finds no memory
+    if __name__ != "__main__":
+        raise
+    said = [line for line in str(error).splitlines() if line.strip()] or ["memory ran out"]
+    sys.exit(f"run.py: cannot start: {said[-1].strip()}; pip install -e . installs what is needed")
 
 
 def main(arguments):

@@ -9,6 +9,10 @@ from minifit import UserError
 
 BACKENDS = "numpy", "cupy"  # the names that `use` accepts
 
+# Bytes per weight in training, which holds about ten copies in float32: the weight as drawn (float64), as the workers
+# read it, two sums of gradients, the optimiser's state, the best so far, and the file that is written.
+TRAINING = 40
+
 
 def array_module(*arrays):
     """Returns the library that owns all of these arrays: the package that defines their type.

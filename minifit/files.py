@@ -1,10 +1,16 @@
 """Files of weights and state: HDF5 with a record in JSON, each file written whole or not at all."""
 
+import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
-from contextlib import contextmanager
+import signal
+import stat
+import threading
+import time
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 
@@ -13,29 +19,100 @@ import numpy as np
 
 from minifit import UserError
 from minifit.backend import array_module, to_host
+from minifit.schema import parse
 
 SLICE = 2**24  # bytes of an array read at a time
+PATIENCE, PAUSE = 10, 0.01  # seconds for another process to end its write of the same file, and between two looks
+
+
+def opened(path):
+    """Opens a file to read its bytes. OSError for a folder, a pipe or a device, which may have no end."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file")
+    return file
+
+
+def open_own(path, flags):
+    """Opens a file that only minifit writes, and creates it if needed. OSError for a link, folder, pipe or device.
+
+    A link is never followed, because it may lead out of the folder.
+    """
+    try:
+        found = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, f"{Path(path).name} is a link; remove it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        raise OSError(errno.EINVAL, f"{Path(path).name} is a pipe or a device; remove it")
+    return found
+
+
+@contextmanager
+def uninterrupted():
+    """Puts off Ctrl-C and the end that a launcher asks for until the end of the block.
+
+    Python drops a KeyboardInterrupt that is raised while a library such as HDF5 calls back.
+    """
+    handlers, came = {}, []
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda *what: came.append(what))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            handlers[came[0][0]](*came[0])
 
 
 def write_atomically(path, write):
-    """Calls write(temporary path), then syncs and renames: a reader sees the old file or the new one, never a part.
+    """Calls write(file), a temporary file, then syncs and renames: a reader sees the old file or the new, never a part.
 
     Raises UserError if the disk refuses; the old file then stays as it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")  # always the same name, so the next run overwrites a killed run's
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the rename itself
-        os.close(folder)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with uninterrupted():
+        try:
+            with os.fdopen(_locked(temporary), "wb") as file:
+                try:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(temporary, path)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)  # the rename itself
+            os.close(folder)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _locked(temporary):
+    """Opens a temporary file, empty, that no other process writes and that has no other name."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        found = open_own(temporary, os.O_WRONLY)
+        with suppress(BlockingIOError):
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            links = os.fstat(found).st_nlink
+            if links == 1:
+                os.ftruncate(found, 0)
+                return found
+            if links:
+                temporary.unlink(missing_ok=True)
+        os.close(found)
+        time.sleep(PAUSE)
+    raise OSError(errno.EAGAIN, "another process is writing it")
 
 
 def save(path, record, **groups):
@@ -51,7 +128,7 @@ def save(path, record, **groups):
     """
     written = json.dumps(record, sort_keys=True).encode()
 
-    def write(temporary):
+    def write(out):
         content = io.BytesIO()  # not the disk: HDF5 crashes on a full disk
         with h5py.File(content, "w") as file:
             for group, arrays in groups.items():
@@ -61,24 +138,35 @@ def save(path, record, **groups):
             file["record"] = np.frombuffer(written, np.uint8)
         content.seek(0, io.SEEK_END)
         content.write(written + len(written).to_bytes(8, "big") + hashlib.sha256(written).digest())
-        with open(temporary, "wb") as file:
-            file.write(content.getbuffer())
-            file.write(hashlib.sha256(content.getbuffer()).digest())
+        out.write(content.getbuffer())
+        out.write(hashlib.sha256(content.getbuffer()).digest())
 
     write_atomically(path, write)
 
 
 def load(path):
     """Returns (record, {group: {name: array}}) from a file that `save` wrote. UserError for any other file."""
-    with _reading(path):
-        content = memoryview(path.read_bytes())
+    with reading(path), opened(path) as whole:
+        content = memoryview(whole.read())
         if hashlib.sha256(content[:-TAIL_SUM]).digest() != content[-TAIL_SUM:]:
             raise ValueError("its checksum is wrong")
         record, length = _record(content[-TAIL:], lambda n: content[-TAIL - n : -TAIL])
         with h5py.File(io.BytesIO(content[: -TAIL - length]), "r") as file:
-            items = {name: item for name, item in file.items() if isinstance(item, h5py.Group)}
-            groups = {group: {name: np.array(d) for name, d in arrays.items()} for group, arrays in items.items()}
+            names = [name for name in file if file.get(name, getclass=True, getlink=True) is h5py.HardLink]
+            items = {name: file[name] for name in names if isinstance(file[name], h5py.Group)}
+            groups = {group: {name: _array(arrays, name) for name in arrays} for group, arrays in items.items()}
     return record, groups
+
+
+def _array(group, name):
+    """Returns an array of a group. ValueError unless it is numbers that lie in the file itself, in one piece."""
+    place = f"{group.name[1:]}/{name}"
+    item = group[name] if group.get(name, getclass=True, getlink=True) is h5py.HardLink else None
+    if not isinstance(item, h5py.Dataset) or item.shape is None or item.dtype.kind not in "fiub":
+        raise ValueError(f"{place} is no array of numbers")
+    if item.chunks or item.external or item.is_virtual or item.id.get_storage_size() != item.nbytes:
+        raise ValueError(f"{place} claims {item.nbytes:,} bytes that are not there in one piece")
+    return np.array(item)
 
 
 def load_record(path):
@@ -88,7 +176,7 @@ def load_record(path):
         file.seek(-TAIL - n, os.SEEK_END)
         return file.read(n)
 
-    with _reading(path), open(path, "rb") as file:
+    with reading(path), opened(path) as file:
         return _record(before(file, 0) + file.read(), lambda n: before(file, n))[0]
 
 
@@ -101,11 +189,15 @@ def _record(tail, before):
     written = bytes(before(length)) if length < 2**24 else b""
     if hashlib.sha256(written).digest() != tail[8:-TAIL_SUM]:
         raise ValueError("it has no record, as of an earlier version or cut short")
-    return json.loads(written), length
+    found = parse(written)
+    if not isinstance(found, dict):
+        raise ValueError("its record is no dictionary")
+    return found, length
 
 
 @contextmanager
-def _reading(path):
+def reading(path):
+    """Turns what is wrong with a file of weights into one line."""
     try:
         yield
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
@@ -114,11 +206,13 @@ def _reading(path):
 
 
 def restore(params, saved, source):
-    """Copies saved arrays into parameters, in place. UserError if a name or a shape does not fit."""
-    for name, p in params.items():
-        if name not in saved or saved[name].shape != p.shape:
-            found = saved[name].shape if name in saved else "nothing"
-            raise UserError(f"{source}: parameter {name} needs an array {p.shape}, and the file has {found}")
+    """Copies saved arrays into parameters, in place. UserError unless names, shapes and types are the same."""
+    for name in {**params, **saved}:
+        if name not in params:
+            raise UserError(f"{source}: has an array {name}, which the network has not")
+        p, found = params[name], f"{saved[name].dtype} {saved[name].shape}" if name in saved else "nothing"
+        if found != f"{p.dtype} {p.shape}":
+            raise UserError(f"{source}: parameter {name} needs an array {p.dtype} {p.shape}, and the file has {found}")
         p[...] = array_module(p).asarray(saved[name])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minifit import UserError, files, layers
+from minifit import UserError, files, layers, stages
 from minifit.backend import array_module
 from minifit.data import preprocessing
 from minifit.data.preprocessing import ZCA, Local, Whitened, contrast, local_contrast
@@ -84,17 +84,19 @@ def load(path):
         record, groups = files.load(path)
     except UserError as error:
         raise UserError(str(error).replace("; remove it to train again", "")) from None
-    about = record.get("network") if isinstance(record, dict) else None
+    about = record.get("network")
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UserError(f"{path}: does not describe its network, as of another version of minifit; train it again")
     if not about.get("classifies"):
         raise UserError(f"{path}: holds {about.get('name')}{about.get('part', '')}, which does not classify images")
     try:
+        stages.check_best(groups)
         rebuilt = rebuild(about["layers"], groups["best"])
         prepare = prepared_by(about["preprocessing"], path)
         model = Model(rebuilt, prepare, about)
         found = last(rebuilt(np.zeros((0, *model.input), np.float32))).shape[1:]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        files.restore(rebuilt.params, groups["best"], path)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: its description does not fit its arrays ({error})".replace("\n", " ")) from None
@@ -118,7 +120,7 @@ def describe(network, name, image, prepare, statistics=None, classifies=True, **
         outputs = network.visit(none, see)
     except ValueError:  # it sees the output of other layers
         outputs = none
-    kinds = {type(leaf).__name__: inspect.getdoc(type(leaf)) for leaf in leaves(network)}
+    kinds = {type(leaf).__name__: defined(type(leaf)) for leaf in leaves(network)}
     about = {
         "format": FORMAT,
         "name": name,
@@ -132,6 +134,14 @@ def describe(network, name, image, prepare, statistics=None, classifies=True, **
         "axes": AXES,
     }
     return json.loads(json.dumps(about))
+
+
+def defined(what):
+    """Returns the definition of a layer or of a preparation, its docstring. UserError if Python has removed it."""
+    said = inspect.getdoc(what)
+    if not said:
+        raise UserError("PYTHONOPTIMIZE=2, or python -OO, removes the definitions that a network's file has; unset it")
+    return said
 
 
 def tree(layer, shapes, prefix=""):
@@ -180,8 +190,8 @@ def preparation(prepare, statistics=None):
     kind = type(prepare)
     plain = {f.name: getattr(prepare, f.name) for f in fields(prepare) if not is_dataclass(getattr(prepare, f.name))}
     held = {"statistics": Path(statistics).name} if statistics else {}
-    parts = {part.__name__: inspect.getdoc(part) for part in MADE_OF.get(kind, ())}
-    definition = "\n\n".join([inspect.getdoc(kind), *(f"{name}: {said}" for name, said in parts.items())])
+    parts = {part.__name__: defined(part) for part in MADE_OF.get(kind, ())}
+    definition = "\n\n".join([defined(kind), *(f"{name}: {said}" for name, said in parts.items())])
     return {"kind": kind.__name__, **plain, **held, "definition": definition}
 
 

@@ -9,7 +9,8 @@ from math import prod
 
 import numpy as np
 
-from minifit.backend import array_module
+from minifit import UserError
+from minifit.backend import TRAINING, array_module, refuse_more_than_memory
 from minifit.layers import (
     Binary,
     Conv2d,
@@ -166,6 +167,8 @@ class ClassMaps:
 
 def zeros(shape, xp, dtype):
     """Returns weights of this shape and one bias per filter, the last axis; all are 0 until they are drawn."""
+    what = f"training weights {tuple(shape)} would"
+    refuse_more_than_memory(what, TRAINING * prod(shape), "a narrower network would fit")
     return xp.zeros(shape, dtype), xp.zeros(shape[-1], dtype)
 
 
@@ -422,13 +425,16 @@ def build(network, dropout_keep_input=1.0, dropout_keep=1.0, conv_lr_scale=1.0, 
     Dropout keeps dropout_keep_input of the input (not rescaled) and dropout_keep of every later layer's input
     (rescaled), as in pylearn2's maxout networks. conv_lr_scale: factor of the learning rate of the convolutions.
     """
-    layers, shape = [], network.input
+    layers, shape, n = [], network.input, 0
     for i, block in enumerate(network.blocks):
         noise = Dropout(dropout_keep) if i else Dropout(dropout_keep_input, rescale=False)
         layer = Sequential(([noise] if noise.keep < 1 else []) + block.layers(shape, xp, dtype))
         layer.lr_scale = conv_lr_scale if isinstance(block, Conv) else 1.0
         shape = layer(xp.zeros((0, *shape), dtype)).shape[1:]  # a batch of no images is enough to find the shape
         layers.append(layer)
+        n += sum(p.size for p in layer.params.values())
+        what = f"{network.name}: training its first {n:,} weights would"
+        refuse_more_than_memory(what, TRAINING * n, "a narrower network would fit")
     return Sequential(layers)
 
 
@@ -447,8 +453,8 @@ def initialise(layers, rng, init_range=None):
             w[...] = array_module(w).asarray(drawn.astype(w.dtype))
 
 
-def unit_variance(layers, x):
-    """Scales the weights of each layer in order, in place, so that its outputs for the images x have variance 1.
+def unit_variance(layers, images):
+    """Scales the weights of each layer in order, in place, so that its outputs for the images have variance 1.
 
     This is the second half of LSUV (Mishkin and Matas 2016). One pass is exact, because biases are 0 and layers are
     linear in their weights. Without it activations grow from layer to layer, because max-pooling raises their mean.
@@ -456,9 +462,16 @@ def unit_variance(layers, x):
 
     def scale(layer, x):
         if "w" in layer.params:
-            layer.params["w"] /= layer(x).std()
+            deviation = layer(x).std()
+            if not deviation > 0:
+                alike = "; all their pixels are the same" if not images.std() > 0 else ""
+                raise UserError(
+                    f"init scaled: a {type(layer).__name__} gives one and the same number for all of the first "
+                    f"{len(x)} training images{alike}. Look at the images, or take --init uniform"
+                )
+            layer.params["w"] /= deviation
 
-    layers.visit(x, scale)
+    layers.visit(images, scale)
 
 
 def count(layers, x):

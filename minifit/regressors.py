@@ -5,15 +5,11 @@ from math import prod
 import numpy as np
 
 from minifit import UserError
-from minifit.backend import refuse_more_than_memory
+from minifit.backend import TRAINING, refuse_more_than_memory
 from minifit.layers import Conv2d, Flatten, Linear, ReLU, Reshape, Sequential, leaves
 from minifit.networks import activation, zeros
 
 KINDS = "conv", "fc", "none"
-
-# Bytes per weight in training, which holds about ten copies in float32: the weight as drawn (float64), as the workers
-# read it, two sums of gradients, the optimiser's state, the best so far, and the file that is written.
-TRAINING = 40
 
 
 def regressor(kind, guided, hint, pieces, max_norm=None, xp=np, dtype=np.float32):

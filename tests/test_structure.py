@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPER = (
     "settings",
     "backend",
+    "schema",
     "files",
+    "stages",
     "patches",
     "fast_convolution",
     "convolution",
@@ -54,6 +56,7 @@ LAB = (
     "lab.mpi",
     "lab.ranks",
     "lab.files",
+    "lab.records",
     "lab.options",
     "lab.rundir",
     "lab.export",

@@ -6,6 +6,7 @@ class), and 3 x 32 x 32 pixels: the red, green and blue planes one after the oth
 
 import gzip
 import hashlib
+import os
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pooch
 
 from minifit import UserError
 from minifit.data import files
+from minifit.files import opened
 
 SIZE = 32  # pixels a side
 
@@ -155,14 +157,17 @@ def _contents(published, source):
         for name, path in source.items():
             yield name, path, files.read(path)
         return
-    wanted = (*published.train, published.tests)
+    wanted, seen = (*published.train, published.tests), set()
     try:
-        with gzip.open(source) as zipped:
-            unzipped = files.Limited(zipped, source)
+        with opened(source) as file, gzip.open(file) as zipped:
+            unzipped = files.Limited(zipped, source, os.fstat(file.fileno()).st_size)
             with tarfile.open(fileobj=unzipped, mode="r|") as archive:
                 for member in archive:
                     name = PurePosixPath(member.name).name
                     if member.isfile() and any(fnmatch(name, pattern) for pattern in wanted):
+                        if name in seen or member.sparse is not None:
+                            raise UserError(f"{source}: names {name} twice" if name in seen else f"{source}: has holes")
+                        seen.add(name)
                         yield name, f"{source}: {member.name}", archive.extractfile(member).read()
             while unzipped.read(1 << 20):  # to the end, where gzip has its checksum
                 pass

@@ -1,7 +1,10 @@
 """Finds, downloads and checks the files of published data sets."""
 
+import errno
 import os
+import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -9,8 +12,12 @@ import pooch
 
 from minifit import UserError
 from minifit.data.progress import Bar
+from minifit.files import opened
 
 MOST = 2**28  # the most bytes of a file, zipped or not: more than any published file has
+PLENTY = 2**26  # bytes that any file may inflate to ...
+RATIO = 100  # ... and beyond that, at most this many times its own size: photographs compress to about a half
+LARGEST, SLOWEST, GRACE = 2**31, 2**14, 60  # bytes of a download, bytes per second, seconds before speed is judged
 
 
 def find(title, search, download, wanted, cache, data_dir=None):
@@ -70,10 +77,33 @@ def download(files, mirrors, folder, progress=True):
 def _fetch(mirror, name, checksum, folder, progress):
     # pooch takes the bar's truth value, which tqdm refuses to give without a total; disable=None: terminals only
     with Bar(desc=name, total=1, unit="B", unit_scale=True, leave=False, disable=None if progress else True) as bar:
-        # left to itself, a server may offer to unwrap the gzip on the way, and the checksum is of the wrapped file
-        identity = {"Accept-Encoding": "identity"}
-        http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, headers=identity, timeout=(10, 30))
-        return Path(pooch.retrieve(mirror + name, checksum, name, folder, downloader=http))
+        return Path(pooch.retrieve(mirror + name, checksum, name, folder, downloader=partial(_stream, bar)))
+
+
+def _stream(bar, url, output, _):
+    """Writes what a server sends to a file. OSError if it sends too much, or too slowly."""
+    import requests  # takes longer to import than the rest of this module
+    from urllib3.exceptions import HTTPError
+
+    # left to itself, a server may offer to unwrap the gzip on the way, and the checksum is of the wrapped file
+    about = {"headers": {"Accept-Encoding": "identity"}, "timeout": (10, 30), "stream": True}
+    with requests.get(url, **about) as response, open(output, "wb") as file:
+        response.raise_for_status()
+        bar.total = int(response.headers.get("Content-Length", 0)) or None
+        read, n, began = getattr(response.raw, "read1", response.raw.read), 0, time.monotonic()
+        try:
+            while block := read(1 << 16):
+                n += len(block)
+                if n > LARGEST:
+                    raise OSError(errno.EFBIG, f"more than {LARGEST:,} bytes")
+                if n < SLOWEST * (time.monotonic() - began - GRACE):
+                    raise OSError(errno.ETIMEDOUT, f"fewer than {SLOWEST:,} bytes a second")
+                file.write(block)
+                bar.update(len(block))
+        except HTTPError:
+            raise OSError(errno.EPIPE, "broke off") from None
+        if n < (bar.total or 0):
+            raise OSError(errno.EPIPE, "broke off")
 
 
 def _reason(error):
@@ -101,26 +131,39 @@ def reading(*paths):
 def read(path):
     """Returns all bytes of a file. UserError if there are more than MOST."""
     try:
-        size = os.stat(path).st_size
-        if size > MOST:
-            raise UserError(f"{path}: {size:,} bytes; wanted at most {MOST:,}, more than any published file has")
-        return Path(path).read_bytes()
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST:
+                raise UserError(f"{path}: {size:,} bytes; wanted at most {MOST:,}, more than any published file has")
+            return file.read()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
 class Limited:
-    """A stream that raises UserError after MOST bytes, against files that were made to fill the memory."""
+    """A stream that raises UserError after more bytes than a file of this size can hold, at most MOST.
 
-    def __init__(self, stream, place):
-        self.stream, self.place, self.left = stream, place, MOST
+    This is against files that were made to fill the memory.   size: of the file, as it is compressed
+    """
+
+    def __init__(self, stream, place, size):
+        self.stream, self.place, self.most = stream, place, min(MOST, max(PLENTY, RATIO * size))
+        self.left = self.most
 
     def read(self, count):
         block = self.stream.read(min(count, self.left + 1))
         self.left -= len(block)
         if self.left < 0:
-            raise UserError(f"{self.place}: inflates to more than {MOST:,} bytes, more than any published file does")
+            raise UserError(
+                f"{self.place}: inflates to more than {self.most:,} bytes, more than any published file does"
+            )
         return block
+
+
+def believable(place, claimed, there, what="bytes"):
+    """Raises UserError if a file claims more bytes than its own can hold when compressed."""
+    if claimed > max(PLENTY, RATIO * there):
+        raise UserError(f"{place}: claims {claimed:,} {what} and has {there:,}; no images compress so well")
 
 
 def existing(paths):

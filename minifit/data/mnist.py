@@ -91,12 +91,7 @@ def _read(path, dimensions):
     """Returns the array of an idx file, raw or gzipped under any name, and the SHA-256 of its unzipped bytes."""
     content = files.read(path)
     if content.startswith(b"\x1f\x8b"):
-        try:
-            with gzip.open(io.BytesIO(content)) as unzipped:
-                content = files.Limited(unzipped, path).read(files.MOST + 1)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{path}: damaged gzip: {error}") from None
-
+        content = _unzipped(path, content, 4 + 4 * dimensions)
     if len(content) < 4 or not content.startswith(b"\0\0\x08"):
         raise UserError(f"{path}: not an idx file of bytes: it begins with {content[:16]!r}")
     if content[3] != dimensions:
@@ -108,6 +103,18 @@ def _read(path, dimensions):
         fault = "cut off" if len(content) < size else "bytes left over"
         raise UserError(f"{path}: {fault}: {len(content)} bytes, but shape {shape} takes {size}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape), hashlib.sha256(content).hexdigest()
+
+
+def _unzipped(path, content, start):
+    """Inflates an idx file no further than one byte more than its header, of `start` bytes, claims."""
+    try:
+        with gzip.open(io.BytesIO(content)) as unzipped:
+            header = unzipped.read(start)
+            claimed = math.prod(int(size) for size in np.frombuffer(header[4:].ljust(start - 4, b"\0"), ">u4"))
+            files.believable(path, claimed, len(content))
+            return header + unzipped.read(claimed + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged gzip: {error}") from None
 
 
 def _check(images, labels, images_path, labels_path):

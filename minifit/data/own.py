@@ -12,7 +12,9 @@ import numpy as np
 
 from minifit import UserError
 from minifit.data import stored
-from minifit.data.stored import Array, Rows, believable
+from minifit.data.files import believable
+from minifit.data.stored import Array, Rows
+from minifit.files import opened
 
 WANTED = "an HDF5 file or .npz with images and labels, or a folder with one folder of pictures per class"
 FIELDS = ("images", "labels", "test_images", "test_labels")
@@ -63,7 +65,7 @@ def _opened(path):
         copy = stored.copied(path, list(files), _copy_pictures, files)
         return copy, stored.hdf5(copy, FIELDS)
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             start = file.read(8)
     except OSError as error:
         raise UserError(f"--data {path}: {error.strerror}; wanted {WANTED}") from None
@@ -133,9 +135,14 @@ def _npz(path):
 
 def _zip(path):
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise UserError(f"{path}: damaged, or no .npz: {error}") from None
+    names = archive.namelist()
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len({*names}) < len(names) else ()
+    if twice:
+        raise UserError(f"{path}: names {twice[0]} twice")
+    return archive
 
 
 def _header(path, archive, name):

@@ -24,12 +24,12 @@ import numpy as np
 import pooch
 
 from minifit import UserError
-from minifit.files import SLICE, slices
+from minifit.data.files import PLENTY, RATIO, believable
+from minifit.files import SLICE, open_own, opened, slices
 
-PLENTY = 2**26  # bytes that any file may inflate to ...
-RATIO = 100  # ... and beyond that, at most this many times its own size: photographs compress to about a half
 MEMORY = 2**30  # bytes that a reader may need in addition to this process
 SECONDS, SPEED = 60, 2**20  # seconds of processor time that a reader may need, and one more per SPEED bytes
+WAIT, PATIENCE = 20, 5  # times as many seconds of real time, on a busy machine; seconds that a reader takes to end
 
 
 class Rows:
@@ -95,12 +95,6 @@ def join(a, b):
     return np.concatenate([a, b])
 
 
-def believable(place, claimed, there, what="bytes"):
-    """Raises UserError if a file claims more bytes than its own can hold when compressed."""
-    if claimed > max(PLENTY, RATIO * there):
-        raise UserError(f"{place}: claims {claimed:,} {what} and has {there:,}; no images compress so well")
-
-
 def guarded(function, *arguments, size=0):
     """Returns function(*arguments), computed by a child process of limited memory and time. UserError if it dies.
 
@@ -111,13 +105,16 @@ def guarded(function, *arguments, size=0):
     child = context.Process(target=_answer, args=(theirs, function, arguments, size), daemon=True)
     child.start()
     theirs.close()
+    value, complaint = None, f"{arguments[0]}: damaged: what reads it was ended"
     try:
-        value, complaint = ours.recv()
+        if ours.poll(WAIT * (SECONDS + size // SPEED)):
+            value, complaint = ours.recv()
     except (EOFError, OSError):
-        value, complaint = None, f"{arguments[0]}: damaged: what reads it was ended"
+        pass
     finally:
         ours.close()
-        child.join()
+        child.join(PATIENCE)
+        child.kill()  # one that is stopped, or waits for a disk
     if complaint:
         raise UserError(complaint)
     return value
@@ -167,7 +164,12 @@ class Array:
 
 def hdf5(path, names):
     """{name: Array} of those of the names that an HDF5 file has."""
-    return guarded(_hdf5, path, names, size=path.stat().st_size)
+    try:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return guarded(_hdf5, path, names, size=size)
 
 
 def _hdf5(path, names):
@@ -222,7 +224,7 @@ class Copy:
         needed = sum(prod(shape) for shape in shapes.values())
         if needed > shutil.disk_usage(path.parent).free - SLICE:
             raise UserError(f"{path.parent}: a copy of {needed:,} bytes does not fit on its disk")
-        self.file, self.names, self.written = h5py.File(path, "w"), list(shapes), dict.fromkeys(shapes, 0)
+        self.file, self.names, self.written = h5py.File(path, "x"), list(shapes), dict.fromkeys(shapes, 0)
         for name, shape in shapes.items():
             self.file.create_dataset(name, shape, np.uint8 if len(shape) > 1 else np.int64)
 
@@ -252,10 +254,11 @@ def copied(place, sources, make, *arguments):
     path, size = folder / f"{key}.h5", sum(size for _, size, _ in known)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f".{key}.lock", "w") as lock:
+        with os.fdopen(open_own(folder / f".{key}.lock", os.O_RDWR), "r+") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX)  # of two runs that start together, one copies and the other waits for it
             if not path.exists():
                 temporary = folder / f".{key}.tmp"
+                temporary.unlink(missing_ok=True)
                 try:
                     guarded(make, place, temporary, *arguments, size=RATIO * size)
                     os.replace(temporary, path)

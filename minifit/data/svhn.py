@@ -167,7 +167,7 @@ def _matrices(path, file):
             kind, inside = struct.unpack("<II", here.take(8))
             if kind != MATRIX:
                 raise UserError(f"{path}: damaged: a compressed element of type {kind}")
-            stored.believable(path, inside, length)
+            files.believable(path, inside, length)
             here.left = inside
         _, flags = here.element()
         _, dimensions = here.element()

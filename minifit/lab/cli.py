@@ -1,5 +1,6 @@
 """The command line: each command is a function, every setting is an option, every error is one line."""
 
+import errno
 import os
 import shlex
 import shutil
@@ -425,14 +426,15 @@ def main(words):
     commands = {"compare": compare, "results": results, "networks": show_networks, "audit": audit}
     commands |= {"tables": show_tables}
     commands |= {name: lambda words, do=do: do(words, say) for name, do in tools.COMMANDS.items()}
-    if not words or words[0] in HELP:
-        listed = textwrap.fill(", ".join(experiments.EXPERIMENTS), WIDTH, break_on_hyphens=False)
-        say(f"{ABOUT}\nThe experiments:\n{listed}")
-        return 0
-    name, *rest = words
+    name, *rest = words or ["--help"]
     try:
+        surroundings()
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, parallel.stop)
+        if name in HELP:
+            listed = textwrap.fill(", ".join(experiments.EXPERIMENTS), WIDTH, break_on_hyphens=False)
+            say(f"{ABOUT}\nThe experiments:\n{listed}")
+            return 0
         if parallel.several():
             join(words)
         if parallel.ranks.size > 1 and name in commands and name != "compare":
@@ -450,12 +452,50 @@ def main(words):
         again = f"{parallel.ranks.launcher}python run.py {shlex.join(words)}"
         return parallel.ranks.end(f"\nstopped; {kept}: {again}", 130, sys.stdout)
     except BrokenPipeError:  # as in `run.py networks | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         return parallel.ranks.end("", 1, sys.stdout)
+    except (MemoryError, OSError) as error:
+        silence()
+        return parallel.ranks.end(f"run.py: {refused(error)}", 1, sys.stderr)
     except Exception:
         if parallel.ranks.size == 1:
             raise
         return parallel.ranks.end(traceback.format_exc(), 1, sys.stderr)
+
+
+def surroundings():
+    """Makes a command independent of where it was started: of closed streams, of their encoding, of a notebook."""
+    parallel.stopping.clear()
+    os.environ.pop("MPLBACKEND", None)  # pictures are drawn to files
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file to be opened would take its place, and be printed into
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def silence():
+    """Throws away what standard output did not take, or Python would try again at its end."""
+    with suppress(OSError, ValueError):  # not a file
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def refused(error):
+    """Says in one line what the system refused."""
+    if isinstance(error, MemoryError):
+        return f"memory ran out ({' '.join(str(error).split()) or 'the system refuses more'})"
+    where = f"{error.filename}: " if error.filename else ""
+    more = ": the system refuses one more process or more memory" if error.errno in (errno.EAGAIN, errno.ENOMEM) else ""
+    return f"{where}{error.strerror or ' '.join(str(error).split())}{more}"
 
 
 def join(words):
@@ -483,4 +523,9 @@ def known(name, names, what="an experiment or a command"):
 
 def say(text):
     """Prints a text; in a terminal, its lines break between words."""
-    print(report.fitted(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text, flush=True)
+    try:
+        print(report.fitted(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None

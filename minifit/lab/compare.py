@@ -11,8 +11,8 @@ from math import sqrt
 import numpy as np
 
 from minifit import UserError, baselines
-from minifit.lab.files import read_json
-from minifit.lab.rundir import RunDirectory, flat, refuse_other_formats
+from minifit.lab.records import read_config, read_summary
+from minifit.lab.rundir import RunDirectory, flat
 from minifit.settings import words
 
 CONFIDENCE = 0.95  # of the intervals
@@ -67,11 +67,11 @@ def record(folder, stages=None, settings=None):
     stages: the names of the wanted stages; "missing" lists the unfinished ones. The directory may hold others too
     settings: the settings that the directory must have; by default those in its config.json
     """
-    config, summary = (_json(folder / name) for name in ("config.json", "summary.json"))
-    if config or settings is None:
-        refuse_other_formats(folder, config)
+    there = settings is None or (folder / "config.json").exists()
+    config = read_config(folder) if there else {}
+    summary = read_summary(folder / "summary.json") if (folder / "summary.json").exists() else {"stages": {}}
     settings = settings or config["settings"]
-    names = list(summary.get("stages", {})) if stages is None else list(stages)
+    names = list(summary["stages"]) if stages is None else list(stages)
     found = {"stages": RunDirectory(folder, tuple(names), settings, None).finished()}
     missing = [name for name in names if name not in found["stages"]]
     if settings["retrain"]:
@@ -81,10 +81,6 @@ def record(folder, stages=None, settings=None):
     head = {name: value for name, value in summary.items() if name not in ("seed", "preset", "stages")}
     own = {"arm": "", "seed": settings["seed"], "folder": str(folder), "missing": missing}
     return own | made_by | {"settings": flat(settings), "head": head} | found
-
-
-def _json(path):
-    return read_json(path) if path.exists() else {}
 
 
 def figures(stages, again=None):

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from importlib.util import find_spec
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
@@ -334,7 +333,7 @@ def write_onnx(model, path, images):
     """Writes an ONNX model if it agrees with minifit on these images; returns the largest difference of a logit."""
     made = onnx_model(model)
     worst = check(made, model, images)
-    write_atomically(path, lambda temporary: Path(temporary).write_bytes(made.SerializeToString(deterministic=True)))
+    write_atomically(path, lambda file: file.write(made.SerializeToString(deterministic=True)))
     return worst
 
 
@@ -354,11 +353,10 @@ def write_safetensors(model, path):
     written = json.dumps(header).encode()
     written += b" " * (-len(written) % 8)
 
-    def write(temporary):
-        with open(temporary, "wb") as file:
-            file.write(len(written).to_bytes(8, "little") + written)
-            for a in arrays.values():
-                file.write(np.ascontiguousarray(a, "<f4"))
+    def write(file):
+        file.write(len(written).to_bytes(8, "little") + written)
+        for a in arrays.values():
+            file.write(np.ascontiguousarray(a, "<f4"))
 
     write_atomically(path, write)
 

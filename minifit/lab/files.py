@@ -11,18 +11,32 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from minifit import UserError, __version__
-from minifit.files import digest, load, load_record, restore, save, write_atomically
+from minifit.files import digest, load, load_record, opened, restore, save, write_atomically
+from minifit.schema import check, parse
 
 __all__ = ["commit", "digest", "load", "load_record", "read_json", "restore", "save", "write_atomically"]
 __all__ += ["write_json", "write_text"]
 
 
-def read_json(path):
-    """Returns the dictionary in a JSON file. UserError if there is none."""
+def read_json(path, schema):
+    """Returns the dictionary in a JSON file. UserError if there is none, or if it does not fit the schema."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        found = parse(read_text(path))
+        check(found, schema)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    return found
+
+
+def read_text(path):
+    """Returns the text of a file. UserError if it cannot be read."""
+    try:
+        with opened(path) as file:
+            return file.read().decode()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def write_json(path, value):
@@ -30,7 +44,7 @@ def write_json(path, value):
 
 
 def write_text(path, text):
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 @cache  # the running code is the one that was imported

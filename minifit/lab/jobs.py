@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def run_jobs(jobs, at_once, tell, elsewhere=()):
         return last
 
     places, futures = Queue(), {}
-    for place in (*[follow] * max(1, at_once), *elsewhere):
+    for place in (*[follow] * max(1, min(at_once, len(jobs))), *elsewhere):
         places.put(place)
 
     def perform(job):
@@ -98,10 +99,12 @@ def run_jobs(jobs, at_once, tell, elsewhere=()):
             for process in processes:
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGINT)
+            deadline = time.monotonic() + PATIENCE
             for process in processes:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(PATIENCE)
-                process.kill()
+                    process.wait(max(0, deadline - time.monotonic()))
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # with its workers, one of which may be stopped
             raise
     return {name: future.result() for name, future in futures.items()}
 

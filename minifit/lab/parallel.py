@@ -11,12 +11,32 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
+from contextlib import suppress
 from functools import partial, wraps
 from math import prod
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+
+from minifit.backend import refuse_more_than_memory
+
+PATIENCE = 5  # seconds that a worker may take to end
+MEMORY = "a worker process ran out of memory"
+stopping = []  # not empty after Ctrl-C, which Python drops in a destructor or while a library calls back
+
+
+def stop(*_):
+    """What Ctrl-C does."""
+    stopping.append(True)
+    raise KeyboardInterrupt
+
+
+def heed():
+    """Raises KeyboardInterrupt again after Ctrl-C, in case Python has dropped the first one."""
+    if stopping:
+        raise KeyboardInterrupt
 
 
 def available():
@@ -35,6 +55,7 @@ def available():
 def shared(shape, dtype=np.float32):
     """Returns an array of zeros in memory that forked processes share."""
     size = max(1, prod(shape) * np.dtype(dtype).itemsize)
+    refuse_more_than_memory(f"numbers {tuple(shape)} for all processes would", size, "a smaller run would fit")
     return np.frombuffer(mmap.mmap(-1, size), dtype, prod(shape)).reshape(shape)
 
 
@@ -60,6 +81,14 @@ class Team:
     def __enter__(self):
         self.blas = threadpool_limits(1, user_api="blas")
         keep_freed_memory()
+        try:
+            self._fork()
+        except BaseException:  # the system refuses one more process
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def _fork(self):
         context = multiprocessing.get_context("fork") if self.count > 1 else None
         for _ in range(self.count - 1):
             ours, theirs = context.Pipe()
@@ -74,7 +103,6 @@ class Team:
                 theirs.close()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return self
 
     def __exit__(self, *exception):
         for pipe in self.pipes:
@@ -82,7 +110,7 @@ class Team:
         for process in self.processes:
             if exception[0] is not None:
                 process.terminate()
-            process.join()
+        end(self.processes)
         self.pipes, self.processes = [], []
         self.blas.restore_original_limits()
 
@@ -95,6 +123,8 @@ class Team:
         results[0 :: self.count] = [self.functions[name](job) for job in jobs[0 :: self.count]]
         for i in range(1, self.count):
             answer, error = self._ask(i, lambda pipe: pipe.recv())
+            if error == MEMORY:
+                raise MemoryError(MEMORY)
             if error:
                 raise RuntimeError(f"a worker process failed:\n{error}")
             results[i :: self.count] = answer
@@ -115,7 +145,7 @@ class Team:
             return what(self.pipes[i - 1])
         except (EOFError, OSError):
             process = self.processes[i - 1]
-            process.join()
+            end([process])
             status = process.exitcode
             how = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
             hint = ", as happens when memory runs out" if status == -signal.SIGKILL else ""
@@ -136,12 +166,27 @@ class Team:
                     if os.getppid() != parent:  # nobody waits for the answer
                         os._exit(0)
                     answer[0].append(self.functions[name](job))
+            except MemoryError:
+                answer = None, MEMORY
             except Exception:
                 answer = None, traceback.format_exc()
             try:
                 pipe.send(answer)
             except OSError:
                 os._exit(0)
+
+
+def end(processes):
+    """Waits until these processes have ended, and kills those that do not, such as stopped ones."""
+    deadline = time.monotonic() + PATIENCE
+    try:
+        for process in processes:
+            process.join(max(0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join(PATIENCE)
 
 
 class Alone:
@@ -166,7 +211,8 @@ class Alone:
     def end(self, line, status, file):
         """Says the last line of a command, if there is one, and gives back its exit status."""
         if line:
-            print(line, file=file, flush=True)
+            with suppress(OSError):  # of a full disk or a closed terminal
+                print(line, file=file, flush=True)
         return status
 
 

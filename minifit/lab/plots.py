@@ -353,4 +353,4 @@ def save(figure, path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas = FigureCanvasAgg(figure)
-    write_atomically(path, lambda partial: canvas.print_figure(partial, format="png", dpi=120, facecolor="white"))
+    write_atomically(path, lambda file: canvas.print_figure(file, format="png", dpi=120, facecolor="white"))

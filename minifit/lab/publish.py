@@ -7,7 +7,6 @@ RESULTS/<experiment>/report.html                              the same page as o
 Tables and most pictures are made from records. Only the pictures of filters, hints and mistakes need networks.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from minifit.backend import to_host
 from minifit.lab import compare as comparison
 from minifit.lab import pages, parallel, plots, report, runner
 from minifit.lab.compare import TEACHER, figures, in_order
-from minifit.lab.files import read_json, write_json, write_text
+from minifit.lab.files import write_json, write_text
 from minifit.lab.jobs import Job, places, run_jobs
-from minifit.lab.rundir import by_method, differences, whole_lines
+from minifit.lab.records import read_metrics, read_results
+from minifit.lab.rundir import by_method, differences
 from minifit.lab.sets import Examples, outputs, sees_bytes
 from minifit.settings import walk, words
 from reference import paper
@@ -134,7 +134,7 @@ def claim(folder):
 def with_what_was_there(part, records):
     """Returns the records, completed by those of other methods that the folder has for the same settings and seed."""
     path = part / "results.json"
-    old, *_ = comparison.again(_read(path)) if path.exists() else [[]]
+    old, *_ = comparison.again(read_part(path)) if path.exists() else [[]]
     before = {(run["arm"], run["seed"]): run for run in old}
     found = []
     for run in records:
@@ -154,7 +154,7 @@ def refuse_to_replace(part, records):
     path = part / "results.json"
     if not path.exists():
         return
-    old, *_ = comparison.again(_read(path))
+    old, *_ = comparison.again(read_part(path))
     new, reasons = {(run["arm"], run["seed"]): run for run in records}, []
     for run in old:
         who, now = f"seed {run['seed']}" + f" of {run['arm']}" * bool(run["arm"]), new.get((run["arm"], run["seed"]))
@@ -180,6 +180,8 @@ def beside(members):
     base, found = members[0], []
     wanted = base.run.ahead(*base.goals)
     for folder in sorted(base.run.folder.parent.glob("seed*")):
+        if not folder.name.removeprefix("seed").isdecimal():
+            continue
         if folder not in {member.run.folder for member in members} and (folder / "config.json").exists():
             try:
                 missing = comparison.record(folder, wanted)["missing"]
@@ -208,8 +210,8 @@ def write_part(part, found):
         of_paper = {} if len(found["arms"]) > 1 else runner.published(found["experiment"], found["data"])
         plots.plot_errors(rows, part / "errors.png", f"Errors, {title}", found["methods"], of_paper)
     runs = [run for run in found["runs"] if not run["missing"] and run["arm"] == ""]
-    curves = {run["seed"]: whole_lines(Path(run["folder"]) / "metrics.jsonl") for run in runs}
-    curves = {seed: [json.loads(line) for line in lines] for seed, lines in curves.items() if lines}
+    curves = {run["seed"]: read_metrics(Path(run["folder"]) / "metrics.jsonl") for run in runs}
+    curves = {seed: [record for _, record in lines] for seed, lines in curves.items() if lines}
     if curves:
         plots.plot_curves(curves, part / "curves.png", f"Stages, {title}", runs[0]["stages"])
 
@@ -233,14 +235,16 @@ def parts_of(folder):
     """Returns {name: comparison} for the parts of a results folder."""
     names = [path.parent.name for path in folder.glob("*/results.json")]
     names = [*(name for name in report.TITLES if name in names), *sorted({*names} - report.TITLES.keys())]
-    return {name: _read(folder / name / "results.json") for name in names}
+    return {name: read_part(folder / name / "results.json") for name in names}
 
 
-def _read(path):
-    found = read_json(path)
-    if found.get("format") != 2 or not {"command", "arms", "questions", "runs"} <= found.keys():
-        raise UserError(f"{path}: not the results of a comparison, or those of an earlier minifit")
-    return found
+def read_part(path):
+    """Returns the comparison in a results.json. All its figures are found again from the records of its runs."""
+    found = read_results(path)
+    try:
+        return comparison.gather(*comparison.again(found))
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError, StopIteration) as error:
+        raise UserError(f"{path}: not the results of a comparison: its records do not fit together ({error})") from None
 
 
 def draw_networks(run, part, title):

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 from mpi4py import MPI
 
@@ -45,7 +46,7 @@ class Ranks(Alone):
         lost = f"run.py: {{who}}, is lost, as when it is killed or its memory runs out. {self.go_on}"
         self.line = Lifeline(*world.bcast(None if self.rank else start(lost)), self.names[self.rank])
         atexit.register(self.line.leave)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C and a time limit become on the way
+        signal.signal(signal.SIGTERM, parallel.stop)  # what Ctrl-C and a time limit become on the way
         if self.rank:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -109,7 +110,8 @@ class Ranks(Alone):
             self.line.say(f"run.py: {self.names[self.rank]}: {line.removeprefix('run.py: ').strip()}")
             MPI.COMM_WORLD.Abort(status)
         if self.rank == 0:
-            print(line, file=file, flush=True)
+            with suppress(OSError):
+                print(line, file=file, flush=True)
         self.line.leave()
         self.wait(self.ending.Ibarrier())
         os._exit(status)  # MPI's own end would wait for what an exception has left unfinished

@@ -13,17 +13,18 @@ all/             the same for networks that are trained again on training and va
 
 import fcntl
 import json
+import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minifit import UserError, __version__, baselines
+from minifit import UserError, __version__, baselines, stages
 from minifit.backend import describe
+from minifit.files import open_own
 from minifit.lab import files
-from minifit.lab.files import commit, digest, read_json, write_json, write_text
+from minifit.lab.files import commit, digest, write_json, write_text
 from minifit.lab.parallel import first
-
-FORMAT = 2  # version of config.json and of the files beside it
+from minifit.lab.records import FORMAT, lasting, read_config, read_metrics, read_summary
 
 
 @dataclass
@@ -49,9 +50,9 @@ class RunDirectory:
     def _enter(self):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / ".lock", "w")  # noqa: SIM115
+            self.lock = os.fdopen(open_own(self.folder / ".lock", os.O_RDWR), "r+")
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from None
+            raise UserError(f"{error.filename or self.folder}: cannot be written ({error.strerror})") from None
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, no worker that outlives us holds it
         except OSError:
@@ -68,10 +69,22 @@ class RunDirectory:
         begun = self.begun()
         if self.recorded:
             raise UserError(f"{self.folder} holds the records of a run without its weights. Name another --runs folder")
+        self._refuse_lost_lines()
         if not begun:
             made_by = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
             config = {"format": FORMAT, "settings": self.settings} | made_by | describe(self.xp)
             write_json(self.folder / "config.json", config)
+
+    def _refuse_lost_lines(self):
+        """Raises UserError if metrics.jsonl lacks an epoch that the file of a stage has."""
+        path, logged = self.folder / "metrics.jsonl", {(record["stage"], record["epoch"]) for record in self.metrics()}
+        for stage in self.stages:
+            for epoch in range(1, self._record(stage)["epoch"] + 1 if self.checkpoint(stage).exists() else 0):
+                if (stage, epoch) not in logged:
+                    raise UserError(
+                        f"{path}: has no epoch {epoch} of {stage}, and {stage}.h5 has. Put it back, or remove "
+                        f"{stage}.h5 to train it again"
+                    )
 
     @first
     def begun(self):
@@ -82,9 +95,7 @@ class RunDirectory:
         path = self.folder / "config.json"
         weights = path.exists() and any(self.folder.glob("*.h5"))
         if weights or (path.exists() and self._listed()):
-            config = read_json(path)
-            refuse_other_formats(self.folder, config)
-            refuse_other_settings(self.folder, config.get("settings", {}), self.settings)
+            refuse_other_settings(self.folder, read_config(self.folder)["settings"], self.settings)
         return weights or (path.exists() and self.recorded)
 
     def checkpoint(self, stage):
@@ -99,20 +110,29 @@ class RunDirectory:
     @first
     def best(self, stage):
         """Returns {name: array}, the weights of a stage's best epoch."""
-        return files.load(self.checkpoint(stage))[1]["best"]
+        return self._load(stage)[1]["best"]
 
     @first
     def identity(self, stage):
         """Returns what a stage's file was made from: settings, the stage's name, its teacher and its start."""
-        return files.load_record(self.checkpoint(stage))["identity"]
+        return self._record(stage)["identity"]
+
+    def _load(self, stage):
+        record, groups = stages.load(self.checkpoint(stage))
+        stages.refuse_another(self.checkpoint(stage), record, stage)
+        return record, groups
+
+    def _record(self, stage):
+        record = stages.load_record(self.checkpoint(stage))
+        stages.refuse_another(self.checkpoint(stage), record, stage)
+        return record
 
     @first
     def state(self, stage):
         """ "finished", "at epoch 3" or "to train"."""
-        path = self.checkpoint(stage)
-        if not path.exists():
+        if not self.checkpoint(stage).exists():
             return "to train"
-        record = files.load_record(path)
+        record = self._record(stage)
         return "finished" if record["finished"] else f"at epoch {record['epoch']}"
 
     @property
@@ -126,62 +146,83 @@ class RunDirectory:
     def finished(self):
         """Returns {stage: its record} for finished stages; for all stages if `recorded`."""
         recorded = self.recorded
-        return {name: r for name, r in self._listed().items() if recorded or self.state(name) == "finished"}
+        return {name: r for name, r in self._listed().items() if recorded or self._agrees(name, r)}
+
+    def _agrees(self, stage, figures):
+        """Whether a stage is finished. UserError if its file has other figures than summary.json."""
+        if not self.checkpoint(stage).exists():
+            return False
+        record = self._record(stage)
+        if not record["finished"]:
+            return False
+        if differing := differences(record.get("figures", lasting(figures)), lasting(figures), "in summary.json"):
+            raise UserError(
+                f"{self.checkpoint(stage)}: its figures are not those in summary.json: {differing}. Remove "
+                "summary.json, which is then written again"
+            )
+        return True
 
     def _listed(self):
         """Returns the stages in summary.json, with or without weights."""
         path = self.folder / "summary.json"
-        listed = read_json(path).get("stages", {}) if path.exists() else {}
-        try:
-            return {name: record for name, record in listed.items() if "test_loss" in record}
-        except (AttributeError, TypeError):
-            raise UserError(f"{path}: not the records of a run's stages") from None
+        return read_summary(path)["stages"] if path.exists() else {}
 
     @first
     def add(self, summary, stage, record):
         """Writes summary.json with the record of one more finished stage, in the order of methods and of stages."""
-        stages = self.finished() | {stage: record}
-        names = [name for name in dict.fromkeys((*self.stages, *stages)) if name in stages]
-        stages = by_method({name: stages[name] for name in names})
-        write_json(self.folder / "summary.json", summary | {"stages": stages})
+        if self.checkpoint(stage).exists():
+            stages.add_figures(self.checkpoint(stage), lasting(record))
+        found = self.finished() | {stage: record}
+        names = [name for name in dict.fromkeys((*self.stages, *found)) if name in found]
+        write_json(self.folder / "summary.json", summary | {"stages": by_method({name: found[name] for name in names})})
 
     def metrics(self):
         """Returns the record of every epoch, as a dictionary."""
-        return [json.loads(line) for line in self.lines()]
+        return [record for _, record in self.lines()]
 
     @first
     def lines(self):
-        return whole_lines(self.folder / "metrics.jsonl")
+        return read_metrics(self.folder / "metrics.jsonl")
 
     @first
     def log(self, record):
-        """Appends the record of an epoch. UserError if the disk refuses."""
+        """Appends the record of an epoch, and waits for the disk: it is there before the weights.
+
+        UserError if the disk refuses.
+        """
         path = self.folder / "metrics.jsonl"
         try:
-            with open(path, "a") as file:
+            with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a") as file:
                 file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
     @first
     def forget_after(self, stage):
-        """Removes the lines of epochs that a killed run logged but did not save, and an unfinished line."""
-        path = self.checkpoint(stage)
-        done = files.load_record(path)["epoch"] if path.exists() else 0
-        records = ((line, json.loads(line)) for line in self.lines())
-        kept = [line for line, record in records if record["stage"] != stage or record["epoch"] <= done]
+        """Removes what a killed run, or one whose file was removed, has left of a stage that is to be trained.
+
+        These are the lines of epochs that were logged but not saved, an unfinished line, and the stage's figures.
+        """
+        path = self.folder / "summary.json"
+        if stage in (listed := self._listed()):
+            others = {name: record for name, record in listed.items() if name != stage}
+            write_json(path, read_summary(path) | {"stages": others})
+        done = self._record(stage)["epoch"] if self.checkpoint(stage).exists() else 0
+        kept = [line for line, record in self.lines() if record["stage"] != stage or record["epoch"] <= done]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     @first
-    def trained_elsewhere(self, source, stages, shapes):
+    def trained_elsewhere(self, source, settings, shapes):
         """Returns {stage: (record, groups)} of finished stages in another run's directory.
 
-        stages: name -> the settings that its file must have    shapes(setting): whether both runs must agree in it
+        settings: stage -> the settings that its file must have    shapes(setting): whether both runs must agree in it
         """
-        return {name: self._of_another(source, name, settings, shapes) for name, settings in stages.items()}
+        return {name: self._of_another(source, name, wanted, shapes) for name, wanted in settings.items()}
 
     @first
-    def take(self, source, taken, stages, summary):
+    def take(self, source, taken, settings, summary):
         """Copies the stages that `trained_elsewhere` found, with their figures.
 
         UserError if this directory has a stage of the same name with other weights.
@@ -192,22 +233,24 @@ class RunDirectory:
                 if digest(self.best(name).values()) != digest(groups["best"].values()):
                     raise UserError(f"--teacher-from {source}: {self.folder} has a {name} of its own")
                 continue
-            figures = read_json(source / "summary.json").get("stages", {}).get(name)
+            figures = RunDirectory(source, (name,), {}, None).finished().get(name)
             if figures is None:
                 raise UserError(f"--teacher-from {source}: its summary.json has no {name}")
-            self.add(summary, name, figures | {"from": str(source)})
             self.forget_after(name)
-            lines = [line for line in whole_lines(source / "metrics.jsonl") if json.loads(line)["stage"] == name]
-            write_text(self.folder / "metrics.jsonl", "".join(self.lines() + lines))
-            record["identity"] |= {"settings": stages[name], "from": str(source)}
+            self.add(summary, name, figures | {"from": str(source)})
+            lines = [line for line, epoch in read_metrics(source / "metrics.jsonl") if epoch["stage"] == name]
+            write_text(self.folder / "metrics.jsonl", "".join([line for line, _ in self.lines()] + lines))
+            record["identity"] |= {"settings": settings[name], "from": str(source)}
+            record["figures"] = lasting(figures)
             files.save(path, record, best=groups["best"])  # last: before it, nothing else counts
 
     def _of_another(self, source, stage, settings, shapes):
         path = source / f"{stage}.h5"
         if not path.exists():
             raise UserError(f"--teacher-from {source}: there is no {path.name} in it")
-        record, groups = files.load(path)
-        if not record.get("finished"):
+        record, groups = stages.load(path)
+        stages.refuse_another(path, record, stage)
+        if not record["finished"]:
             raise UserError(f"--teacher-from {source}: its {stage} is not finished")
         sides = record["identity"]["settings"], settings
         differing = differences(*({name: v for name, v in flat(side).items() if shapes(name)} for side in sides))
@@ -222,29 +265,6 @@ def by_method(stages):
     return dict(sorted(stages.items(), key=lambda item: places.get(item[1].get("method"), len(places))))
 
 
-def whole_lines(path):
-    """Returns the lines of a metrics.jsonl, without an unfinished last line."""
-    try:
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    whole = [line for line in lines if line.endswith("\n")]
-    for number, line in enumerate(whole, start=1):
-        try:
-            json.loads(line)["stage"], json.loads(line)["epoch"]
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}, line {number}: not the record of an epoch") from None
-    return whole
-
-
-def refuse_other_formats(folder, config):
-    """Raises UserError for a directory that an earlier minifit wrote."""
-    if config.get("format") != FORMAT:
-        raise UserError(
-            f"{folder} was written by an earlier minifit, whose settings have other names. Name another --runs folder"
-        )
-
-
 def refuse_other_settings(folder, old, new):
     """Raises UserError with every setting in which a run differs from the present one."""
     differing = differences(flat(old), flat(new))
@@ -252,9 +272,9 @@ def refuse_other_settings(folder, old, new):
         raise UserError(f"{folder} holds a run with other settings: {differing}. Name another --runs folder")
 
 
-def differences(old, new):
+def differences(old, new, now="now"):
     return "; ".join(
-        f"{name} {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
+        f"{name} {json.dumps(old.get(name))}, {now} {json.dumps(new.get(name))}"
         for name in {**old, **new}
         if old.get(name) != new.get(name)
     )

@@ -11,17 +11,16 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from minifit import UserError, baselines, experiments, fitnets, networks
-from minifit.backend import refuse_more_than_memory
+from minifit import UserError, baselines, experiments, fitnets, networks, stages
+from minifit.backend import TRAINING, refuse_more_than_memory
 from minifit.lab import files, plan, plots, report
 from minifit.lab.files import digest
 from minifit.lab.parallel import first
 from minifit.lab.rundir import RunDirectory, refuse_other_settings
 from minifit.lab.sets import Sets, outputs
 from minifit.lab.teachers import Given
-from minifit.lab.training import DataParallel, fit
+from minifit.lab.training import LANES, DataParallel, fit
 from minifit.model import describe
-from minifit.regressors import TRAINING
 from minifit.task import MEASURED, Task
 from reference import paper
 
@@ -49,7 +48,8 @@ class Run:
     methods: tuple[str, ...] = ()  # the names of the chosen methods; empty: fitnets.METHODS
 
     def __post_init__(self):
-        c, self.known = self.config, {}
+        self.workers = min(self.workers, LANES)
+        c, self.known, self.made = self.config, {}, {}  # made: stage -> the digest of its weights, once it is trained
         self.sets = Sets(self.data, c, self.cache or self.folder)
         teacher, times = self.experiment.teacher, c.teacher_width_scale
         if times > 1:
@@ -290,14 +290,14 @@ def draw(run):
 
 def draw_curves(run, stage=None):
     """Draws curves.png for the finished stages and for `stage`, which is being trained."""
-    stages = run.directory.finished()
+    shown = run.directory.finished()
     if stage:
         method, _ = run.stages[stage.key]
         now = {"method": method.name, "label": method.label, "best_epoch": None, "last": False}
-        stages |= {stage.key: now | ({"test_error": None} if stage.classifies else {})}
+        shown |= {stage.key: now | ({"test_error": None} if stage.classifies else {})}
     who = "; ".join(run.networks[name].name for name in ("teacher", "student"))
     title = f"{run.data.name}, seed {run.seed}: {who}"
-    plots.plot_curves({run.seed: run.directory.metrics()}, run.folder / "curves.png", title, stages)
+    plots.plot_curves({run.seed: run.directory.metrics()}, run.folder / "curves.png", title, shown)
 
 
 class Look:
@@ -344,7 +344,7 @@ def trained(run, stage, tell=None):
         return finished[key], False
     stage = replace(stage, schedule=replace(stage.schedule, epochs=run.epochs.get(key, stage.schedule.epochs)))
     start = [*(stage.below.params.values() if stage.below else ()), *stage.network.params.values()]
-    made_from = {"teacher": digest_of(stage.target), "start": digest(start)}
+    made_from = {"teacher": digest_of(stage.target), "start": digest(start), "after": made_after(run, key)}
     identity = {"settings": settings, "stage": key, **made_from}
     sets, until, draw = {}, None, run.sets.draw
     if stage.on_all:
@@ -369,9 +369,15 @@ def trained(run, stage, tell=None):
         draw,
         about(run, stage),
     )
+    run.made[key] = digest(stage.network.params.values())
     record = figures(run, stage, state)
     directory.add(run.heading(), key, record)
     return record, True
+
+
+def made_after(run, key):
+    """Returns {stage: digest of its weights} for the stages of a method before this one."""
+    return {name: run.made[name] for name in run.before(key)[:-1]}
 
 
 def about(run, stage):
@@ -389,15 +395,18 @@ def about(run, stage):
 def load(run, stage, settings):
     """Loads a stage's best weights into its network. UserError if its file was made from something else."""
     path = run.directory.checkpoint(stage.key)
-    record, groups = first(files.load)(path)
+    record, groups = first(stages.load)(path)
     identity = record["identity"]
     refuse_other_settings(path, identity["settings"], settings)
-    if identity["stage"] != stage.key:
-        raise UserError(f"{path}: holds the stage {identity['stage']}; remove it to train again")
+    stages.refuse_another(path, record, stage.key)
     # The initial weights are not compared: each processor rounds a scaled start in its own way.
     if identity["teacher"] != digest_of(stage.target):
         raise UserError(f"{path}: made from another teacher than there is now; remove it to train again")
+    for name, weights in made_after(run, stage.key).items():
+        if identity.get("after", {}).get(name, weights) != weights:
+            raise UserError(f"{path}: made from another {name} than there is now; remove it to train again")
     files.restore(stage.network.params, groups["best"], path)
+    run.made[stage.key] = digest(stage.network.params.values())
 
 
 def digest_of(target):
@@ -459,20 +468,20 @@ def take_teacher(run, source):
         return group in shaping or group == "network" or setting.startswith(("networks.teacher.", "epochs.teacher"))
 
     source, directory = Path(source), run.directory
-    stages = {key: run.settings_of(key) for key, (_, stage) in run.stages.items() if stage.of == "teacher"}
-    taken = directory.trained_elsewhere(source, stages, shapes)
-    last = list(stages)[-1]
+    settings = {key: run.settings_of(key) for key, (_, stage) in run.stages.items() if stage.of == "teacher"}
+    taken = directory.trained_elsewhere(source, settings, shapes)
+    last = list(settings)[-1]
     if not directory.has(last):  # existing students must have learned from the teacher to be copied
         task = run.task(draw=False)
         noted = [stage for method in run.listed for stage in run.noted(method, task)]
-        files.restore(task.teacher.params, taken[last][1]["best"], source)
+        files.restore(task.teacher.params, taken[last][1]["best"], source / f"{last}.h5")
         for stage in noted:
             if not stage.target or not directory.has(stage.key):
                 continue
             if directory.identity(stage.key)["teacher"] != digest_of(stage.target):
                 path = directory.checkpoint(stage.key)
                 raise UserError(f"--teacher-from {source}: {path} was made from another teacher")
-    directory.take(source, taken, stages, run.heading())
+    directory.take(source, taken, settings, run.heading())
 
 
 def stage_of(run, key, start=False):

@@ -6,6 +6,7 @@ if they fit the memory that the settings allow.
 """
 
 import fcntl
+import os
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from math import prod
@@ -19,6 +20,7 @@ from minifit.data import augment
 from minifit.data.preprocessing import ZCA, Local, Unit, Whitened, fit
 from minifit.data.progress import Bar
 from minifit.data.stored import join
+from minifit.files import open_own
 from minifit.lab import files
 from minifit.lab.parallel import first, shared, team
 from minifit.layers import Layer, Sequential, leaves
@@ -197,7 +199,7 @@ def whitening(path, images, scale=55.0, regularisation=0.1):
     source = {"images": files.digest([images]), "shape": list(images.shape), "dtype": str(images.dtype), **settings}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        with os.fdopen(open_own(path.with_name(f".{path.name}.lock"), os.O_RDWR), "r+") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX)  # if two runs start together, one computes and the other waits
             prepare = _load(path, source)
             if prepare is None:

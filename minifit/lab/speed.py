@@ -5,7 +5,6 @@ The networks of a table take turns, so other work on the machine slows all of th
 turns, of the teacher's time divided by the student's.
 """
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,7 +16,8 @@ import numpy as np
 
 from minifit import UserError, experiments, files, model, networks
 from minifit.data.preprocessing import Unit
-from minifit.lab import export, report, teachers
+from minifit.lab import export, publish, report, teachers
+from minifit.lab.files import read_json
 from minifit.lab.parallel import Team, available, shared
 from minifit.layers import (
     Conv2d,
@@ -33,6 +33,7 @@ from minifit.layers import (
     leaves,
 )
 from minifit.model import Model, describe
+from minifit.schema import ANY, PERCENT
 from reference import paper
 
 BATCHES = 1, 128
@@ -89,9 +90,10 @@ def from_file(path):
 
 def error_beside(path):
     """Returns the test error of a stage, in percent, from the records beside its file."""
+    shown = {"stages": {path.stem: {"test_error": PERCENT, "*": ANY}, "*": ANY}, "*": ANY}
     try:
-        return json.loads((path.parent / "summary.json").read_text())["stages"][path.stem]["test_error"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(path.parent / "summary.json", shown)["stages"][path.stem]["test_error"]
+    except UserError:
         return None
 
 
@@ -103,12 +105,13 @@ def pair(teacher, student):
 
 def error_as_teacher(one, folder):
     """The test error, in percent, that a run in this folder found its given teacher to have, if it is this one."""
+    shown = {"settings": {"networks": {"teacher": {"*": ANY}, "*": ANY}, "*": ANY}, "*": ANY}
     try:
-        given = json.loads((folder / "config.json").read_text())["settings"]["networks"]["teacher"]
+        given = read_json(folder / "config.json", shown)["settings"]["networks"]["teacher"]
         if one.digest not in (given.get("sha256"), given.get("weights")):
             return None
-        return json.loads((folder / "summary.json").read_text())["teacher_error"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return read_json(folder / "summary.json", {"teacher_error": PERCENT, "*": ANY})["teacher_error"]
+    except UserError:
         return None
 
 
@@ -129,10 +132,10 @@ def recorded(folder):
     """Returns the mean test errors (teacher, best method) in a results folder, if possible of the paper's settings."""
     for preset in ("paper", "default"):
         try:
-            rows = json.loads((folder / preset / "results.json").read_text())["questions"][0]["rows"]
+            rows = publish.read_part(folder / preset / "results.json")["questions"][0]["rows"]
             of = [row["test_error"]["mean"] for row in rows]
             return of[0], min(of[1:])
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
+        except (UserError, KeyError, TypeError, IndexError):
             continue
     return None, None
 

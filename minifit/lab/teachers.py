@@ -154,6 +154,7 @@ class Onnx:
     def __init__(self, path):
         onnx, self.path = export.library(), Path(path)
         try:
+            files.opened(self.path).close()  # OSError for what is no file
             self.proto = onnx.load(str(self.path), load_external_data=False)
             self.digest = self._digest()
             onnx.external_data_helper.load_external_data_for_model(self.proto, str(self.path.parent))

@@ -1,14 +1,16 @@
 """The commands on a trained network's file: export, predict, inspect and speed."""
 
 import json
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from minifit import UserError, data, experiments, files, model, networks, regressors, spec
+from minifit import UserError, data, experiments, files, model, networks, regressors, spec, stages
 from minifit.data import stored
 from minifit.lab import export, report, speed, teachers
 from minifit.lab.options import HELP, read, show_help
@@ -115,7 +117,9 @@ def export_(words, say):
 
 def examples(path, network, asked):
     """Returns (images, their description): the network's first test images, or random images if those are missing."""
-    wanted = files.load_record(path)["identity"].get("settings", {})
+    wanted = {}
+    with suppress(UserError):  # the file describes its network, but not its run
+        wanted = stages.load_record(path)["identity"]["settings"]
     experiment = experiments.EXPERIMENTS.get(wanted.get("experiment"))
     if experiment is not None:
         sizes = {"train": wanted["train"] + wanted["validation"], "test": wanted["test"]}
@@ -162,7 +166,8 @@ def predict(words, say):
 def opened(path, network):
     """Returns the images in a file, one for a picture. Images of an array are read when they are needed."""
     try:
-        size = path.stat().st_size
+        with files.opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     if path.suffix not in ARRAYS:

@@ -12,7 +12,7 @@ from math import ceil, isfinite
 
 import numpy as np
 
-from minifit import UserError
+from minifit import UserError, stages
 from minifit.backend import array_module, to_host
 from minifit.data.progress import Bar
 from minifit.fitnets import gradient, measure
@@ -157,8 +157,8 @@ def fit(
     found = first(_load)(path)
     if found:
         state, saved = found
-        state.pop("network", None)
-        if state.pop("identity") != identity:
+        state = {name: value for name, value in state.items() if name not in ("network", "figures")}
+        if not state.pop("identity").items() <= identity.items():  # earlier files do not say all
             raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
         best = saved["best"]
         if not state["finished"]:
@@ -174,6 +174,7 @@ def fit(
             choices = draw(rng, n) if draw else None
             with bar(_label(stage, state, schedule, len(sets["validation"])), n, progress) as shown:
                 for step in range(steps):
+                    parallel.heed()
                     batch = slice(step * schedule.batch, (step + 1) * schedule.batch)
                     indices, chosen = order[batch], None if choices is None else choices[batch]
                     schedule.adjust(optimizer, epoch, (epoch - 1) * steps + step)
@@ -211,6 +212,7 @@ def fit(
                 groups["weights"] = {name: to_host(p) for name, p in params.items()}
                 groups["optimizer"] = {name: to_host(a) for name, a in optimizer.state.items()}
             first(files.save)(path, {"identity": identity, **state, "network": about}, **groups)
+            parallel.heed()
             if tell:
                 tell(record)
     files.restore(params, best, path)
@@ -219,7 +221,7 @@ def fit(
 
 def _load(path):
     """What the file of a stage holds; None where there is none yet."""
-    return files.load(path) if path.exists() else None
+    return stages.load(path) if path.exists() else None
 
 
 def stopped(state, schedule, until=None):

@@ -12,7 +12,7 @@ import pytest
 from servers import BAD, intact, nobody, started
 
 from minifit import UserError, data
-from minifit.data import cifar
+from minifit.data import cifar, files
 
 REAL = os.environ.get("MINIFIT_DATA")
 BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)]
@@ -424,3 +424,38 @@ def test_the_real_cifar_10_is_recognised(real):
     np.testing.assert_allclose(images.mean(axis=(0, 1, 2)), [125.31, 122.95, 113.87], atol=0.01)
     # rows and columns are not confused: the upper rows, where the sky is, are bluer
     assert (images[:, :8].mean(axis=(0, 1, 2)) - images[:, -8:].mean(axis=(0, 1, 2)))[2] > 10
+
+
+def archive(folder, *members):
+    """A folder with an archive of (member, content)."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as out:
+        for member, content in members:
+            out.addfile(member, io.BytesIO(content))
+    return write(folder, {ARCHIVE["cifar10"]: buffer.getvalue()})
+
+
+def member(name, size, **more):
+    found = tarfile.TarInfo(f"{INSIDE['cifar10']}/{name}")
+    found.size = size
+    for key, value in more.items():
+        setattr(found, key, value)
+    return found
+
+
+def test_an_archive_that_names_a_file_twice_is_one_line(tmp_path):
+    content = published("cifar10", small_set("cifar10"))[BATCHES[0]]
+    twice = (member(BATCHES[0], len(content)), content)
+    assert "names data_batch_1.bin twice" in refusal("cifar10", archive(tmp_path, twice, twice))
+
+
+def test_an_archive_with_holes_is_one_line(tmp_path):
+    holes = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": str(2**42), "GNU.sparse.map": "0,0"}
+    member_ = member(BATCHES[0], 0, pax_headers=holes)
+    assert "has holes" in refusal("cifar10", archive(tmp_path, (member_, b"")))
+
+
+def test_an_archive_inflates_no_further_than_its_size_allows(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PLENTY", 2**20)
+    bomb = archive(tmp_path, (member(BATCHES[0], 2**22), bytes(2**22)))
+    assert "inflates to more than 1,048,576 bytes" in refusal("cifar10", bomb)

@@ -219,7 +219,7 @@ def test_a_read_that_fails_is_one_line(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     write(tmp_path, small_set())
-    monkeypatch.setattr(files.Path, "read_bytes", denied)
+    monkeypatch.setattr(files, "opened", denied)
     assert refusal(tmp_path) == f"{tmp_path / IMAGES}: Permission denied"
 
 
@@ -351,3 +351,15 @@ def test_the_digest_of_mnist_is_the_one_that_published_runs_have():
     if dataset.name != "MNIST":
         pytest.skip("MINIFIT_DATA holds another set in MNIST's format")
     assert dataset.digest(50_000, 10_000, 10_000) == "94d51b72971cee86"
+
+
+def test_a_gz_inflates_no_further_than_its_header_claims(tmp_path, monkeypatch):
+    write(tmp_path, small_set())
+    bomb = gzip.compress(idx(np.zeros((2, 28, 28), np.uint8)) + bytes(2**22))
+    (tmp_path / IMAGES).write_bytes(bomb)
+    asked, read = [], gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, n=-1: (asked.append(n), read(self, n))[1])
+    assert "bytes left over" in refusal(tmp_path) and max(asked) == 2 * 28 * 28 + 1 and min(asked) > 0
+    header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2**20, 28, 28))
+    (tmp_path / IMAGES).write_bytes(gzip.compress(header))
+    assert "claims 822,083,584 bytes and has" in refusal(tmp_path)

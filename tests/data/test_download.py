@@ -106,3 +106,16 @@ def test_an_explicit_folder_without_the_files_downloads_nothing(published, mirro
     with pytest.raises(UserError, match="has no"):
         data.load("mnist", tmp_path, mirrors=(address,))
     assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "said"), [("LARGEST", 10, "more than 10 bytes"), ("GRACE", -1e9, "a second")]
+)
+def test_a_download_that_is_too_long_or_too_slow_is_given_up(
+    limit, value, said, published, mirror, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(mnist.files, limit, value)
+    _, address = mirror(intact(published))
+    with pytest.raises(UserError, match=said):
+        data.load("mnist", mirrors=(address,))
+    assert in_cache(tmp_path) == []

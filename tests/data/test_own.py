@@ -349,3 +349,12 @@ def test_npz_of_any_structure_is_read_or_is_one_line(draw, tmp_path_factory):
     with suppress(UserError):
         loaded = data.load("own", file=path)
         assert loaded.images.ndim == 4 and loaded.labels.max() >= 1
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_npz_that_names_a_member_twice_is_one_line(tmp_path):
+    path = tmp_path / "twice.npz"
+    np.savez(path, images=np.zeros((4, 5, 5, 1), np.uint8), labels=np.array([0, 1, 0, 1]))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("labels.npy", archive.read("labels.npy"))
+    refused(path, "names labels.npy twice")

@@ -122,8 +122,8 @@ def test_methods_beside_the_papers_are_compared_with_its_best_alone():
 
 def stage(method, **changes):
     sizes = {"weights": 100, "multiplications": 1000, "epochs": 4, "best_epoch": 3, "seconds": 2.0}
-    own = {"method": method, "title": method.upper(), "label": method, "loss": "labels"}
-    return own | sizes | {"test_error": 2.0, "validation_error": 1.0} | changes
+    own = {"method": method, "title": method.upper(), "label": method, "loss": "labels", "file": f"{method}.h5"}
+    return own | sizes | {"test_loss": 0.1, "test_error": 2.0, "validation_error": 1.0} | changes
 
 
 def unjudged(method, **changes):

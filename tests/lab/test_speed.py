@@ -6,17 +6,20 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 from exported import IMAGE, command, drawn, model_of, pictures, refused, saved, small
+from test_compare import member, stage
 
 from minifit import networks
-from minifit.lab import export, speed, teachers
+from minifit.lab import compare, export, speed, teachers
+from minifit.lab.files import write_json
 from minifit.lab.speed import Contender
 from minifit.model import load
 
 
 def test_the_table_of_an_experiment_has_sizes_accuracies_and_a_speed_up_of_every_engine(tmp_path, capsys):
-    rows = [{"test_error": {"mean": error}} for error in (0.5, 0.9, 0.7)]
+    errors = {"teacher": 0.5, "backprop": 0.9, "kd": 0.7}
+    run = member(0, **{name: stage(name, test_error=error) for name, error in errors.items()})
     (tmp_path / "mnist" / "default").mkdir(parents=True)
-    (tmp_path / "mnist" / "default" / "results.json").write_text(json.dumps({"questions": [{"rows": rows}]}))
+    write_json(tmp_path / "mnist" / "default" / "results.json", compare.gather([run], "command"))
     status, out, err = command(capsys, "speed", "mnist", "--seconds", 0.01, "--results", tmp_path)
     assert (status, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]

@@ -31,6 +31,11 @@ def small_sets_are_several_chunks(monkeypatch):
     monkeypatch.setattr(sets, "HOST_CHUNK", 4)
 
 
+SETTINGS = {"experiment": "digits", "preset": "default", "seed": 0, "data": "digits", "images": "drawn"}
+SETTINGS |= {"train": 10, "validation": 6, "test": None, "retrain": False}
+SAME = {"settings": SETTINGS, "stage": "any", "teacher": "", "start": "same"}  # what every file is made from
+
+
 def as_it_is(images):
     """A preparation that does nothing."""
     return images
@@ -91,7 +96,7 @@ def sets_for(stage, train=10, validation=6, dtype=np.float32):
 
 def run(stage, schedule, path, sets=None, workers=1, log=None, microbatch=2, seed=6, **more):
     rng, log = np.random.default_rng(seed), log or (lambda record: None)
-    arguments = sets or sets_for(stage), rng, path, "same", microbatch, workers, log
+    arguments = sets or sets_for(stage), rng, path, SAME, microbatch, workers, log
     return fit(replace(stage, schedule=schedule), *arguments, progress=False, **more)
 
 
@@ -336,7 +341,8 @@ def test_a_file_of_another_start_or_teacher_is_refused(tmp_path):
     run(make_stage("backprop"), SGD, tmp_path / "a.h5")
     stage = make_stage("backprop")
     with pytest.raises(UserError, match=r"a\.h5.*another teacher or start"):
-        fit(stage, sets_for(stage), np.random.default_rng(6), tmp_path / "a.h5", "other", 2, 1, print, progress=False)
+        other = SAME | {"start": "other"}
+        fit(stage, sets_for(stage), np.random.default_rng(6), tmp_path / "a.h5", other, 2, 1, print, progress=False)
 
 
 def test_updates_are_counted_over_epochs(tmp_path):

@@ -1,0 +1,178 @@
+"""Kills runs at random moments and demands the files of a run that nobody killed.
+
+    python tests/lab/kill.py 200               200 kills of one process, over the stages of all methods
+    python tests/lab/kill.py 200 fitnet nin    the same, over the stages of these methods
+    python tests/lab/kill.py 20 --ranks        20 kills of one of two ranks, which mpiexec starts
+
+A run that is killed is started again until it ends. Then its files of stages must be the same, byte for byte, and its
+records the same apart from times. The networks are small, and a moment is drawn anew each time.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import faults  # noqa: E402
+from test_ranks import MPIEXEC  # noqa: E402
+
+from minifit import UserError, baselines  # noqa: E402
+from minifit.lab import cli  # noqa: E402
+
+LONGEST = 100  # seconds that a run may take
+OF_THE_DAY = {"seconds", "commit"}
+
+
+def methods():
+    """Returns the names of the methods that the small networks suit."""
+    found = []
+    with faults.small():
+        asked = cli.parse("digits", [])
+        for method in baselines.METHODS:
+            with contextlib.suppress(UserError):
+                cli.goals_of(cli.experiments.EXPERIMENTS["digits"], asked, [method])
+                found.append(method.name)
+    return found
+
+
+def forked(folder, words):
+    """Starts a command in a fork of this process, which has imported everything; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.chdir(folder)
+        silent = os.open(os.devnull, os.O_RDWR)
+        os.dup2(silent, 1)
+        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        with faults.small():
+            status = cli.main(words)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def ended(child, seconds):
+    """Returns the exit status of a process; None if it is still at work after some seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (found := os.waitpid(child, os.WNOHANG))[0]:
+            return os.waitstatus_to_exitcode(found[1])
+        time.sleep(0.002)
+    return None
+
+
+def one_process(folder, words, seconds):
+    """Runs a command, and kills it after some seconds; returns its status, None where it was killed."""
+    child = forked(folder, words)
+    status = ended(child, seconds)
+    if status is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return status
+
+
+def two_ranks(folder, words, seconds):
+    """As `one_process`, with mpiexec; one rank is killed."""
+    command = [MPIEXEC, "-n", "2", sys.executable, str(ROOT / "tests/lab/ranks.py"), *words]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with open(folder / "said", "a") as said:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=said)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(seconds)
+        ranks = [int(path.name) for path in Path("/proc").glob("[0-9]*") if rank_of(path, process.pid)]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(random.choice(ranks) if ranks else process.pid, signal.SIGKILL)
+        process.wait(LONGEST)
+    return None
+
+
+def rank_of(path, launcher):
+    """Whether a process is one of the ranks of a launcher."""
+    try:
+        if b"ranks.py" not in (path / "cmdline").read_bytes() or int(path.name) == launcher:
+            return False
+        while (parent := int((path / "stat").read_text().rpartition(")")[2].split()[1])) > 1:
+            if parent == launcher:
+                return True
+            path = Path("/proc") / str(parent)
+    except (OSError, ValueError):
+        pass
+    return False
+
+
+def left(folder):
+    """Returns what a run has left: the bytes of its weights, its records without times, and the names of all files."""
+    run = folder / "runs/digits/seed0"
+    found = {path.name: path.read_bytes() for path in run.glob("*.h5")}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run / "summary.json").read_text())
+    found["metrics"] = [without(line) for line in lines]
+    found["summary"] = {name: without(stage) for name, stage in summary["stages"].items()}
+    found["names"] = sorted(path.name for path in run.iterdir() if path.suffix != ".png")
+    return found
+
+
+def without(record):
+    return {name: value for name, value in record.items() if name not in OF_THE_DAY}
+
+
+def at(folder):
+    """Returns the stage in which a run is, by its last line."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return json.loads((folder / "runs/digits/seed0/metrics.jsonl").read_text().splitlines()[-1])["stage"]
+    return "the start"
+
+
+def main(words):
+    wanted, start = int(words[0]), two_ranks if "--ranks" in words else one_process
+    command = ["digits", "--runs", "runs"]
+    named = [word for word in words[1:] if word != "--ranks"]
+    command += [] if start is two_ranks else ["--workers", "2", "--method", *(named or methods())]
+    seed = random.randrange(2**32)
+    rng, kills, runs, places = random.Random(seed), 0, 0, collections.Counter()
+    print(f"random.Random({seed}): {' '.join(command)}", flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place) / "whole"
+        whole.mkdir()
+        began = time.monotonic()
+        status = start(whole, command, LONGEST)
+        if status != 0:
+            sys.exit(f"the run that nobody kills ended with {status}: {(whole / 'said').read_text()}")
+        took, right = time.monotonic() - began, left(whole)
+        print(f"a run takes {took:.0f} s and leaves {len(right['metrics'])} epochs", flush=True)
+        while kills < wanted:
+            folder, runs = Path(place) / str(runs), runs + 1
+            folder.mkdir()
+            while True:
+                status = start(folder, command, rng.uniform(0, took / 4) if kills < wanted else LONGEST)
+                if status == 0:
+                    break
+                if status is not None:
+                    sys.exit(f"after {kills} kills it ended with {status}: {(folder / 'said').read_text()}")
+                kills += 1
+                places[at(folder)] += 1
+                print(f"{kills}: killed in {at(folder)}", flush=True)
+            found = left(folder)
+            wrong = [name for name in right | found if right.get(name) != found.get(name)]
+            if wrong:
+                sys.exit(f"after {kills} kills these differ: {', '.join(wrong)}")
+    print(f"{kills} kills of {runs} runs, in {', '.join(f'{n} of {name}' for name, n in places.items())}: same files")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or ["200"]))
