@@ -19,7 +19,8 @@ except (ImportError, MemoryError, OSError) as error:  # a library is missing, or
     if __name__ != "__main__":
         raise
     said = [line for line in str(error).splitlines() if line.strip()] or ["memory ran out"]
-    sys.exit(f"run.py: cannot start: {said[-1].strip()}; pip install -e . installs what is needed")
+    missing = "; pip install -e . installs what is needed" * isinstance(error, ImportError)
+    sys.exit(f"run.py: cannot start: {said[-1].strip()}{missing}")
 
 
 def main(arguments):

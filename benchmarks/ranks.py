@@ -120,7 +120,7 @@ class Counted:
 
 def steps(network, options):
     """Median seconds of a step and of its parts, the bytes that moved in one, and what the model needs to know."""
-    took = {"step": [], "run": [], "add": []}
+    took, image = {"step": [], "run": [], "add": []}, []
     with Minifit(network, options.batch, network.microbatch, 1) as ours:
         team = ours.parallel.team
         local = getattr(team, "local", team)
@@ -136,15 +136,15 @@ def steps(network, options):
             ours._step()
             took["step"].append(time.perf_counter() - began)
         parallel.ranks.world = world.world
-        image = []
+        found = {name: float(np.median(times)) for name, times in took.items()}
         timed(local, "run", image)
         for i in range(options.repeats):
             ours.parallel.gradient(np.arange(1), 1, i)
         lanes, weights = ours.parallel.lanes, sum(p.size for p in ours.layers.params.values())
     moved = {"sent": world.sent // options.repeats, "received": world.received // options.repeats}
     known = {"lanes": lanes, "microbatch": network.microbatch, "bytes": 4 * weights}
-    took["image"] = image  # one alone, which shows what a microbatch costs beside its images
-    return {name: float(np.median(times)) for name, times in took.items()} | moved | known
+    found["image"] = float(np.median(image))  # one alone, which shows what a microbatch costs beside its images
+    return found | moved | known
 
 
 def timed(owner, name, times):
