@@ -213,7 +213,9 @@ def write_part(part, found):
     curves = {run["seed"]: read_metrics(Path(run["folder"]) / "metrics.jsonl") for run in runs}
     curves = {seed: [record for _, record in lines] for seed, lines in curves.items() if lines}
     if curves:
-        plots.plot_curves(curves, part / "curves.png", f"Stages, {title}", runs[0]["stages"])
+        shown = {row["method"] for row in rows} | {TEACHER}
+        stages = {key: record for key, record in runs[0]["stages"].items() if record["method"] in shown}
+        plots.plot_curves(curves, part / "curves.png", f"Stages, {title}", stages)
 
 
 def write_page(folder, html=False):
