@@ -576,7 +576,7 @@ def test_arms_share_the_teacher_of_a_seed_and_are_paired_with_the_base(tmp_path,
 def test_studies_ask_their_questions_of_the_methods_that_they_name(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "STUDIES", (Study("tau", {"1": {"tau": 1.0}, "3, paper": {}}, ("kd",)),))
     words = ["--seeds", "1", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "out"), *tiny()]
-    assert run.main(["compare", "digits", "--studies", *words]) == 0
+    assert run.main(["compare", "digits", "--studies", "--stage", "kd", *words]) == 0
     found = json.loads((tmp_path / "out" / "digits" / "studies" / "results.json").read_text())
     (question,) = found["questions"]
     assert found["preset"] == "short" and question["question"] == "tau"
