@@ -153,12 +153,13 @@ def main(words):
         if status != 0:
             sys.exit(f"the run that nobody kills ended with {status}: {(whole / 'said').read_text()}")
         took, right = time.monotonic() - began, left(whole)
+        latest = took if start is two_ranks else took / 4  # ranks begin with seconds of imports
         print(f"a run takes {took:.0f} s and leaves {len(right['metrics'])} epochs", flush=True)
         while kills < wanted:
             folder, runs = Path(place) / str(runs), runs + 1
             folder.mkdir()
             while True:
-                status = start(folder, command, rng.uniform(0, took / 4) if kills < wanted else LONGEST)
+                status = start(folder, command, rng.uniform(0, latest) if kills < wanted else LONGEST)
                 if status == 0:
                     break
                 if status is not None:
