@@ -10,18 +10,20 @@ import secrets
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 from contextlib import suppress
+from pathlib import Path
 
-SECONDS, HELLO = 2, 30  # that an address has to answer, and the first rank to come
-TOKEN = 16  # bytes
+SECONDS, HELLO = 2, 30  # that an address has to answer, and the first rank to come, or the launcher to end
+TOKEN, TAIL = 16, 1 << 20  # bytes: of the word that a rank must know, of a file in which a line is looked for
 BYE = b"\0"
 
 
 def start(lost):
     """Starts the process; where to reach it.   lost: the line that it prints when {who} is lost"""
-    listener, token = socket.create_server(("", 0)), secrets.token_bytes(TOKEN)
+    listener, token, rank = socket.create_server(("", 0)), secrets.token_bytes(TOKEN), os.getpid()
     if os.fork() == 0:
         os.setsid()  # a launcher that ends its processes does not end this one
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -32,7 +34,7 @@ def start(lost):
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(0, 1)
         with suppress(BaseException):
-            _watch(listener, token, lost)
+            _watch(listener, token, lost, _launcher(rank))
         os._exit(0)
     port = listener.getsockname()[1]
     listener.close()
@@ -77,7 +79,7 @@ class Lifeline:
         print(line, file=sys.stderr, flush=True)
 
 
-def _watch(listener, token, lost):
+def _watch(listener, token, lost, launcher):
     """Prints a line, unless all ranks end well, and then tells those that are left."""
     ranks, begun = {}, False  # connection -> [who, what it has sent]
     while ranks or not begun:
@@ -101,11 +103,41 @@ def _watch(listener, token, lost):
             if sent == BYE:
                 del ranks[ready]
             elif not more or sent.endswith(BYE):
-                os.write(2, sent[:-1] if sent.endswith(BYE) else lost.format(who=who).encode() + b"\n")
+                line = sent[:-1] if sent.endswith(BYE) else lost.format(who=who).encode() + b"\n"
+                given = launcher is None or _in_a_file(launcher)  # to mpiexec, which may lose it as it ends the ranks
+                os.write(2 if given else launcher[1], line)
                 for rank in ranks:
                     with suppress(OSError):
                         rank.sendall(BYE)
+                if launcher and given:
+                    _add_if_lost(line, launcher)
                 return
+
+
+def _launcher(pid):
+    """(process id, descriptor of its stderr) of the mpiexec that started a process; None on another machine."""
+    with suppress(OSError, ValueError):
+        while pid > 1:
+            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+            if name.startswith(("mpiexec", "mpirun", "prterun", "orterun")):
+                return pid, os.open(f"/proc/{pid}/fd/2", os.O_RDWR | os.O_APPEND | os.O_NOCTTY)
+            pid = int(rest.split()[1])
+    return None
+
+
+def _in_a_file(launcher):
+    """Whether mpiexec prints into a file, where it writes at its own place: over a line that another puts after it."""
+    return launcher and stat.S_ISREG(os.fstat(launcher[1]).st_mode)
+
+
+def _add_if_lost(line, launcher):
+    """Adds a line that was given to mpiexec to its file, once mpiexec has ended without it."""
+    pid, stderr = launcher
+    os.dup2(1, 2)  # mpiexec waits for its end
+    with suppress(OSError):  # it has ended
+        select.select([os.pidfd_open(pid)], [], [], HELLO)
+    if line not in os.pread(stderr, TAIL, max(0, os.fstat(stderr).st_size - TAIL)):
+        os.write(stderr, line)
 
 
 def _addresses():

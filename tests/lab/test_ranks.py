@@ -186,6 +186,37 @@ def test_a_fault_of_one_rank_ends_all_with_one_line(body, wanted):
         assert line.startswith(wanted.replace("HOST", host))
 
 
+# A launcher that ends as soon as its rank does, and that passes on what the rank's processes say, or loses it.
+PASSES = """#!/bin/sh
+(exec "$@" 2>TO)
+echo it has ended >&2
+"""
+ONE_RANK = """
+import os, signal
+from minifit.lab import lifeline
+held = lifeline.Lifeline(*lifeline.start("{who} is lost"), "rank 0")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("to", ["&2", "/dev/null"], ids=["passed on", "lost"])
+@pytest.mark.parametrize("into", ["pipe", "file"])
+def test_the_line_reaches_the_terminal_whether_or_not_the_launcher_passes_it_on(to, into, tmp_path):
+    launcher = tmp_path / "mpiexec"
+    launcher.write_text(PASSES.replace("TO", to))
+    launcher.chmod(0o755)
+    said = tmp_path / "said"
+    with open(said, "w") as file:
+        into_it = {"stderr": file} if into == "file" else {"stderr": subprocess.PIPE}
+        words = [launcher, sys.executable, "-c", ONE_RANK]
+        done = subprocess.run(words, cwd=ROOT, env=environment(), timeout=60, **into_it)
+        deadline = time.monotonic() + 20
+        while into == "file" and "lost" not in said.read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    lines = (done.stderr.decode() if into == "pipe" else said.read_text()).splitlines()
+    assert sorted(line for line in lines if "Killed" not in line) == ["it has ended", "rank 0 is lost"]
+
+
 def test_ctrl_c_ends_all_ranks_and_one_says_how_to_go_on():
     body = """
 try:
