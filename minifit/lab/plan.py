@@ -8,7 +8,7 @@ import numpy as np
 
 from minifit import networks
 from minifit.lab.report import count, duration, table
-from minifit.lab.sets import Examples, fingerprint
+from minifit.lab.sets import fingerprint
 from minifit.lab.training import DataParallel
 from minifit.layers import leaves
 
@@ -86,8 +86,9 @@ def seconds(run, stage):
     stage = replace(stage, loss=loss, classifies=False)
     batch = min(stage.schedule.batch, run.sets.sizes["train"])
     choices = run.sets.draw(np.random.default_rng(0), batch) if run.sets.draw else None
-    images, labels = (a[:batch] for a in run.sets.stored["train"])
-    sets, took = {"train": Examples(images, labels, run.sets.prepare, stage.target)}, []
+    some = run.sets["train"]
+    sets = {"train": replace(some, images=some.images[:batch], labels=some.labels[:batch], teacher=stage.target)}
+    took = []
     with DataParallel(stage, sets, run.microbatch(stage), run.workers) as parallel:
         for what in (lambda: parallel.gradient(np.arange(batch), 1, 0, choices), lambda: parallel.measure("train", 1)):
             what()  # not timed: the first time fetches memory and plans convolutions

@@ -160,7 +160,16 @@ class RunDirectory:
                 f"{self.checkpoint(stage)}: its figures are not those in summary.json: {differing}. Remove "
                 "summary.json, which is then written again"
             )
+        if (logged := self.seconds(stage)) != figures["seconds"]:
+            raise UserError(
+                f"{self.folder / 'summary.json'}: has {figures['seconds']} seconds for {stage}, and metrics.jsonl has "
+                f"{logged}. Remove summary.json, which is then written again"
+            )
         return True
+
+    def seconds(self, stage):
+        """Returns how long the epochs of a stage took."""
+        return round(sum(epoch["seconds"] for epoch in self.metrics() if epoch["stage"] == stage), 1)
 
     def _listed(self):
         """Returns the stages in summary.json, with or without weights."""

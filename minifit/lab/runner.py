@@ -418,7 +418,6 @@ def figures(run, stage, state):
     loss, errors = run.measure(stage, "test", state["best_epoch"])
     method, _ = run.stages[stage.key]
     counts = run.count(replace(stage, network=stage.answers))
-    spent = [m["seconds"] for m in run.directory.metrics() if m["stage"] == stage.key]
     record = {
         "method": method.name,
         "title": method.title,
@@ -431,7 +430,7 @@ def figures(run, stage, state):
         "test_loss": loss,
         "weights": sum(w for w, _ in counts),
         "multiplications": sum(m for _, m in counts),
-        "seconds": round(sum(spent), 1),
+        "seconds": run.directory.seconds(stage.key),
         "file": f"{stage.key}.h5",
         "last": stage.key == run.keys(method)[-1],
     }

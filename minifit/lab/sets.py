@@ -1,8 +1,8 @@
 """Training, validation and test images: kept as bytes, and prepared as batches for a network.
 
-The worker that needs a batch prepares its images (scales them, or normalises their contrast and whitens them), augments
-them and shows them to the teacher. For images that are not augmented, the teacher's outputs are computed once and kept,
-if they fit the memory that the settings allow.
+The worker that needs a batch prepares its images (scales them, or normalises their contrast), augments them and shows
+them to the teacher. Whitened images, and the teacher's outputs for images that are not augmented, are computed once and
+kept if they fit the memory that the settings allow.
 """
 
 import fcntl
@@ -39,6 +39,7 @@ class Examples:
     labels: np.ndarray
     prepare: object
     teacher: object = None
+    prepared: np.ndarray | None = None  # all images as `prepare` makes them, if they are kept
 
     def __len__(self):
         return len(self.images)
@@ -46,7 +47,7 @@ class Examples:
     def batch(self, index, choices=None):
         """Returns (x, target, labels) for some images, prepared.   choices: how each image is augmented"""
         stored, given = self.images[index], self.teacher
-        x = self.prepare(stored)
+        x = self.prepare(stored) if self.prepared is None else self.prepared[index]
         if choices is not None:
             x = augment.apply(x, choices)
         seen = x
@@ -58,7 +59,8 @@ class Examples:
         """Returns these examples on another library's device."""
         given = self.teacher if callable(self.teacher) else each(xp.asarray, self.teacher)
         images = xp.asarray(np.asarray(self.images))  # of stored.Rows too
-        return Examples(images, xp.asarray(self.labels), self.prepare.on(xp), given)
+        prepared = each(xp.asarray, self.prepared)
+        return Examples(images, xp.asarray(self.labels), self.prepare.on(xp), given, prepared)
 
 
 def sees_bytes(teacher):
@@ -82,6 +84,7 @@ class Sets:
         self.stored = data.parts(config.train, config.validation, config.test)
         self.sizes = {part: len(labels) for part, (_, labels) in self.stored.items()}
         self.kept = {}  # (part, teacher's address) -> (outputs, the teacher itself, which keeps the address in use)
+        self.whitened = {}  # part -> its images
 
     @cached_property
     def statistics(self):
@@ -98,7 +101,13 @@ class Sets:
         return {"unit": Unit(), "local": Local(), "local-red": Local(channels=1)}[self.config.preprocessing]
 
     def __getitem__(self, part):
-        return Examples(*self.stored[part], self.prepare)
+        return Examples(*self.stored[part], self.prepare, prepared=self.whitened.get(part))
+
+    def whiten(self, part, workers, progress=False):
+        """Computes the whitened images of a part once, and keeps them if they fit."""
+        size = 4 * self.stored[part][0].size if self.statistics else 0
+        if 0 < size <= self.config.targets_memory * 2**20 and part not in self.whitened:
+            self.whitened[part] = outputs(Sequential([]), self[part], workers, progress)
 
     @property
     def on_all(self):
@@ -114,6 +123,7 @@ class Sets:
 
     def taught(self, part, teacher, workers, progress=False):
         """Returns a set with the teacher's outputs, computed once if images are not augmented and the outputs fit."""
+        self.whiten(part, workers, progress)
         examples, key = self[part], (part, fingerprint(teacher))
         if teacher is None or not len(examples):
             return examples
@@ -160,14 +170,14 @@ def fingerprint(layer):
 
 def outputs(network, examples, workers, progress=False):
     """Returns network(x) for all images of a set, on the host, without noise; a tuple for several outputs."""
-    params = next(iter(network.params.values()))
-    xp = array_module(params)
+    weights = next(iter(network.params.values()), np.zeros(0, np.float32))
+    xp = array_module(weights)
     chunk = HOST_CHUNK if xp is np else CHUNK
 
     def ask(part):
         return network(xp.asarray(examples.images[part] if sees_bytes(network) else examples.batch(part)[0]))
 
-    none = network(xp.zeros((0, *examples.images.shape[1:]), params.dtype))  # no images are enough to find the shape
+    none = network(xp.zeros((0, *examples.images.shape[1:]), weights.dtype))  # no images are enough to find the shape
     given = each(lambda y: shared((len(examples), *y.shape[1:]), y.dtype), none)
 
     def part(start):
@@ -176,9 +186,7 @@ def outputs(network, examples, workers, progress=False):
             result[part] = to_host(y)
 
     jobs = range(0, len(examples), chunk)
-    bar = Bar(
-        total=len(examples), unit="img", unit_scale=True, leave=False, disable=not progress, desc="teacher's outputs"
-    )
+    bar = Bar(total=len(examples), unit="img", unit_scale=True, leave=False, disable=not progress, desc="kept outputs")
     with team(workers if xp is np else 1, {"outputs": part}) as processes, bar:
         for i in range(0, len(jobs), 50):
             some = jobs[i : i + 50]

@@ -377,7 +377,8 @@ def weights():
         files.save(folder / RUN / "hint.h5", saved, **groups)
 
     yield Case("weights", "another hint below a finished FitNet", another_hint, GO_ON, (2,), "fitnet.h5")
-    for name, value in (("test_error", 0.0), ("validation_error", 0.0), ("epochs", 1), ("weights", 3)):
+    edited = {"test_error": 0.0, "validation_error": 0.0, "epochs": 1, "weights": 3, "seconds": 9.9}
+    for name, value in edited.items():
         harm = record(RUN / "summary.json", ("stages", "kd", name), value)
         for words in (GO_ON, COMPARE):
             yield Case("weights", f"an edited {name} in summary.json, {words[0]}", harm, words, (2,), "kd")

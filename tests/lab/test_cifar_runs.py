@@ -238,6 +238,26 @@ def test_no_stage_holds_a_second_copy_of_the_images_in_floats(config, tmp_path, 
     assert peak < 3 * dataset.images.nbytes  # a copy in float32 takes four times as much
 
 
+def test_whitened_images_are_computed_once_and_kept_if_they_fit(tmp_path, monkeypatch):
+    whitened, apply = [], preprocessing.ZCA.apply
+
+    def counting(self, x):
+        whitened.append(len(x))
+        return apply(self, x)
+
+    monkeypatch.setattr(preprocessing.ZCA, "apply", counting)
+    run = new_run(tmp_path)
+    for part in run.sets.sizes:
+        for _ in range(2):
+            examples = run.sets.taught(part, None, 1)
+        np.testing.assert_allclose(examples.prepared, run.sets.prepare(examples.images), rtol=1e-5, atol=1e-4)
+        examples.prepared[:] = 7.0
+        assert (examples.batch(np.array([3, 1]))[0] == 7.0).all()
+    assert sum(whitened) == 2 * sum(run.sets.sizes.values())  # once here, once for the comparison
+    run = new_run(tmp_path / "none", replace(CONFIG, targets_memory=0))
+    assert run.sets.taught("train", None, 1).prepared is None
+
+
 def test_the_plan_counts_the_teachers_forward_pass_where_it_is_made_in_every_epoch(tmp_path, monkeypatch):
     timed, seconds = [], plan.seconds
 
