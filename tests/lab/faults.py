@@ -15,20 +15,19 @@ import signal
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small import CONFIG, LIGHT
+from small import light, noise
 
 from minifit import experiments
 from minifit.data import digits
 from minifit.lab import cli, files, parallel, plots, publish, runner
 
-SETTINGS = replace(CONFIG, microbatch=8)
 RUN, HALF = Path("runs/digits/seed0"), Path("half/digits/seed0")
 GO_ON = "digits", "--runs", "runs", "--workers", "1"
 HALF_ON = "digits", "--runs", "half", "--workers", "1"
@@ -57,20 +56,12 @@ class Case:
     said: str = ""  # what the line names
 
 
-def noise(train, test):
-    """Images and labels in place of the digits, whose splines take a second to import."""
-    images = np.random.default_rng(0).integers(0, 256, (train + test, 28, 28, 1), np.uint8)
-    labels = (np.arange(train + test) % 10).astype(np.uint8)
-    return "digits", images[:train], labels[:train], images[train:], labels[train:]
-
-
 @contextlib.contextmanager
 def small():
     """Makes "digits" a small experiment without pictures."""
     changes = {
         (digits, "load"): noise,
-        (experiments, "EXPERIMENTS"): experiments.EXPERIMENTS
-        | {"digits": replace(LIGHT, presets=dict.fromkeys(("default", "short"), SETTINGS))},
+        (experiments, "EXPERIMENTS"): experiments.EXPERIMENTS | {"digits": light(microbatch=8)},
         (runner, "draw"): lambda *_: None,
         (publish, "draw_networks"): lambda *_: None,
         **{(plots, name): lambda *_: None for name in ("plot_errors", "plot_curves")},

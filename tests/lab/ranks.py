@@ -1,16 +1,16 @@
-"""run.py on very small networks and without pictures: what mpiexec starts in tests."""
+"""run.py on very small networks and without pictures: what mpiexec and comparisons start in tests."""
 
 import os
 import signal
 import sys
-from dataclasses import replace
 
-import numpy as np
-from small import CONFIG, LIGHT
+from small import light, noise
 
 from minifit import experiments
 from minifit.data import digits
 from minifit.lab import cli, plots, publish, runner, training
+
+AUGMENTED = {"microbatch": 3, "flips": True, "crops": 2}
 
 
 def lose(stage, epoch):
@@ -21,17 +21,8 @@ def lose(stage, epoch):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def noise(train, test):
-    """Images and labels in place of the digits, whose splines take a second to import."""
-    images = np.random.default_rng(0).integers(0, 256, (train + test, 28, 28, 1), np.uint8)
-    labels = (np.arange(train + test) % 10).astype(np.uint8)
-    return "digits", images[:train], labels[:train], images[train:], labels[train:]
-
-
 def main():
-    digits.load = noise
-    settings = replace(CONFIG, microbatch=3, flips=True, crops=2)
-    experiments.EXPERIMENTS["digits"] = replace(LIGHT, presets={"default": settings, "short": settings})
+    digits.load, experiments.EXPERIMENTS["digits"] = noise, light(**AUGMENTED)
     runner.draw = runner.draw_curves = publish.draw_networks = plots.plot_errors = plots.plot_curves = lambda *_: None
     if "LOSE" in os.environ:
         gradient = training.DataParallel.gradient

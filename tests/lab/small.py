@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-import pytest
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from minifit import UserError
@@ -35,6 +35,18 @@ CONFIG = replace(
     dropout_keep_input=0.8,
     dropout_keep=0.5,
 )
+
+
+def noise(train, test):
+    """Images and labels in place of the digits, whose splines take a second to import."""
+    images = np.random.default_rng(0).integers(0, 256, (train + test, 28, 28, 1), np.uint8)
+    labels = (np.arange(train + test) % 10).astype(np.uint8)
+    return "digits", images[:train], labels[:train], images[train:], labels[train:]
+
+
+def light(**changes):
+    """The experiment with small networks, its presets having CONFIG's settings with these changes."""
+    return replace(LIGHT, presets=dict.fromkeys(("default", "short"), replace(CONFIG, **changes)))
 
 
 def perform(run, goal="all", tell=None):
@@ -76,6 +88,8 @@ def epochs(folder):
 
 def refusal(action, *arguments):
     """The one line with which something is refused."""
+    import pytest  # what trains in other processes does without it
+
     with pytest.raises(UserError) as caught:
         action(*arguments)
     line = str(caught.value)

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import AUGMENTED
 from scipy import stats
+from small import light, noise
 
 import run
 from minifit import UserError, data, experiments
+from minifit.data import digits
 from minifit.experiments import DIGITS, Experiment, Study
 from minifit.lab import compare, jobs, pages, plots, publish, report, runner
 from minifit.lab.files import write_json
@@ -53,10 +56,14 @@ def silent(*words):
     pass
 
 
-@pytest.fixture(autouse=True)
-def the_command(monkeypatch):
-    """What children are started with; and none is, unless a test of commands says so."""
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "run.py")])
+@pytest.fixture(scope="module", autouse=True)
+def small_digits():
+    """Small networks on noise, here and in what comparisons start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(ROOT / "tests" / "lab" / "ranks.py")])
+        patch.setattr(digits, "load", noise)
+        patch.setitem(experiments.EXPERIMENTS, "digits", light(**AUGMENTED))
+        yield
 
 
 def test_a_spread_is_the_mean_and_the_samples_standard_deviation():
@@ -433,9 +440,7 @@ def compared(tmp_path_factory):
     """Two seeds at once, by the command."""
     folder = tmp_path_factory.mktemp("compared")
     arguments = ["compare", "digits", "--seeds", "2", "--runs", str(folder / "runs"), "--results", str(folder / "out")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(ROOT / "run.py")])
-        assert run.main([*arguments, "--at-once", "2", *tiny()]) == 0
+    assert run.main([*arguments, "--at-once", "2", *tiny()]) == 0
     return folder, arguments
 
 
@@ -514,8 +519,9 @@ def test_ctrl_c_stops_every_seed_and_says_how_to_go_on(tmp_path):
     arguments = ["compare", "digits", "--seeds", "2", "--at-once", "2", "--runs", str(tmp_path), *tiny()]
     arguments += ["--teacher.epochs", "500", "--teacher.patience", "500", "--results", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "run.py", *arguments],
+        [sys.executable, sys.argv[0], *arguments],
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

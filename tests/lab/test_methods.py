@@ -8,10 +8,11 @@ from pathlib import Path
 import joint
 import numpy as np
 import pytest
-from small import CONFIG, EXPERIMENTS, LIGHT, best, contents, double_best, epochs, interrupt_at, perform, refusal
+from small import CONFIG, EXPERIMENTS, LIGHT, best, contents, double_best, epochs, interrupt_at, noise, perform, refusal
 
 import run
 from minifit import baselines, data, fitnets
+from minifit.data import digits
 from minifit.lab import publish, runner
 from minifit.lab.runner import Run, stage_of
 
@@ -26,11 +27,12 @@ sys.path[:0] = {[str(TESTS.parent), str(TESTS / "paper"), str(TESTS / "lab")]}
 import joint
 import run
 from minifit import baselines, fitnets
+from minifit.data import digits
 from minifit.lab import runner
-from small import EXPERIMENTS, LIGHT
+from small import EXPERIMENTS, LIGHT, noise
 
 fitnets.METHODS, baselines.METHODS = (*fitnets.METHODS, joint.METHOD), (*baselines.METHODS, joint.METHOD)
-EXPERIMENTS["digits"], runner.draw = LIGHT, lambda run: None
+EXPERIMENTS["digits"], digits.load, runner.draw = LIGHT, noise, lambda run: None
 sys.exit(run.main(sys.argv[1:]))
 """
 
@@ -41,6 +43,7 @@ def added(monkeypatch):
     for module in (fitnets, baselines):
         monkeypatch.setattr(module, "METHODS", (*module.METHODS, joint.METHOD))
     monkeypatch.setitem(EXPERIMENTS, "digits", LIGHT)
+    monkeypatch.setattr(digits, "load", noise)
 
 
 def tiny(*more):
@@ -51,15 +54,12 @@ def tiny(*more):
     return [*words, *more]
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", train=64, test=16)
-
-
 @pytest.fixture
-def new_run(added, digits):
+def new_run(added):
+    dataset = data.load("digits", train=64, test=16)
+
     def make(folder, seed=0, workers=1):
-        return Run(folder, "digits", "default", LIGHT, CONFIG, seed, digits, np, workers, False)
+        return Run(folder, "digits", "default", LIGHT, CONFIG, seed, dataset, np, workers, False)
 
     return make
 
