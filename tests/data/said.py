@@ -18,8 +18,9 @@ import minifit  # noqa: E402
 DRAWN = "damaged_files_are_read", "of_any_structure", "damaged_file_is_read", "damaged_hdf5_is_read"
 HEAD = """# What a wrong input gets
 
-One line, on stderr, and exit status 2. `python tests/data/said.py > tests/data/README.md` runs the tests of the readers and writes this page: each line is an error that a
-test demands, without the folder of its file, and stands once where only numbers or names differ. Beside these, a fuzzer changes bytes and structure of every kind of file.
+One line, on stderr, and exit status 2. `python tests/data/said.py > tests/data/README.md` runs the tests of the
+readers and writes this page: each line is an error that a test demands, without the folder of its file, and stands once
+where only numbers or names differ. Beside these, a fuzzer changes bytes and structure of every kind of file.
 """
 TITLES = {
     "test_data": "MNIST, digits, and what all sets share",
