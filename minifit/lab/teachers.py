@@ -12,6 +12,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,8 @@ class Onnx:
             self.digest = self._digest()
             onnx.external_data_helper.load_external_data_for_model(self.proto, str(self.path.parent))
             self.graph = onnx.shape_inference.infer_shapes(self.proto).graph
+            self.makes = {name: node for node in self.graph.node for name in node.output if name}
+            TopologicalSorter({name: node.input for name, node in self.makes.items()}).prepare()  # no circle
         except OSError as error:
             raise UserError(f"{error.filename or self.path}: {error.strerror or error}") from None
         except Exception as error:  # protocol buffers raise whatever a damaged file leads them to
@@ -167,10 +170,11 @@ class Onnx:
         inputs = [value for value in self.graph.input if value.name not in constants]
         if len(inputs) != 1:
             raise UserError(f"{self.path}: has {len(inputs)} inputs; wanted one, of images")
+        if not self.graph.output:
+            raise UserError(f"{self.path}: has no outputs; wanted one, of logits")
         (self.given,) = inputs
         tensor = self.given.type.tensor_type
         self.shape = [d.dim_value or d.dim_param or "?" for d in tensor.shape.dim]
-        self.makes = {name: node for node in self.graph.node for name in node.output if name}
         try:
             self.dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         except (KeyError, TypeError):
@@ -204,8 +208,9 @@ class Onnx:
         name = self.graph.output[0].name
         node = self.makes.get(name)
         while node is not None and node.op_type == "Identity":
-            name, node = node.input[0], self.makes.get(node.input[0])
-        return node.input[0] if node is not None and node.op_type == "Softmax" else name
+            name = first_input(node)
+            node = self.makes.get(name)
+        return first_input(node) if node is not None and node.op_type == "Softmax" else name
 
     def channels_first(self, name, channels):
         """Whether a map has its channels before its rows: ONNX fixes this for some layers, the others keep it."""
@@ -224,7 +229,7 @@ class Onnx:
         """Whether a tensor is the output of a ReLU, possibly pooled or rearranged."""
         node = self.makes.get(name)
         while node is not None and node.op_type in PASSED:
-            node = self.makes.get(node.input[0])
+            node = self.makes.get(first_input(node))
         return node is not None and node.op_type == "Relu"
 
     def session(self, names):
@@ -248,6 +253,10 @@ class Onnx:
         run, probe = self.session(known), np.zeros((3, *self.shape[1:]), self.dtype)
         found = dict(zip(known, _run(self.path, run, known, {self.given.name: probe}), strict=True))
         return {name: y.shape[1:] for name, y in found.items() if y.ndim >= 2 and y.shape[0] == 3}
+
+
+def first_input(node):
+    return node.input[0] if node.input else ""
 
 
 def _run(path, session, names, given):

@@ -193,6 +193,22 @@ def test_what_cannot_be_a_teacher_is_refused_in_one_line(tmp_path):
         FromOnnx(tmp_path / "none.onnx", IMAGE, CLASSES)
 
 
+def test_a_model_without_an_output_or_with_a_circle_is_one_line(tmp_path):
+    """What a fuzzer found, and what would be followed for ever."""
+    path = tmp_path / "t.onnx"
+    model = onnx.load(written(path))
+    del model.graph.output[:]
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="no outputs|no ONNX model"):
+        FromOnnx(path, IMAGE, CLASSES)
+    model = onnx.load(written(path))
+    model.graph.node.extend([onnx.helper.make_node("Identity", [a], [b]) for a, b in (("a", "b"), ("b", "a"))])
+    model.graph.output[0].name = "a"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="no ONNX model .*"):
+        FromOnnx(path, IMAGE, CLASSES)
+
+
 def test_a_damaged_model_is_one_line_whatever_is_damaged(tmp_path, capfd):
     path, rng = tmp_path / "t.onnx", np.random.default_rng(0)
     whole, images, labels = written(path).read_bytes(), pictures(20, IMAGE), np.arange(20) % 3

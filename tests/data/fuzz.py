@@ -1,0 +1,153 @@
+"""Fuzzes a reader, guided by the code that it reaches: pip install atheris, then
+
+    python tests/data/fuzz.py READER [-max_total_time=600] [other options of libFuzzer]
+
+READER is one of the names below. Whatever bytes a file has, a reader returns or raises UserError, within the memory and
+the time that libFuzzer allows (-rss_limit_mb, -timeout). The corpus begins with a file that is read.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import logging
+import os
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "lab")]
+
+import atheris  # noqa: E402
+import h5py  # noqa: E402
+import numpy as np  # noqa: E402
+import scipy.io  # noqa: E402
+from PIL import Image  # noqa: E402
+
+with atheris.instrument_imports(include=["minifit"]):
+    from minifit import UserError, data, files, stages
+    from minifit.data import cifar, mnist, svhn
+    from minifit.lab import records, teachers
+
+IMAGES, LABELS = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8), np.array([0, 1, 0, 1])
+
+
+def written(write):
+    """The bytes that a function writes to a file."""
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()
+
+
+def an_h5(**fields):
+    def write(buffer):
+        with h5py.File(buffer, "w") as file:
+            for name, value in fields.items():
+                file[name] = value
+
+    return written(write)
+
+
+def archive():
+    def write(buffer):
+        with tarfile.open(fileobj=buffer, mode="w:gz") as file:
+            for name in (*cifar.CIFAR10.train, "test_batch.bin"):
+                member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+                member.size = 3073
+                file.addfile(member, io.BytesIO(bytes(3073)))
+
+    return written(write)
+
+
+def a_stage():
+    """The file of a stage, as small as it can be."""
+    weights = {"w": np.zeros(3, np.float32)}
+    rng = np.random.default_rng(0).bit_generator.state
+    settings = {"experiment": "e", "preset": "p", "seed": 0, "data": "d", "images": "i"}
+    settings |= {"train": 1, "validation": 1, "test": None, "retrain": False}
+    record = {"identity": {"settings": settings, "stage": "s", "teacher": "t", "start": "u"}, "epoch": 1}
+    record |= {"best_epoch": 1, "best_loss": None, "best_errors": None, "finished": True, "rng": rng, "network": None}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s.h5"
+        files.save(path, record, best=weights)
+        return path.read_bytes()
+
+
+def of_own(path):
+    loaded = data.load("own", file=path)
+    assert loaded.images[:].shape == loaded.images.shape and len(loaded.labels) == len(loaded.images)
+
+
+def of_svhn(path):
+    """In this process, so that libFuzzer sees what is reached: `guarded` makes one line of any exception."""
+    with contextlib.suppress(Exception):
+        sum(len(part) for part in svhn._images(path, len(svhn._labels(path))))
+
+
+def a_mat():
+    content = {"X": np.zeros((32, 32, 3, 1), np.uint8), "y": [[1]]}
+    return written(lambda buffer: scipy.io.savemat(buffer, content))
+
+
+def a_summary():
+    path = ROOT / "results" / "runs" / "mnist" / "seed0" / "summary.json"
+    found = json.loads(path.read_text())
+    return json.dumps(found | {"stages": dict([*found["stages"].items()][:1])}).encode()
+
+
+def a_model():
+    import onnx
+
+    node = onnx.helper.make_node("Flatten", ["x"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ["n", 1, 2, 1]), ("y", ["n", 2]))]
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:])).SerializeToString()
+
+
+def pictures(path):
+    """A folder of two classes, in which one picture is the file."""
+    for name in ("a", "b"):
+        (path.parent / "pictures" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[0]).save(path.parent / "pictures" / name / "0.png")
+    path.replace(path.parent / "pictures" / "a" / "1.png")
+    of_own(path.parent / "pictures")
+
+
+IDX = b"\0\0\x08\x03" + np.array([1, 28, 28], ">u4").tobytes() + bytes(784)
+READERS = {  # name -> (the name of a file, what reads it, a file that is read)
+    "idx": ("images", lambda path: mnist._read(path, 3), lambda: IDX),
+    "gz": ("images.gz", lambda path: mnist._read(path, 3), lambda: gzip.compress(IDX)),
+    "cifar": ("a.tar.gz", lambda path: list(cifar._contents(cifar.CIFAR10, path)), archive),
+    "svhn": ("a.mat", of_svhn, a_mat),
+    "npz": ("a.npz", of_own, lambda: written(lambda b: np.savez_compressed(b, images=IMAGES, labels=LABELS))),
+    "h5": ("a.h5", of_own, lambda: an_h5(images=IMAGES, labels=LABELS)),
+    "picture": ("1.png", pictures, lambda: written(lambda b: Image.fromarray(IMAGES[0]).save(b, "png"))),
+    "stage": ("s.h5", stages.load, a_stage),
+    "json": ("summary.json", records.read_summary, a_summary),
+    "onnx": ("a.onnx", lambda path: teachers.Onnx(path).logits(), a_model),
+}
+
+
+def main(name, options):
+    file, read, example = READERS[name]
+    folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
+    (corpus := folder / "corpus").mkdir()
+    (corpus / "example").write_bytes(example())
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    logging.disable()
+    path = folder / file
+    path.write_bytes(example())
+    read(path)  # the example is one that is read
+
+    def once(content):
+        path.write_bytes(content)
+        with contextlib.suppress(UserError):
+            read(path)
+
+    atheris.Setup([sys.argv[0], *options, str(corpus)], once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
