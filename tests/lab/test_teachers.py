@@ -199,13 +199,13 @@ def test_a_model_without_an_output_or_with_a_circle_is_one_line(tmp_path):
     model = onnx.load(written(path))
     del model.graph.output[:]
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(UserError, match="no outputs|no ONNX model"):
+    with pytest.raises(UserError, match=r"no outputs|no ONNX model"):
         FromOnnx(path, IMAGE, CLASSES)
     model = onnx.load(written(path))
     model.graph.node.extend([onnx.helper.make_node("Identity", [a], [b]) for a, b in (("a", "b"), ("b", "a"))])
     model.graph.output[0].name = "a"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(UserError, match="no ONNX model .*"):
+    with pytest.raises(UserError, match="no ONNX model"):
         FromOnnx(path, IMAGE, CLASSES)
 
 
