@@ -18,6 +18,7 @@ CURVES = {
     "validation_loss": "validation loss",
     "train_loss": "training loss",
 }
+MANY = 12  # stages
 FIRST, UNJUDGED = "#333333", "#CC79A7"  # the first method; stages that do not classify
 # Colours of further methods that colour-blind readers can tell apart: Okabe and Ito's, then Tol's.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288")
@@ -71,7 +72,7 @@ def plot_curves(runs, path, title, stages):
     """Validation error, validation loss and training loss against the epoch, one panel per stage and figure.
 
     runs: seed -> one dictionary per epoch    stages: {stage: its record} of the stages to draw, in order
-    With one seed, a dot marks the chosen epoch.
+    With one seed, a dot marks the chosen epoch. Of many stages only the validation errors are drawn.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -80,7 +81,9 @@ def plot_curves(runs, path, title, stages):
         return [[(m["epoch"], m[key]) for m in run if m["stage"] == stage and key in m] for run in runs.values()]
 
     drawn = {(stage, key): found for stage in stages for key in CURVES if any(found := curves(stage, key))}
-    shown, kinds = [s for s in stages if (s, "train_loss") in drawn], [k for k in CURVES if k in {k for _, k in drawn}]
+    if len(stages) > MANY:
+        drawn = {of: found for of, found in drawn.items() if of[1] == "validation_error"} or drawn
+    shown, kinds = [s for s in stages if s in {s for s, _ in drawn}], [k for k in CURVES if k in {k for _, k in drawn}]
     if not shown:
         raise ValueError("plot_curves: there is no epoch of any stage")
     columns, colours, wide, tall = min(6, len(shown)), colours_of(stages), 2.75, 2.35
