@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exported import command, pictures, refused, saved
+from small import EXPERIMENTS, LIGHT
 
 from minifit import UserError, audit, data, experiments, fitnets, gradcheck, layers, networks
 from minifit.data.preprocessing import Unit
@@ -332,7 +333,8 @@ def digits_teacher(path):
 SIZES = ["--train", "60", "--validation", "20", "--test", "100", "--stage1.epochs", "1", "--student.epochs", "1"]
 
 
-def test_the_stages_are_trained_by_the_documented_command_and_its_accuracy_comes_first(tmp_path, capsys):
+def test_the_stages_are_trained_by_the_documented_command_and_its_accuracy_comes_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "digits", LIGHT)
     model, runs = digits_teacher(tmp_path / "means.onnx"), tmp_path / "runs"
     words = ["digits", *SIZES, "--teacher", model, "--hint-tensor", "hidden", "--runs", runs]
     status, out, err = command(capsys, *words)

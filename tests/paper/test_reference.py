@@ -248,14 +248,14 @@ def contents(network):
 
 
 def test_hint_steps_lower_the_hint_loss_and_touch_neither_the_teacher_nor_the_layers_above():
-    student, regressor, teacher, x = tiny_student(), tiny_regressor(), tiny_teacher(), draw(40, 3, 6, 6, 2)
+    student, regressor, teacher, x = tiny_student(), tiny_regressor(), tiny_teacher(), draw(40, 2, 6, 6, 2)
     teacher_before, student_before, regressor_before = contents(teacher), contents(student), contents(regressor)
     state, seen, old = train.initial_state(student[:1], regressor), [], student
     for _ in range(2):
         student, regressor, state, loss = train.hint_step(student, regressor, teacher, x, 1, 1, state, sgd)
         seen.append(loss)
     hint = train.forward(teacher[:1], x)
-    assert hint.shape == (3, 2, 2, 3)
+    assert hint.shape == (2, 2, 2, 3)
     seen.append(losses.hint_loss(train.forward(student[:1] + regressor, x), hint))
     assert seen[0] > seen[1] > seen[2]
     assert contents(teacher) == teacher_before
@@ -266,7 +266,7 @@ def test_hint_steps_lower_the_hint_loss_and_touch_neither_the_teacher_nor_the_la
 
 
 def test_distillation_steps_lower_the_loss_and_do_not_touch_the_teacher():
-    student, teacher, x, labels = tiny_student(), tiny_teacher(), draw(41, 3, 6, 6, 2), np.array([0, 2, 1])
+    student, teacher, x, labels = tiny_student(), tiny_teacher(), draw(41, 2, 6, 6, 2), np.array([0, 2])
     before, first, state, seen = contents(teacher), contents(student), train.initial_state(student), []
     for _ in range(2):
         student, state, loss = train.distillation_step(student, teacher, x, labels, 3.0, 4.0, state, sgd)
