@@ -102,6 +102,8 @@ def _read(path, dimensions):
     if len(content) != size:
         fault = "cut off" if len(content) < size else "bytes left over"
         raise UserError(f"{path}: {fault}: {len(content)} bytes, but shape {shape} takes {size}")
+    if size == start and dimensions > 1:  # and the other extents may be more than an array can have
+        raise UserError(f"{path}: no images in it")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape), hashlib.sha256(content).hexdigest()
 
 
@@ -119,8 +121,6 @@ def _unzipped(path, content, start):
 
 def _check(images, labels, images_path, labels_path):
     """Raises UserError unless there are images of 28x28 pixels, and as many labels from 0 to 9."""
-    if len(images) == 0:
-        raise UserError(f"{images_path}: no images in it")
     if images.shape[1:] != (28, 28):
         raise UserError(f"{images_path}: images of {images.shape[1]}x{images.shape[2]} instead of 28x28")
     if len(labels) != len(images):

@@ -154,6 +154,7 @@ WRONG = {
     "cut": (GOOD[:-1], "cut off: 5503 bytes"),
     "trailing byte": (GOOD + b"\0", "bytes left over: 5505 bytes"),
     "no images": (idx(np.zeros((0, 28, 28))), "no images"),
+    "none of any size": (HEADER[:4] + b"\xff" * 8 + bytes(4), "no images"),
     "other size": (idx(np.zeros((7, 32, 30))), "32x30 instead of 28x28"),
     "four billion": (HEADER[:4] + b"\xff" * 12, "cut off"),
     "cut gzip": (gzip.compress(GOOD)[:-100], "damaged gzip"),
