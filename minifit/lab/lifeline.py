@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SECONDS, HELLO = 2, 30  # that an address has to answer, and the first rank to come, or the launcher to end
-TOKEN, TAIL = 16, 1 << 20  # bytes: of the word that a rank must know, of a file in which a line is looked for
+TOKEN, TAIL = 16, 1 << 20  # bytes: of the word that a rank must know, of a file after the line was given
 BYE = b"\0"
 
 
@@ -104,23 +104,28 @@ def _watch(listener, token, lost, launcher):
                 del ranks[ready]
             elif not more or sent.endswith(BYE):
                 line = sent[:-1] if sent.endswith(BYE) else lost.format(who=who).encode() + b"\n"
+                size = os.fstat(launcher[1]).st_size if launcher else 0
                 given = launcher is None or _in_a_file(launcher)  # to mpiexec, which may lose it as it ends the ranks
-                os.write(2 if given else launcher[1], line)
+                with suppress(OSError):  # nobody reads it
+                    os.write(2 if given else launcher[1], line)
                 for rank in ranks:
                     with suppress(OSError):
                         rank.sendall(BYE)
                 if launcher and given:
-                    _add_if_lost(line, launcher)
+                    _add_if_lost(line, launcher, size)
                 return
 
 
 def _launcher(pid):
     """(process id, descriptor of its stderr) of the mpiexec that started a process; None on another machine."""
     with suppress(OSError, ValueError):
-        while pid > 1:
+        while pid:
             name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
             if name.startswith(("mpiexec", "mpirun", "prterun", "orterun")):
-                return pid, os.open(f"/proc/{pid}/fd/2", os.O_RDWR | os.O_APPEND | os.O_NOCTTY)
+                path = f"/proc/{pid}/fd/2"
+                # a reader of its own would keep a pipe open that nobody else reads
+                kind = os.O_RDWR if stat.S_ISREG(os.stat(path).st_mode) else os.O_WRONLY
+                return pid, os.open(path, kind | os.O_APPEND | os.O_NOCTTY)
             pid = int(rest.split()[1])
     return None
 
@@ -130,13 +135,13 @@ def _in_a_file(launcher):
     return launcher and stat.S_ISREG(os.fstat(launcher[1]).st_mode)
 
 
-def _add_if_lost(line, launcher):
-    """Adds a line that was given to mpiexec to its file, once mpiexec has ended without it."""
+def _add_if_lost(line, launcher, size):
+    """Adds a line that was given to mpiexec to its file, once mpiexec has ended without it.   size: before the line"""
     pid, stderr = launcher
     os.dup2(1, 2)  # mpiexec waits for its end
     with suppress(OSError):  # it has ended
         select.select([os.pidfd_open(pid)], [], [], HELLO)
-    if line not in os.pread(stderr, TAIL, max(0, os.fstat(stderr).st_size - TAIL)):
+    if line not in os.pread(stderr, TAIL, size):
         os.write(stderr, line)
 
 

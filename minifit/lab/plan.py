@@ -3,12 +3,13 @@
 import textwrap
 import time
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
 from minifit import networks
 from minifit.lab.report import count, duration, table
-from minifit.lab.sets import fingerprint
+from minifit.lab.sets import Examples, fingerprint
 from minifit.lab.training import DataParallel
 from minifit.layers import leaves
 
@@ -23,6 +24,11 @@ def lines(run, goal):
         yield textwrap.fill(about_the_teacher(run, stages.values()), 80)
     if run.sets.statistics:
         yield f"Images are whitened with statistics of the training images: {run.sets.statistics}"
+        sizes = [
+            4 * prod(images.shape) for part, (images, _) in run.sets.stored.items() if run.sets.keeps_whitened(part)
+        ]
+        if sizes:
+            yield f"They are whitened once and kept: {sum(sizes) / 2**20:.0f} MiB."
     yield ""
     yield plan_table(outline(run, stages))
 
@@ -86,9 +92,9 @@ def seconds(run, stage):
     stage = replace(stage, loss=loss, classifies=False)
     batch = min(stage.schedule.batch, run.sets.sizes["train"])
     choices = run.sets.draw(np.random.default_rng(0), batch) if run.sets.draw else None
-    some = run.sets["train"]
-    sets = {"train": replace(some, images=some.images[:batch], labels=some.labels[:batch], teacher=stage.target)}
-    took = []
+    images, labels = (a[:batch] for a in run.sets.stored["train"])
+    prepared = run.sets.prepare(images) if run.sets.keeps_whitened("train") else None
+    sets, took = {"train": Examples(images, labels, run.sets.prepare, stage.target, prepared)}, []
     with DataParallel(stage, sets, run.microbatch(stage), run.workers) as parallel:
         for what in (lambda: parallel.gradient(np.arange(batch), 1, 0, choices), lambda: parallel.measure("train", 1)):
             what()  # not timed: the first time fetches memory and plans convolutions

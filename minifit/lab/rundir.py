@@ -26,6 +26,8 @@ from minifit.lab.files import commit, digest, write_json, write_text
 from minifit.lab.parallel import first
 from minifit.lab.records import FORMAT, lasting, read_config, read_metrics, read_summary
 
+ROUNDED = 0.15  # seconds by which the sum of a stage's epochs, which has one decimal, may differ
+
 
 @dataclass
 class RunDirectory:
@@ -145,11 +147,13 @@ class RunDirectory:
     @first
     def finished(self):
         """Returns {stage: its record} for finished stages; for all stages if `recorded`."""
-        recorded = self.recorded
-        return {name: r for name, r in self._listed().items() if recorded or self._agrees(name, r)}
+        if self.recorded:
+            return self._listed()
+        epochs = self.metrics()
+        return {name: r for name, r in self._listed().items() if self._agrees(name, r, epochs)}
 
-    def _agrees(self, stage, figures):
-        """Whether a stage is finished. UserError if its file has other figures than summary.json."""
+    def _agrees(self, stage, figures, epochs):
+        """Whether a stage is finished. UserError if its file or its epochs have other figures than summary.json."""
         if not self.checkpoint(stage).exists():
             return False
         record = self._record(stage)
@@ -160,10 +164,11 @@ class RunDirectory:
                 f"{self.checkpoint(stage)}: its figures are not those in summary.json: {differing}. Remove "
                 "summary.json, which is then written again"
             )
-        if (logged := self.seconds(stage)) != figures["seconds"]:
+        logged = [epoch["seconds"] for epoch in epochs if epoch["stage"] == stage]
+        if logged and abs(sum(logged) - figures["seconds"]) > ROUNDED:
             raise UserError(
                 f"{self.folder / 'summary.json'}: has {figures['seconds']} seconds for {stage}, and metrics.jsonl has "
-                f"{logged}. Remove summary.json, which is then written again"
+                f"{sum(logged):.1f}. Remove summary.json, which is then written again"
             )
         return True
 

@@ -104,10 +104,14 @@ class Sets:
         return Examples(*self.stored[part], self.prepare, prepared=self.whitened.get(part))
 
     def whiten(self, part, workers, progress=False):
-        """Computes the whitened images of a part once, and keeps them if they fit."""
-        size = 4 * self.stored[part][0].size if self.statistics else 0
-        if 0 < size <= self.config.targets_memory * 2**20 and part not in self.whitened:
+        """Computes the whitened images of a part once, if they are kept."""
+        if self.keeps_whitened(part) and part not in self.whitened:
             self.whitened[part] = outputs(Sequential([]), self[part], workers, progress)
+
+    def keeps_whitened(self, part):
+        """Whether the images of a part are whitened, and are kept so."""
+        size = 4 * prod(self.stored[part][0].shape)
+        return bool(self.statistics) and 0 < size <= self.config.targets_memory * 2**20
 
     @property
     def on_all(self):

@@ -18,9 +18,10 @@ import minifit  # noqa: E402
 DRAWN = "damaged_files_are_read", "of_any_structure", "damaged_file_is_read", "damaged_hdf5_is_read"
 HEAD = """# What a wrong input gets
 
-One line, on stderr, and exit status 2. `python tests/data/said.py > tests/data/README.md` runs the tests of the
-readers and writes this page: each line is an error that a test demands, without the folder of its file, and stands once
-where only numbers or names differ. Beside these, a fuzzer changes bytes and structure of every kind of file.
+It gets one line on stderr, and exit status 2. `python tests/data/said.py > tests/data/README.md` runs the tests of the
+readers and writes this page: the errors that occur in them, without the folder of a file. An error stands once where
+only numbers or names differ. FOLDER is a folder of a test, SERVER a server on this machine; other names are a test's.
+Beside these, a fuzzer changes bytes and structure of every kind of file.
 """
 TITLES = {
     "test_data": "MNIST, digits, and what all sets share",
@@ -55,7 +56,7 @@ class Lines:
 def shortened(line):
     """The line without folders of this day, and without what the file itself is quoted with at length."""
     line = re.sub(r"(/tmp|/root|/home|/work)[^ :,;()']*/", "", line)
-    line = re.sub(r"\btest_(?!batch)\w*\d\b", "FOLDER", line)
+    line = re.sub(r"\btest_(?!batch|32x32)\w*\d\b", "FOLDER", line)
     line = re.sub(r"127\.0\.0\.1:\d+", "SERVER", line)
     return line if len(line) < 300 else f"{line[:297]}..."
 
@@ -63,7 +64,7 @@ def shortened(line):
 def masked(line):
     """The line without what differs between cases of one kind: names of files and of sets, numbers, quoted bytes."""
     line = re.sub(r"b'[^']*'|b\"[^\"]*\"", "BYTES", line)
-    return re.sub(r"\S+\.\S+:|CIFAR-100?|[\w-]*cifar[\w-]*|test_\w+|[\d,]+|\([^()]*\)", "#", line)
+    return re.sub(r"\S+\.\S+:|[\w-]+:|0x\w+|CIFAR-100?|[\w-]*cifar[\w-]*|test_\w+|[\d,]+|\([^()]*\)", "#", line)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from test_cifar import published, small_set, write
 import run as command
 from minifit import UserError, data, experiments, networks, regressors
 from minifit.data import augment, preprocessing
+from minifit.data.stored import Rows
 from minifit.experiments import CIFAR10, EXPERIMENTS, Experiment
 from minifit.lab import files, plan, report, runner, sets, training
 from minifit.lab.runner import Run, stage_of, take_teacher
@@ -238,7 +239,12 @@ def test_no_stage_holds_a_second_copy_of_the_images_in_floats(config, tmp_path, 
     assert peak < 3 * dataset.images.nbytes  # a copy in float32 takes four times as much
 
 
-def test_whitened_images_are_computed_once_and_kept_if_they_fit(tmp_path, monkeypatch):
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_whitened_images_are_computed_once_and_kept_if_they_fit(in_a_file, tmp_path, monkeypatch):
+    dataset = noise()
+    if in_a_file:
+        (tmp_path / "images").write_bytes(dataset.images.tobytes())
+        dataset = replace(dataset, images=Rows(tmp_path / "images", 0, dataset.images.shape))
     whitened, apply = [], preprocessing.ZCA.apply
 
     def counting(self, x):
@@ -246,15 +252,16 @@ def test_whitened_images_are_computed_once_and_kept_if_they_fit(tmp_path, monkey
         return apply(self, x)
 
     monkeypatch.setattr(preprocessing.ZCA, "apply", counting)
-    run = new_run(tmp_path)
+    run = new_run(tmp_path, dataset=dataset)
     for part in run.sets.sizes:
         for _ in range(2):
             examples = run.sets.taught(part, None, 1)
-        np.testing.assert_allclose(examples.prepared, run.sets.prepare(examples.images), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(examples.prepared, run.sets.prepare(examples.images[:]), rtol=1e-5, atol=1e-4)
         examples.prepared[:] = 7.0
         assert (examples.batch(np.array([3, 1]))[0] == 7.0).all()
     assert sum(whitened) == 2 * sum(run.sets.sizes.values())  # once here, once for the comparison
-    run = new_run(tmp_path / "none", replace(CONFIG, targets_memory=0))
+    assert "They are whitened once and kept: 0 MiB." in plan.lines(run, "teacher")
+    run = new_run(tmp_path / "none", replace(CONFIG, targets_memory=0), dataset=dataset)
     assert run.sets.taught("train", None, 1).prepared is None
 
 

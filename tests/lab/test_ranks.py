@@ -217,6 +217,16 @@ def test_the_line_reaches_the_terminal_whether_or_not_the_launcher_passes_it_on(
     assert sorted(line for line in lines if "Killed" not in line) == ["it has ended", "rank 0 is lost"]
 
 
+def test_the_line_holds_no_pipe_open_that_nobody_reads(tmp_path):
+    launcher = tmp_path / "mpiexec"
+    launcher.write_text(PASSES.replace("TO", "&2"))
+    launcher.chmod(0o755)
+    asked = "fcntl.fcntl(lifeline._launcher(os.getpid())[1], fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY"
+    words = [launcher, sys.executable, "-c", f"import fcntl, os; from minifit.lab import lifeline; print({asked})"]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), timeout=60, capture_output=True)
+    assert done.stdout == b"True\n"
+
+
 def test_ctrl_c_ends_all_ranks_and_one_says_how_to_go_on():
     body = """
 try:
