@@ -4,6 +4,7 @@ The rows are the cases of the tests of the readers, which are run for it. What a
 """
 
 import contextlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ def masked(line):
 
 
 if __name__ == "__main__":
+    os.environ["NO_PROXY"] = "*"
     lines = Lines()
     with contextlib.redirect_stdout(sys.stderr):
         status = pytest.main(["-q", "-n0", "-p", "no:cacheprovider", str(HERE)], plugins=[lines])
