@@ -337,6 +337,11 @@ def hosts(tmp_path):
             ip("-n", name, "link", "set", "lo", "up")
             if ip("-n", name, "link", "set", end, "up").returncode:
                 pytest.skip("network namespaces cannot be joined here")
+        deadline = time.monotonic() + 10  # MPI takes no device that is not up yet, and Linux may take a second
+        for name, end in zip(names, ends, strict=True):
+            while "state UP" not in ip("-n", name, "link", "show", end).stdout:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
         ssh = tmp_path / "ssh"
         ssh.write_text(SSH.replace("name=A", f"name={names[0]}").replace("name=B", f"name={names[1]}"))
         ssh.chmod(0o755)
