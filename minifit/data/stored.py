@@ -30,6 +30,7 @@ from minifit.files import SLICE, open_own, opened, slices
 MEMORY = 2**30  # bytes that a reader may need in addition to this process
 SECONDS, SPEED = 60, 2**20  # seconds of processor time that a reader may need, and one more per SPEED bytes
 WAIT, PATIENCE = 20, 5  # times as many seconds of real time, on a busy machine; seconds that a reader takes to end
+LONGEST = 24 * 3600  # seconds: Linux waits no longer than some weeks
 
 
 class Rows:
@@ -107,7 +108,7 @@ def guarded(function, *arguments, size=0):
     theirs.close()
     value, complaint = None, f"{arguments[0]}: damaged: what reads it was ended"
     try:
-        if ours.poll(WAIT * (SECONDS + size // SPEED)):
+        if ours.poll(WAIT * min(LONGEST, SECONDS + size // SPEED)):
             value, complaint = ours.recv()
     except (EOFError, OSError):
         pass

@@ -176,3 +176,8 @@ def test_damaged_hdf5_is_read_or_is_one_line(change, tmp_path_factory):
         assert "\n" not in str(error) and str(path) in str(error)
     else:
         assert {*found} <= {"images"}
+
+
+def test_a_file_of_any_size_may_be_read():
+    """The published SVHN has 2.2 GB, and may inflate to a hundred times as many."""
+    assert stored.guarded(abs, -3, size=10**15) == 3
