@@ -104,15 +104,22 @@ def _locked(temporary):
         found = open_own(temporary, os.O_WRONLY)
         with suppress(BlockingIOError):
             fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            links = os.fstat(found).st_nlink
-            if links == 1:
-                os.ftruncate(found, 0)
-                return found
-            if links:
-                temporary.unlink(missing_ok=True)
+            if _names(temporary, found):  # else another writer has renamed it since: it is that writer's file now
+                if os.fstat(found).st_nlink == 1:
+                    os.ftruncate(found, 0)
+                    return found
+                temporary.unlink()
         os.close(found)
         time.sleep(PAUSE)
     raise OSError(errno.EAGAIN, "another process is writing it")
+
+
+def _names(path, descriptor):
+    """Whether a path is the name of an open file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def save(path, record, **groups):

@@ -1,8 +1,9 @@
 """The file of a stage: its schema, checked whole when the file is read, so that no code behind meets anything else.
 
 The record has the progress of training, what the stage was made from ("identity"), the description of its network and,
-once it is finished, its figures. The group "best" has the best weights. Until the stage is finished the file also has
-what training goes on from: "weights", "optimizer" and the state of the random generator.
+once it is finished, its figures and the heading of its run, which summary.json has too. The group "best" has the best
+weights. Until the stage is finished the file also has what training goes on from: "weights", "optimizer" and the state
+of the random generator.
 """
 
 from pathlib import Path
@@ -29,7 +30,7 @@ RECORD = {
         "state": {"state": BITS_128, "inc": BITS_128},
         **{"has_uint32": whole(0, 1), "uinteger": whole(0, 2**32 - 1)},
     },
-    **{"network": ({"*": ANY}, None), "figures?": {"*": ANY}},
+    **{"network": ({"*": ANY}, None), "figures?": {"*": ANY}, "heading?": {"*": ANY}},
 }
 
 
@@ -65,11 +66,12 @@ def refuse_another(path, record, stage):
         raise UserError(f"{path}: holds the stage {record['identity']['stage']}; remove it to train again")
 
 
-def add_figures(path, figures):
-    """Writes the figures of a finished stage into its file."""
+def add_figures(path, figures, heading):
+    """Writes the figures of a finished stage, and the heading of its run, into its file."""
     record, groups = load(path)
-    if record.get("figures") != figures:
-        files.save(Path(path), record | {"figures": figures}, **groups)
+    whole = record | {"figures": figures, "heading": heading}
+    if record != whole:
+        files.save(Path(path), whole, **groups)
 
 
 def _check(record):

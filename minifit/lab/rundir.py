@@ -149,26 +149,37 @@ class RunDirectory:
         """Returns {stage: its record} for finished stages; for all stages if `recorded`."""
         if self.recorded:
             return self._listed()
-        epochs = self.metrics()
-        return {name: r for name, r in self._listed().items() if self._agrees(name, r, epochs)}
+        if not (listed := self._listed()):
+            return {}
+        heading, epochs = without_stages(read_summary(self.folder / "summary.json")), self.metrics()
+        config = self.folder / "config.json"
+        settings = read_config(self.folder)["settings"] if config.exists() else {}
+        told = settings, heading, epochs
+        return {name: figures for name, figures in listed.items() if self._agrees(name, figures, *told)}
 
-    def _agrees(self, stage, figures, epochs):
-        """Whether a stage is finished. UserError if its file or its epochs have other figures than summary.json."""
+    def _agrees(self, stage, figures, settings, heading, epochs):
+        """Whether a stage is finished. UserError if the records beside its file say something else than the file."""
         if not self.checkpoint(stage).exists():
             return False
         record = self._record(stage)
         if not record["finished"]:
             return False
-        if differing := differences(record.get("figures", lasting(figures)), lasting(figures), "in summary.json"):
-            raise UserError(
-                f"{self.checkpoint(stage)}: its figures are not those in summary.json: {differing}. Remove "
-                "summary.json, which is then written again"
-            )
+        identity, mend = record["identity"], "Remove summary.json, which is then written again"
+        came_from = {name: value for name, value in identity.items() if name == "from"}
+        own = {name: value for name, value in identity["settings"].items() if name in settings}
+        said = lasting(figures) | {name: value for name, value in figures.items() if name == "from"}
+        for of_file, beside, path, advice in (
+            (own, {name: settings[name] for name in own}, "config.json", "Put back the one that was changed"),
+            (record.get("figures", lasting(figures)) | came_from, said, "summary.json", mend),
+            (record.get("heading", heading), heading, "summary.json", mend),
+        ):
+            if differing := differences(flat(of_file), flat(beside), f"in {path}"):
+                raise UserError(f"{self.checkpoint(stage)}: differs from {path}: {differing}. {advice}")
         logged = [epoch["seconds"] for epoch in epochs if epoch["stage"] == stage]
         if logged and abs(sum(logged) - figures["seconds"]) > ROUNDED:
             raise UserError(
                 f"{self.folder / 'summary.json'}: has {figures['seconds']} seconds for {stage}, and metrics.jsonl has "
-                f"{sum(logged):.1f}. Remove summary.json, which is then written again"
+                f"{sum(logged):.1f}. {mend}"
             )
         return True
 
@@ -185,7 +196,7 @@ class RunDirectory:
     def add(self, summary, stage, record):
         """Writes summary.json with the record of one more finished stage, in the order of methods and of stages."""
         if self.checkpoint(stage).exists():
-            stages.add_figures(self.checkpoint(stage), lasting(record))
+            stages.add_figures(self.checkpoint(stage), lasting(record), without_stages(summary))
         found = self.finished() | {stage: record}
         names = [name for name in dict.fromkeys((*self.stages, *found)) if name in found]
         write_json(self.folder / "summary.json", summary | {"stages": by_method({name: found[name] for name in names})})
@@ -243,19 +254,20 @@ class RunDirectory:
         """
         for name, (record, groups) in taken.items():
             path = self.checkpoint(name)
-            if path.exists():
-                if digest(self.best(name).values()) != digest(groups["best"].values()):
-                    raise UserError(f"--teacher-from {source}: {self.folder} has a {name} of its own")
+            if path.exists() and digest(self.best(name).values()) != digest(groups["best"].values()):
+                raise UserError(f"--teacher-from {source}: {self.folder} has a {name} of its own")
+            if name in self.finished():
                 continue
             figures = RunDirectory(source, (name,), {}, None).finished().get(name)
             if figures is None:
                 raise UserError(f"--teacher-from {source}: its summary.json has no {name}")
+            path.unlink(missing_ok=True)  # its figures were lost
             self.forget_after(name)
             self.add(summary, name, figures | {"from": str(source)})
             lines = [line for line, epoch in read_metrics(source / "metrics.jsonl") if epoch["stage"] == name]
             write_text(self.folder / "metrics.jsonl", "".join([line for line, _ in self.lines()] + lines))
             record["identity"] |= {"settings": settings[name], "from": str(source)}
-            record["figures"] = lasting(figures)
+            record |= {"figures": lasting(figures), "heading": without_stages(summary)}
             files.save(path, record, best=groups["best"])  # last: before it, nothing else counts
 
     def _of_another(self, source, stage, settings, shapes):
@@ -271,6 +283,11 @@ class RunDirectory:
         if differing:
             raise UserError(f"--teacher-from {source}: a teacher with other settings: {differing}")
         return record, groups
+
+
+def without_stages(summary):
+    """Returns the heading of a summary: what is trained on what."""
+    return {name: value for name, value in summary.items() if name != "stages"}
 
 
 def by_method(stages):

@@ -157,7 +157,7 @@ def fit(
     found = first(_load)(path)
     if found:
         state, saved = found
-        state = {name: value for name, value in state.items() if name not in ("network", "figures")}
+        state = {name: value for name, value in state.items() if name not in ("network", "figures", "heading")}
         if not state.pop("identity").items() <= identity.items():  # earlier files do not say all
             raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
         best = saved["best"]

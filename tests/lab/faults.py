@@ -368,11 +368,16 @@ def weights():
         files.save(folder / RUN / "hint.h5", saved, **groups)
 
     yield Case("weights", "another hint below a finished FitNet", another_hint, GO_ON, (2,), "fitnet.h5")
-    edited = {"test_error": 0.0, "validation_error": 0.0, "epochs": 1, "weights": 3, "seconds": 9.9}
-    for name, value in edited.items():
-        harm = record(RUN / "summary.json", ("stages", "kd", name), value)
+    figures = {"test_error": 0.0, "validation_error": 0.0, "epochs": 1, "weights": 3, "seconds": 9.9}
+    figures |= {"title": "x", "label": "x", "from": "elsewhere"}
+    heading = {"data": "x", "teacher": "x", "student": "x", "seed": 7, "train_images": 7, "test_images": 7}
+    edited = {("summary.json", "stages", "kd", name): value for name, value in figures.items()}
+    edited |= {("summary.json", name): value for name, value in heading.items()}
+    edited |= {("config.json", "settings", "tau"): 7.0, ("config.json", "settings", "student", "lr"): 7.0}
+    for (path, *place), value in edited.items():
+        harm = record(RUN / path, place, value)
         for words in (GO_ON, COMPARE):
-            yield Case("weights", f"an edited {name} in summary.json, {words[0]}", harm, words, (2,), "kd")
+            yield Case("weights", f"an edited {place[-1]} in {path}, {words[0]}", harm, words, (2,), str(RUN))
 
 
 def odd_files():

@@ -468,6 +468,12 @@ def test_a_teacher_of_another_run_serves_as_if_it_had_been_trained_here(finished
     assert mine.pop("teacher.h5") != theirs.pop("teacher.h5") and mine == theirs  # it says where it is from
     assert [m["epoch"] for m in run.directory.metrics() if m["stage"] == "teacher"] == [1, 2]
     assert f"Stage teacher was trained in {finished}." in report.results_table(run.summary())
+    summary, weights = (tmp_path / "summary.json").read_bytes(), contents(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    with run.directory:
+        take_teacher(run, finished)
+    perform(new_run(tmp_path))
+    assert ((tmp_path / "summary.json").read_bytes(), contents(tmp_path)) == (summary, weights)
     other = new_run(tmp_path / "seed1", replace(CONFIG, tau=2.0, student=replace(SCHEDULE, lr=0.5)), seed=1)
     with other.directory:
         take_teacher(other, finished)  # a teacher serves every seed and student

@@ -1,5 +1,6 @@
 """Every fault is one line with a status: cases of faults.py, signals, refusals of the system, surroundings."""
 
+import fcntl
 import json
 import os
 import random
@@ -313,23 +314,42 @@ def test_what_is_read_is_a_file_and_what_is_written_follows_no_link(tmp_path):
     assert (tmp_path / "victim").read_text() == "precious" and (tmp_path / "a").read_bytes() == b"new"
 
 
+def test_a_writer_that_comes_between_the_opening_and_the_lock_keeps_its_file(tmp_path, monkeypatch):
+    def late(descriptor, how, lock=fcntl.flock):
+        if (tmp_path / ".a.tmp").exists() and not (tmp_path / "a").exists():
+            (tmp_path / ".a.tmp").write_bytes(b"theirs")
+            os.rename(tmp_path / ".a.tmp", tmp_path / "a")
+        lock(descriptor, how)
+
+    def ours(file):
+        assert (tmp_path / "a").read_bytes() == b"theirs"
+        file.write(b"ours")
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    files.write_atomically(tmp_path / "a", ours)
+    assert (tmp_path / "a").read_bytes() == b"ours" and os.listdir(tmp_path) == ["a"]
+
+
 def test_two_writers_of_one_file_take_turns(tmp_path):
     children = []
     for i in range(2):
         if not (child := os.fork()):
-            try:
-                for _ in range(20):
+            status = 1
+            with suppress(BaseException):
+                for _ in range(100):
                     files.write_atomically(
                         tmp_path / "a", lambda file, i=i: [file.write(b"%d" % i) for _ in range(999)]
                     )
-            finally:
-                os._exit(0)
+                status = 0
+            os._exit(status)
         children.append(child)
-    found = set()
-    while children and os.waitpid(children[0], os.WNOHANG)[0] == 0:
+    found, statuses = set(), []
+    while len(statuses) < 2:
         with suppress(FileNotFoundError):
             found.add((tmp_path / "a").read_bytes())
-    os.waitpid(children[1], 0)
+        ended, status = os.waitpid(children[len(statuses)], os.WNOHANG)
+        statuses += [status] if ended else []
+    assert statuses == [0, 0]
     assert found <= {b"0" * 999, b"1" * 999} and os.listdir(tmp_path) == ["a"]
 
 

@@ -481,7 +481,7 @@ def test_a_stages_file_is_of_its_network_whatever_the_directory_says(new_run, fi
     perform(new_run(tmp_path, experiment=student_with(pad=1)), "hint")
     shutil.copy(finished / "hint.h5", tmp_path)
     line = refusal(perform, new_run(tmp_path, experiment=student_with(pad=1)), "hint")
-    assert str(tmp_path / "hint.h5") in line and "networks.student.blocks.3.pad 0, now 1" in line
+    assert str(tmp_path / "hint.h5") in line and "networks.student.blocks.3.pad 0, in config.json 1" in line
 
 
 @pytest.mark.parametrize("unfinished", [False, True])
