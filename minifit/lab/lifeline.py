@@ -23,7 +23,7 @@ BYE = b"\0"
 
 def start(lost):
     """Starts the process; where to reach it.   lost: the line that it prints when {who} is lost"""
-    listener, token, rank = socket.create_server(("", 0)), secrets.token_bytes(TOKEN), os.getpid()
+    listener, token, by = socket.create_server(("", 0)), secrets.token_bytes(TOKEN), launcher()
     if os.fork() == 0:
         os.setsid()  # a launcher that ends its processes does not end this one
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -34,7 +34,7 @@ def start(lost):
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(0, 1)
         with suppress(BaseException):
-            _watch(listener, token, lost, _launcher(rank))
+            _watch(listener, token, lost, _with_stderr(by))
         os._exit(0)
     port = listener.getsockname()[1]
     listener.close()
@@ -116,17 +116,26 @@ def _watch(listener, token, lost, launcher):
                 return
 
 
-def _launcher(pid):
-    """(process id, descriptor of its stderr) of the mpiexec that started a process; None on another machine."""
+def launcher():
+    """The process id of the mpiexec that started this process; None if that runs on another machine."""
+    pid = os.getpid()
     with suppress(OSError, ValueError):
         while pid:
             name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
             if name.startswith(("mpiexec", "mpirun", "prterun", "orterun")):
-                path = f"/proc/{pid}/fd/2"
-                # a reader of its own would keep a pipe open that nobody else reads
-                kind = os.O_RDWR if stat.S_ISREG(os.stat(path).st_mode) else os.O_WRONLY
-                return pid, os.open(path, kind | os.O_APPEND | os.O_NOCTTY)
+                return pid
             pid = int(rest.split()[1])
+    return None
+
+
+def _with_stderr(pid):
+    """A launcher's process id with a descriptor of its stderr; None where there is none to write to."""
+    with suppress(OSError):
+        if pid:
+            path = f"/proc/{pid}/fd/2"
+            # a reader of its own would keep a pipe open that nobody else reads
+            kind = os.O_RDWR if stat.S_ISREG(os.stat(path).st_mode) else os.O_WRONLY
+            return pid, os.open(path, kind | os.O_APPEND | os.O_NOCTTY)
     return None
 
 

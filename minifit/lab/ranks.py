@@ -15,7 +15,7 @@ from mpi4py import MPI
 
 from minifit import UserError
 from minifit.lab import parallel
-from minifit.lab.lifeline import Lifeline, start
+from minifit.lab.lifeline import Lifeline, launcher, start
 from minifit.lab.mpi import RankTeam, told
 from minifit.lab.parallel import Alone, Team
 
@@ -41,10 +41,11 @@ class Ranks(Alone):
         self.world, self.ending, self.rank, self.size = world.Dup(), world.Dup(), world.rank, world.size
         self.launcher, self.aside, self.begun = f"mpiexec -n {self.size} ", False, False
         self.go_on = GO_ON.format(command=f"{self.launcher}python run.py {words}")
-        hosts = enumerate(world.allgather(MPI.Get_processor_name()))
-        self.names = [f"rank {rank} of {self.size}, on {host}" for rank, host in hosts]
+        hosts, launchers = zip(*world.allgather((MPI.Get_processor_name(), launcher())), strict=True)
+        self.names = [f"rank {rank} of {self.size}, on {host}" for rank, host in enumerate(hosts)]
         lost = f"run.py: {{who}}, is lost, as when it is killed or its memory runs out. {self.go_on}"
-        self.line = Lifeline(*world.bcast(None if self.rank else start(lost)), self.names[self.rank])
+        near = next((rank for rank, found in enumerate(launchers) if found), 0)  # who can reach the launcher's stderr
+        self.line = Lifeline(*world.bcast(start(lost) if self.rank == near else None, near), self.names[self.rank])
         atexit.register(self.line.leave)
         signal.signal(signal.SIGTERM, parallel.stop)  # what Ctrl-C and a time limit become on the way
         if self.rank:

@@ -56,8 +56,8 @@ def started(words, launcher=(MPIEXEC,), seconds=100, **more):
     return done.returncode, done.stdout, [line for line in done.stderr.splitlines() if line.startswith("run.py")]
 
 
-def light(n, body):
-    code = LIGHT.replace("BODY", body.strip().replace("\n", "\n    "))
+def light(n, body, before=""):
+    code = before + LIGHT.replace("BODY", body.strip().replace("\n", "\n    "))
     return started(command(n, "-c", code))
 
 
@@ -186,6 +186,22 @@ def test_a_fault_of_one_rank_ends_all_with_one_line(body, wanted):
         assert line.startswith(wanted.replace("HOST", host))
 
 
+# Rank 0 on another machine than the launcher, which loses what it says.
+FAR = """
+import os
+from minifit.lab import lifeline, ranks
+if "0" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
+    lifeline.launcher = ranks.launcher = lambda: None
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+"""
+
+
+def test_a_rank_beside_the_launcher_writes_the_line():
+    status, _, complaints = light(2, "os._exit(3) if ours.rank else ours.meet()", FAR)
+    (line,) = complaints
+    assert status != 0 and line.startswith("run.py: rank 1 of 2, on ") and "is lost" in line
+
+
 # A launcher that ends as soon as its rank does, and that passes on what the rank's processes say, or loses it.
 PASSES = """#!/bin/sh
 (exec "$@" 2>TO)
@@ -221,7 +237,7 @@ def test_the_line_holds_no_pipe_open_that_nobody_reads(tmp_path):
     launcher = tmp_path / "mpiexec"
     launcher.write_text(PASSES.replace("TO", "&2"))
     launcher.chmod(0o755)
-    asked = "fcntl.fcntl(lifeline._launcher(os.getpid())[1], fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY"
+    asked = "fcntl.fcntl(lifeline._with_stderr(lifeline.launcher())[1], fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY"
     words = [launcher, sys.executable, "-c", f"import fcntl, os; from minifit.lab import lifeline; print({asked})"]
     done = subprocess.run(words, cwd=ROOT, env=environment(), timeout=60, capture_output=True)
     assert done.stdout == b"True\n"
