@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import select
+import selectors
 import signal
 import socket
 import stat
@@ -81,26 +82,30 @@ class Lifeline:
 
 def _watch(listener, token, lost, launcher):
     """Prints a line, unless all ranks end well, and then tells those that are left."""
-    ranks, begun = {}, False  # connection -> [who, what it has sent]
+    ranks, begun, waiting = {}, False, selectors.DefaultSelector()  # connection -> [who, what it has sent]
+    waiting.register(listener, selectors.EVENT_READ)
     while ranks or not begun:
-        waiting = select.select([listener, *ranks], [], [], None if begun else HELLO)[0]
-        if not waiting:
+        # Linux lists what happened in its order: the first lost rank comes before those that mpiexec then ends.
+        found = [key.fileobj for key, _ in waiting.select(None if begun else HELLO)]
+        if not found:
             return
-        for ready in waiting:
+        for ready in found:
             if ready is listener:
-                found = listener.accept()[0]
-                found.settimeout(SECONDS)
-                with suppress(OSError), found.makefile("rb", buffering=0) as file:
+                rank = listener.accept()[0]
+                rank.settimeout(SECONDS)
+                with suppress(OSError), rank.makefile("rb", buffering=0) as file:
                     if file.read(TOKEN) == token:
-                        ranks[found] = [file.readline().decode().strip(), b""]
+                        ranks[rank] = [file.readline().decode().strip(), b""]
+                        waiting.register(rank, selectors.EVENT_READ)
                         begun = True
-                        found.sendall(BYE)
+                        rank.sendall(BYE)
                 continue
             (who, sent), more = ranks[ready], b""
             with suppress(OSError):
                 sent += (more := ready.recv(4096))
             ranks[ready][1] = sent
             if sent == BYE:
+                waiting.unregister(ready)
                 del ranks[ready]
             elif not more or sent.endswith(BYE):
                 line = sent[:-1] if sent.endswith(BYE) else lost.format(who=who).encode() + b"\n"

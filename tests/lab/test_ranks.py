@@ -233,6 +233,37 @@ def test_the_line_reaches_the_terminal_whether_or_not_the_launcher_passes_it_on(
     assert sorted(line for line in lines if "Killed" not in line) == ["it has ended", "rank 0 is lost"]
 
 
+# Two ranks are killed, one after the other, while the process that watches them has no time to look.
+IN_TURN = """
+import os, signal, sys, time
+from minifit.lab import lifeline
+place = lifeline.start("{who} is lost")
+(watcher,) = map(int, open(f"/proc/self/task/{os.getpid()}/children").read().split())
+ranks = []
+for name in ("rank 0", "rank 1"):
+    done, told = os.pipe()
+    if not (pid := os.fork()):
+        held = lifeline.Lifeline(*place, name)
+        os.write(told, b"x")
+        signal.pause()
+    os.read(done, 1)
+    ranks.append(pid)
+os.kill(watcher, signal.SIGSTOP)
+for rank in map(int, sys.argv[1:]):
+    os.kill(ranks[rank], signal.SIGKILL)
+    os.waitpid(ranks[rank], 0)
+os.kill(watcher, signal.SIGCONT)
+os.waitpid(watcher, 0)
+"""
+
+
+@pytest.mark.parametrize("order", ["01", "10"])
+def test_of_two_lost_ranks_the_first_is_named(order):
+    words = [sys.executable, "-c", IN_TURN, *order]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, f"rank {order[0]} is lost\n")
+
+
 def test_the_line_holds_no_pipe_open_that_nobody_reads(tmp_path):
     launcher = tmp_path / "mpiexec"
     launcher.write_text(PASSES.replace("TO", "&2"))
