@@ -1,6 +1,6 @@
 """Memory and speed on a made-up SVHN of the full size, 598,388 training images: python -m benchmarks.svhn FOLDER
 
-The three files, of noise, take 2.2 GB in FOLDER, and the cache as much again. Memory is the sum over all processes at
+The three files, of noise, take 1.9 GB in FOLDER, and the cache as much again. Memory is the sum over all processes at
 work, each page that several share counted once, sampled while the files are read for the first time, again from the
 cache, and while minibatches of the paper's settings pass; beside it stand the images/s of FitNet 3, the same network,
 on CIFAR's whitened images.
