@@ -13,6 +13,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
     signal.signal(signal.SIGINT, stop)
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # minifit computes in processes; OpenBLAS's threads only take memory
+
 try:
     from minifit.lab import cli
 except (ImportError, MemoryError, OSError) as error:  # a library is missing, or finds no memory

@@ -208,10 +208,38 @@ def test_too_little_memory_is_one_line(mebibytes):
         resource.setrlimit(resource.RLIMIT_AS, (mebibytes * 2**20,) * 2)
 
     words = [sys.executable, str(ROOT / "run.py"), "networks"]
-    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # with more threads, OpenBLAS itself says what it lacks
-    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=little, timeout=60, env=alone)
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}  # run.py sets it
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=little, timeout=60, env=env)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("run.py: ") and "memory" in done.stderr.lower(), done.stderr
+
+
+TOO_FEW = """
+import os, resource
+from pathlib import Path
+import faults
+from minifit.lab.parallel import Team
+faults.build(Path("."))
+with Team(2, {"abs": abs}) as team:
+    team.run("abs", [0, 1])  # now all is imported: nobody may not read where Python lies
+if not os.getuid():
+    os.setuid(65534)  # nobody's limit counts, and the administrator has none
+for processes in 2, 1:
+    resource.setrlimit(resource.RLIMIT_NPROC, (processes, 2))
+    with faults.small():
+        print(faults.answer(("digits", "--runs", f"with {processes}", "--workers", "3")), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_too_few_processes_are_one_line_and_leave_none(tmp_path):
+    tmp_path.chmod(0o777)
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(faults.__file__).parent}"}
+    done = subprocess.run(
+        [sys.executable, "-c", TOO_FEW], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )  # to the end of the last process that could write
+    line = "run.py: Resource temporarily unavailable: the system refuses one more process or more memory"
+    assert (done.stdout, done.stderr) == (f"{(1, [line])}\n" * 2, "")
 
 
 def test_a_worker_without_memory_is_one_line():
