@@ -1,8 +1,11 @@
 """The command line of minifit. `python run.py` lists the commands; `python -m minifit` is the same."""
 
 import os
+import resource
 import signal
 import sys
+
+LEAST = 512  # MiB of memory: with less, OpenBLAS may wait for ever while SciPy is imported
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
@@ -12,6 +15,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
         os._exit(130)
 
     signal.signal(signal.SIGINT, stop)
+
+if __name__ == "__main__" and 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < LEAST * 2**20:
+    sys.exit(f"run.py: memory is limited to less than {LEAST} MiB, which minifit needs to begin (ulimit -v)")
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # minifit computes in processes; OpenBLAS's threads only take memory
 

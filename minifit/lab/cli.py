@@ -454,7 +454,7 @@ def main(words):
     except BrokenPipeError:  # as in `run.py networks | head`
         silence()
         return parallel.ranks.end("", 1, sys.stdout)
-    except (MemoryError, OSError) as error:
+    except (MemoryError, OSError, ImportError) as error:
         silence()
         return parallel.ranks.end(f"run.py: {refused(error)}", 1, sys.stderr)
     except Exception:
@@ -493,6 +493,8 @@ def refused(error):
     """Says in one line what the system refused."""
     if isinstance(error, MemoryError):
         return f"memory ran out ({' '.join(str(error).split()) or 'the system refuses more'})"
+    if isinstance(error, ImportError):  # of a library that is loaded when it is needed
+        return f"a library cannot be loaded ({' '.join(str(error).split())})"
     where = f"{error.filename}: " if error.filename else ""
     more = ": the system refuses one more process or more memory" if error.errno in (errno.EAGAIN, errno.ENOMEM) else ""
     return f"{where}{error.strerror or ' '.join(str(error).split())}{more}"
