@@ -151,7 +151,7 @@ class RunDirectory:
             return self._listed()
         if not (listed := self._listed()):
             return {}
-        heading, epochs = without_stages(read_summary(self.folder / "summary.json")), self.metrics()
+        heading, epochs = heading_of(read_summary(self.folder / "summary.json")), self.metrics()
         config = self.folder / "config.json"
         settings = read_config(self.folder)["settings"] if config.exists() else {}
         told = settings, heading, epochs
@@ -166,10 +166,12 @@ class RunDirectory:
             return False
         identity, mend = record["identity"], "Remove summary.json, which is then written again"
         came_from = {name: value for name, value in identity.items() if name == "from"}
-        own = {name: value for name, value in identity["settings"].items() if name in settings}
+        if came_from:
+            mend += f" by the same command with --teacher-from {identity['from']}"
+        own = {name: value for name, value in identity["settings"].items() if name not in ("epochs", "network")}
         said = lasting(figures) | {name: value for name, value in figures.items() if name == "from"}
         for of_file, beside, path, advice in (
-            (own, {name: settings[name] for name in own}, "config.json", "Put back the one that was changed"),
+            (own, settings or own, "config.json", "Put back the one that was changed"),
             (record.get("figures", lasting(figures)) | came_from, said, "summary.json", mend),
             (record.get("heading", heading), heading, "summary.json", mend),
         ):
@@ -196,7 +198,7 @@ class RunDirectory:
     def add(self, summary, stage, record):
         """Writes summary.json with the record of one more finished stage, in the order of methods and of stages."""
         if self.checkpoint(stage).exists():
-            stages.add_figures(self.checkpoint(stage), lasting(record), without_stages(summary))
+            stages.add_figures(self.checkpoint(stage), lasting(record), heading_of(summary))
         found = self.finished() | {stage: record}
         names = [name for name in dict.fromkeys((*self.stages, *found)) if name in found]
         write_json(self.folder / "summary.json", summary | {"stages": by_method({name: found[name] for name in names})})
@@ -267,7 +269,7 @@ class RunDirectory:
             lines = [line for line, epoch in read_metrics(source / "metrics.jsonl") if epoch["stage"] == name]
             write_text(self.folder / "metrics.jsonl", "".join([line for line, _ in self.lines()] + lines))
             record["identity"] |= {"settings": settings[name], "from": str(source)}
-            record |= {"figures": lasting(figures), "heading": without_stages(summary)}
+            record |= {"figures": lasting(figures), "heading": heading_of(summary)}
             files.save(path, record, best=groups["best"])  # last: before it, nothing else counts
 
     def _of_another(self, source, stage, settings, shapes):
@@ -285,9 +287,12 @@ class RunDirectory:
         return record, groups
 
 
-def without_stages(summary):
-    """Returns the heading of a summary: what is trained on what."""
-    return {name: value for name, value in summary.items() if name != "stages"}
+def heading_of(summary):
+    """Returns what a summary says of all stages: what is trained on what.
+
+    Not the error of a given teacher, which is measured anew and may be another on another processor.
+    """
+    return {name: value for name, value in summary.items() if name not in ("stages", "teacher_error")}
 
 
 def by_method(stages):

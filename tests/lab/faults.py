@@ -374,10 +374,12 @@ def weights():
     edited = {("summary.json", "stages", "kd", name): value for name, value in figures.items()}
     edited |= {("summary.json", name): value for name, value in heading.items()}
     edited |= {("config.json", "settings", "tau"): 7.0, ("config.json", "settings", "student", "lr"): 7.0}
+    edited |= {("config.json", "settings", "crops"): NOT, ("config.json", "settings", "more"): 7.0}
     for (path, *place), value in edited.items():
-        harm = record(RUN / path, place, value)
-        for words in (GO_ON, COMPARE):
-            yield Case("weights", f"an edited {place[-1]} in {path}, {words[0]}", harm, words, (2,), str(RUN))
+        harm, settings = record(RUN / path, place, value), path == "config.json"
+        said = f"{RUN / path}: has" if place[-1] == "seconds" else f"differs from {path}"
+        for words in (COMPARE,) if settings else (GO_ON, COMPARE):  # to go on, settings are compared with today's
+            yield Case("weights", f"an edited {place[-1]} in {path}, {words[0]}", harm, words, (2,), said)
 
 
 def odd_files():

@@ -22,6 +22,9 @@ pytest.importorskip("mpi4py", reason="mpi4py is not installed")
 if MPIEXEC is None:
     pytest.skip("there is no mpiexec", allow_module_level=True)
 
+proc = Path(f"/proc/self/task/{os.getpid()}/children")
+linux = pytest.mark.skipif(not proc.exists(), reason="there is no /proc to find the launcher or a child in")
+
 # Ranks that do what the command line does with them, without its imports.
 LIGHT = """
 import os, sys
@@ -196,6 +199,7 @@ if "0" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
 """
 
 
+@linux
 def test_a_rank_beside_the_launcher_writes_the_line():
     status, _, complaints = light(2, "os._exit(3) if ours.rank else ours.meet()", FAR)
     (line,) = complaints
@@ -257,6 +261,7 @@ os.waitpid(watcher, 0)
 """
 
 
+@linux
 @pytest.mark.parametrize("order", ["01", "10"])
 def test_of_two_lost_ranks_the_first_is_named(order):
     words = [sys.executable, "-c", IN_TURN, *order]
