@@ -202,7 +202,7 @@ def test_what_the_system_refuses_is_one_line_and_status_1(error, said, monkeypat
     assert said in line
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="how much memory Python itself takes is that of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 @pytest.mark.parametrize("words", [["run.py"], ["-m", "minifit"]])
 def test_too_little_memory_is_one_line(words, tmp_path):
     def little():
