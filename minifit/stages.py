@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from minifit import UserError, files
-from minifit.schema import ANY, BOOL, COUNT, NUMBER, POSITIVE, TEXT, Kind, check, whole
+from minifit.schema import ANY, BOOL, COUNT, NUMBER, PERCENT, POSITIVE, TEXT, Kind, check, whole
 
 BITS_128 = whole(0, 2**128 - 1)
 SETTINGS = {
     **{"experiment": TEXT, "preset": TEXT, "seed": whole(0, 2**128 - 1), "data": TEXT, "images": TEXT},
     **{"train": COUNT, "validation": COUNT, "test": (COUNT, None), "retrain": BOOL, "*": ANY},
 }
+FIGURES = {"test_error?": (PERCENT, None), "*": ANY}  # whole in summary.json, whose schema is in minifit.lab.records
+HEADING = {"teacher_error?": PERCENT, "*": ANY}
 RECORD = {
     "identity": {
         **{"settings": SETTINGS, "stage": TEXT, "teacher": TEXT, "start": TEXT},
@@ -30,7 +32,7 @@ RECORD = {
         "state": {"state": BITS_128, "inc": BITS_128},
         **{"has_uint32": whole(0, 1), "uinteger": whole(0, 2**32 - 1)},
     },
-    **{"network": ({"*": ANY}, None), "figures?": {"*": ANY}, "heading?": {"*": ANY}},
+    **{"network": ({"*": ANY}, None), "figures?": FIGURES, "heading?": HEADING},
 }
 
 

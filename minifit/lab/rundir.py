@@ -196,12 +196,18 @@ class RunDirectory:
 
     @first
     def add(self, summary, stage, record):
-        """Writes summary.json with the record of one more finished stage, in the order of methods and of stages."""
+        """Writes summary.json with the record of one more finished stage, in the order of methods and of stages.
+
+        The error of a given teacher stays as it was first measured: on another processor it may be another.
+        """
+        path, found = self.folder / "summary.json", self.finished()
+        known = read_summary(path) if found else {}  # the files of these stages say the same
+        summary = summary | {name: known[name] for name in ("teacher_error",) if name in known}
         if self.checkpoint(stage).exists():
             stages.add_figures(self.checkpoint(stage), lasting(record), heading_of(summary))
-        found = self.finished() | {stage: record}
+        found |= {stage: record}
         names = [name for name in dict.fromkeys((*self.stages, *found)) if name in found]
-        write_json(self.folder / "summary.json", summary | {"stages": by_method({name: found[name] for name in names})})
+        write_json(path, summary | {"stages": by_method({name: found[name] for name in names})})
 
     def metrics(self):
         """Returns the record of every epoch, as a dictionary."""
@@ -288,11 +294,8 @@ class RunDirectory:
 
 
 def heading_of(summary):
-    """Returns what a summary says of all stages: what is trained on what.
-
-    Not the error of a given teacher, which is measured anew and may be another on another processor.
-    """
-    return {name: value for name, value in summary.items() if name not in ("stages", "teacher_error")}
+    """Returns what a summary says of all stages: what is trained on what."""
+    return {name: value for name, value in summary.items() if name != "stages"}
 
 
 def by_method(stages):

