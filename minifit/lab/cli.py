@@ -22,7 +22,6 @@ from minifit.backend import BACKENDS, use
 from minifit.lab import compare as comparison
 from minifit.lab import parallel, plan, publish, report, runner, tables, teachers, tools
 from minifit.lab.files import versions
-from minifit.lab.jobs import lead
 from minifit.lab.options import HELP, HELP_ALL, WIDTH, changed, changes, nearest, option_of, options, read, show_help
 from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.rundir import flat
@@ -440,7 +439,7 @@ def main(words):
         if parallel.ranks.size > 1 and name in commands and name != "compare":
             raise UserError(f"{name}: is the work of one process; start it without mpiexec")
         if name in commands:
-            return lead(parallel.ranks, lambda: commands[name](rest))
+            return parallel.ranks.lead(lambda: commands[name](rest))
         known(name, [*experiments.EXPERIMENTS, *commands])
         return train(name, rest)
     except UserError as error:

@@ -8,14 +8,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from queue import Queue
 from threading import Lock
 
-from minifit import UserError
-
 PATIENCE = 30  # seconds that a process may take to end after Ctrl-C
-LOOK = 0.05  # seconds between two looks at the other ranks
 
 
 @dataclass(frozen=True)
@@ -107,44 +103,3 @@ def run_jobs(jobs, at_once, tell, elsewhere=()):
                     os.killpg(process.pid, signal.SIGKILL)  # with its workers, one of which may be stopped
             raise
     return {name: future.result() for name, future in futures.items()}
-
-
-def lead(ranks, command):
-    """The exit status of a command that rank 0 carries out, while the others wait for its jobs."""
-    if ranks.size == 1:
-        return command()
-    if ranks.rank:
-        while isinstance(answer := _asked(ranks), Job):
-            statuses = run_jobs([answer], 1, partial(print, file=sys.__stdout__, flush=True))
-            ranks.world.send(statuses[answer.name], 0)
-    else:
-        ranks.aside = True
-        try:
-            answer = command()
-        except UserError as error:
-            answer = error
-        for rank in range(1, ranks.size):
-            ranks.world.send(answer, rank)
-    if isinstance(answer, UserError):
-        raise answer
-    return answer
-
-
-def _asked(ranks):
-    """The next job from rank 0, or how its command has ended."""
-    while not ranks.world.iprobe(0):
-        ranks.pause(LOOK)
-    return ranks.world.recv(source=0)
-
-
-def places(ranks):
-    """The other ranks, as `run_jobs` takes them."""
-
-    def place(rank, job, stopping):
-        ranks.world.send(job, rank)
-        answer = ranks.world.irecv(source=rank)
-        while not (found := answer.test())[0] and not stopping:
-            ranks.pause(LOOK)
-        return 128 + signal.SIGINT if stopping else found[1]
-
-    return [partial(place, rank) for rank in range(1, ranks.size)]

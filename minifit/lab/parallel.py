@@ -208,6 +208,14 @@ class Alone:
     def agree(self, what):
         """UserError where processes do not find the same in the dictionary that what() returns."""
 
+    def lead(self, command):
+        """What command() returns in the first process, while the others do the jobs that it gives to `places`."""
+        return command()
+
+    def places(self):
+        """The other processes, as `jobs.run_jobs` takes them."""
+        return []
+
     def end(self, line, status, file):
         """Says the last line of a command, if there is one, and gives back its exit status."""
         if line:

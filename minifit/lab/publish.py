@@ -19,7 +19,7 @@ from minifit.lab import compare as comparison
 from minifit.lab import pages, parallel, plots, report, runner
 from minifit.lab.compare import TEACHER, figures, in_order
 from minifit.lab.files import write_json, write_text
-from minifit.lab.jobs import Job, places, run_jobs
+from minifit.lab.jobs import Job, run_jobs
 from minifit.lab.records import read_metrics, read_results
 from minifit.lab.rundir import by_method, differences
 from minifit.lab.sets import Examples, outputs, sees_bytes
@@ -81,7 +81,7 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
     if kept := len(seeds) - len({name.partition(" of ")[0] for name in jobs}):
         tell(f"{kept} of {len(seeds)} seeds kept: nothing is left to train in them")
     bases_first = sorted(jobs.values(), key=lambda job: job.after is not None)
-    statuses = run_jobs(bases_first, at_once, tell, places(parallel.ranks))
+    statuses = run_jobs(bases_first, at_once, tell, parallel.ranks.places())
     for job, status in statuses.items():
         if status:
             print(f"run.py: {job} ended with exit status {status}", file=sys.stderr)

@@ -9,19 +9,38 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
+from queue import Queue
+from threading import Thread
 
 from mpi4py import MPI
+from mpi4py.futures import MPICommExecutor
 
 from minifit import UserError
 from minifit.lab import parallel
+from minifit.lab.jobs import run_jobs
 from minifit.lab.lifeline import Lifeline, launcher, start
 from minifit.lab.mpi import RankTeam, told
 from minifit.lab.parallel import Alone, Team
 
 PATIENCE = 3  # seconds in which all ranks come to the same end, or else they do not
 SPIN, PAUSE = 1e-3, 2e-4  # seconds: wait so long without rest, then look again after each pause
+LOOK = 0.05  # seconds between two looks at the jobs of other ranks
 GO_ON = "The last finished epoch is kept. To go on, start the same command again: {command}"
+
+
+given = Queue()  # the job that rank 0 has given to this rank, with a queue for its exit status
+
+
+def here(job):
+    """Runs one job of rank 0's, and returns its exit status.
+
+    mpi4py calls it in a thread. The work is done by the main thread, which Ctrl-C reaches.
+    """
+    status = Queue()
+    given.put((job, status))
+    return status.get()
 
 
 def join(words):
@@ -98,6 +117,50 @@ class Ranks(Alone):
                 if (here := mine.get(name)) != (there := theirs.get(name)):
                     raise UserError(f"{who}, has {name} {there}, and rank 0 has {here}; all ranks need the same")
         self.begun = True
+
+    def lead(self, command):
+        answer = None
+        if self.rank:
+            self._follow()
+        else:
+            with ExitStack() as stack:
+                self.aside, self.jobs = True, stack.enter_context(MPICommExecutor(self.world, 0))
+                try:
+                    answer = command()
+                except UserError as error:
+                    answer = error
+                except BaseException:
+                    stack.pop_all()  # its end would wait for the jobs of other ranks
+                    raise
+        answer = self.world.bcast(answer)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    def _follow(self):
+        """Does the jobs that rank 0 gives to this rank, until its command has ended."""
+
+        def listen():
+            with MPICommExecutor(self.world, 0):
+                pass  # it listens until rank 0 leaves its block
+
+        listener = Thread(target=listen, daemon=True)
+        listener.start()
+        while listener.is_alive():
+            if given.empty():
+                self.pause(LOOK)
+                continue
+            job, status = given.get()
+            status.put(run_jobs([job], 1, partial(print, file=sys.__stdout__, flush=True))[job.name])
+
+    def places(self):
+        def place(job, stopping):
+            found = self.jobs.submit(here, job)
+            while not found.done() and not stopping:
+                self.pause(LOOK)
+            return 128 + signal.SIGINT if stopping else found.result()
+
+        return [place] * (self.size - 1)
 
     def end(self, line, status, file):
         if self.begun and status != 130:

@@ -279,6 +279,19 @@ def test_the_line_holds_no_pipe_open_that_nobody_reads(tmp_path):
     assert done.stdout == b"True\n"
 
 
+def interruptible(words):
+    """mpiexec with these words, as a process that Ctrl-C reaches."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen(
+        [MPIEXEC, *words],
+        cwd=ROOT,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
+        start_new_session=True,
+        **pipes,
+    )
+
+
 def test_ctrl_c_ends_all_ranks_and_one_says_how_to_go_on():
     body = """
 try:
@@ -288,16 +301,7 @@ try:
         ours.meet()
 except KeyboardInterrupt:
     ours.end(f"stopped, {ours.launcher}", 130, sys.stdout)"""
-    words = command(3, "-c", LIGHT.replace("BODY", body.strip().replace("\n", "\n    ")))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    process = subprocess.Popen(
-        [MPIEXEC, *words],
-        cwd=ROOT,
-        env=environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
-        start_new_session=True,
-        **pipes,
-    )
+    process = interruptible(command(3, "-c", LIGHT.replace("BODY", body.strip().replace("\n", "\n    "))))
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
@@ -320,16 +324,16 @@ def test_jobs_are_dealt_to_the_ranks_and_one_that_fails_stops_no_other():
     status, said, complaints = light(
         3,
         """
-from minifit.lab.jobs import Job, lead, places, run_jobs
+from minifit.lab.jobs import Job, run_jobs
 def print_and_leave(what, status=0):
     return ["-c", f"import os, sys; print({what!r}, 'PMI_RANK' in os.environ); sys.exit({status})"]
 jobs = [Job(f"seed {i}", [print_and_leave("began", i % 2), print_and_leave("ended")]) for i in range(4)]
 jobs.append(Job("seed 0 of an arm", [print_and_leave("followed")], after="seed 0"))
 def command():
-    statuses = run_jobs(jobs, 1, print, places(ours))
+    statuses = run_jobs(jobs, 1, print, ours.places())
     print(statuses)
     return 1
-assert lead(ours, command) == 1
+assert ours.lead(command) == 1
 """,
     )
     lines, statuses = said.splitlines(), {**{f"seed {i}": i % 2 for i in range(4)}, "seed 0 of an arm": 0}
@@ -337,6 +341,42 @@ assert lead(ours, command) == 1
     assert (status, complaints) == (0, [])
     assert {*lines} == wanted | {"seed 0 of an arm | followed False", str(statuses)}
     assert lines.index("seed 0 | ended False") < lines.index("seed 0 of an arm | followed False")
+
+
+# One job at each rank.
+LONG = """
+import time
+from minifit.lab.jobs import Job, run_jobs
+def command():
+    return run_jobs([Job(f"job {i}", [["-c", JOB]]) for i in range(ours.size)], 1, print, ours.places())
+try:
+    ours.lead(command)
+except KeyboardInterrupt:
+    ours.end("stopped", 130, sys.stdout)"""
+
+
+def test_a_rank_that_is_lost_with_its_job_is_named():
+    here = "import os; os.environ['HERE'] = os.environ.get('PMI_RANK') or os.environ['OMPI_COMM_WORLD_RANK']\n"
+    job = "import os, signal, time; os.environ['HERE'] == '1' and os.kill(os.getppid(), signal.SIGKILL); time.sleep(99)"
+    began = time.monotonic()
+    status, _, complaints = light(3, LONG.replace("JOB", repr(job)), here)
+    (line,) = complaints
+    assert status != 0 and line.startswith("run.py: rank 1 of 3, on ") and time.monotonic() - began < 60
+
+
+def test_ctrl_c_ends_the_jobs_of_all_ranks():
+    job = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
+    body = LONG.replace("JOB", repr(job))
+    words = command(3, "-c", LIGHT.replace("BODY", body.strip().replace("\n", "\n    ")))
+    with interruptible(words) as process:
+        pids = [int(process.stdout.readline().split()[-1]) for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    lines = [line for line in said.splitlines() if not line.startswith("[mpiexec")]
+    assert (process.returncode, lines) == (130, ["stopped"])
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_a_comparison_over_ranks_names_the_seed_that_fails_and_publishes_the_others(tmp_path):
@@ -361,18 +401,22 @@ def test_without_mpiexec_nothing_of_it_is_imported():
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-# Two network namespaces as two hosts: what mpiexec takes for ssh starts a command in the one of that address.
+# Two network namespaces as two hosts: what mpiexec takes for ssh starts a command in the one of that address. mpiexec
+# itself runs at the first, and is no process of the second.
 SSH = """#!/bin/sh
 [ "$1" = -x ] && shift
 host=$1; shift
-case $host in 10.213.77.1) name=A;; 10.213.77.2) name=B;; *) exit 255;; esac
-exec ip netns exec $name unshare --uts sh -c "hostname $name; $*"
+case $host in 10.213.77.1) name=A own=;; 10.213.77.2) name=B own="--pid --fork --mount-proc";; *) exit 255;; esac
+exec ip netns exec $name unshare --uts $own sh -c "hostname $name; $*"
 """
+
+
+HOSTS = "10.213.77.1", "10.213.77.2"
 
 
 @pytest.fixture
 def hosts(tmp_path):
-    """The words that start mpiexec on two hosts, and their names."""
+    """The words that start mpiexec on some of two hosts, as a function of their addresses, and the hosts' names."""
     names = [f"minifit-{os.getpid()}-{letter}" for letter in "ab"]
 
     def ip(*words):
@@ -397,9 +441,10 @@ def hosts(tmp_path):
         ssh = tmp_path / "ssh"
         ssh.write_text(SSH.replace("name=A", f"name={names[0]}").replace("name=B", f"name={names[1]}"))
         ssh.chmod(0o755)
-        at_first = "ip", "netns", "exec", names[0], MPIEXEC, "-launcher", "ssh", "-launcher-exec", str(ssh)
+        at_first = "ip", "netns", "exec", names[0], MPIEXEC, "-localhost", HOSTS[0]
+        by_ssh = "-launcher", "ssh", "-launcher-exec", str(ssh)
         tcp = "-genv", "UCX_TLS", "self,tcp"  # they share a machine, whose memory would be the shorter way
-        yield (*at_first, "-hosts", "10.213.77.1,10.213.77.2", *tcp), names
+        yield lambda *found: (*at_first, *by_ssh, "-hosts", ",".join(found), *tcp), names
     finally:
         for name in names:
             ip("netns", "del", name)
@@ -408,9 +453,19 @@ def hosts(tmp_path):
 def test_two_hosts_leave_the_bits_of_one_process(one, hosts, tmp_path):
     launcher, names = hosts
     words = SMALL, "digits", "--stage", "teacher", "--runs", tmp_path
-    status, _, complaints = started(command(2, *words), launcher)
+    status, _, complaints = started(command(2, *words), launcher(*HOSTS))
     (arrays, epochs), (wanted, lines) = datasets(tmp_path / "digits" / "seed0"), one
     assert (status, complaints) == (0, [])
     assert arrays == {name: held for name, held in wanted.items() if name[0] == "teacher.h5"} and epochs == lines[:2]
     count = ["ip", "netns", "exec", names[1], "cat", "/sys/class/net/vb/statistics/rx_bytes"]
     assert int(subprocess.run(count, capture_output=True, text=True).stdout) > 5e4  # it came by the network
+
+
+@pytest.mark.parametrize("at", [HOSTS, HOSTS[1:]], ids=["on both", "on the other"])
+def test_a_rank_that_is_lost_on_another_host_than_mpiexec_is_named(at, hosts, tmp_path):
+    launcher, names = hosts
+    words = command(2, SMALL, "digits", "--stage", "teacher", "--runs", tmp_path)
+    began = time.monotonic()
+    status, said, (line,) = started(words, launcher(*at), LOSE="1 teacher 2")
+    assert status != 0 and "teacher epoch 1:" in said and time.monotonic() - began < 60
+    assert line.startswith(f"run.py: rank 1 of 2, on {names[1]}, is lost")
