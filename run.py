@@ -1,8 +1,8 @@
-"""The command line of minifit. `python run.py` lists the commands; `python -m minifit` is the same."""
+"""The command line of minifit. `python run.py` lists the commands; `python -m minifit.lab` is the same."""
 
 import sys
 
-from minifit.__main__ import command_line
+from minifit.lab.__main__ import command_line
 
 
 def main(arguments):

@@ -18,7 +18,7 @@ SETTINGS = {
     **{"experiment": TEXT, "preset": TEXT, "seed": whole(0, 2**128 - 1), "data": TEXT, "images": TEXT},
     **{"train": COUNT, "validation": COUNT, "test": (COUNT, None), "retrain": BOOL, "*": ANY},
 }
-FIGURES = {"test_error?": (PERCENT, None), "*": ANY}  # whole in summary.json, whose schema is in minifit.lab.records
+FIGURES = {"test_error?": (PERCENT, None), "*": ANY}  # those that tables show; summary.json has the others too
 HEADING = {"teacher_error?": PERCENT, "*": ANY}
 RECORD = {
     "identity": {

@@ -74,7 +74,7 @@ LAB = (
     "lab.speed",
     "lab.tools",
     "lab.cli",
-    "__main__",  # the command line, under the name by which Python asks for it
+    "lab.__main__",  # the command line, under the name by which Python asks for it
 )
 ORDER = PAPER + LAB
 
@@ -106,7 +106,7 @@ parsed = cache(ast.parse)
 
 
 def in_lab(path):
-    return named(path).startswith(("minifit/lab/", "minifit/__main__.py"))
+    return named(path).startswith("minifit/lab/")
 
 
 MINIFIT, REFERENCE, BENCHMARKS = files("minifit"), files("reference"), files("benchmarks")

@@ -203,7 +203,7 @@ def test_what_the_system_refuses_is_one_line_and_status_1(error, said, monkeypat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-@pytest.mark.parametrize("words", [["run.py"], ["-m", "minifit"]])
+@pytest.mark.parametrize("words", [["run.py"], ["-m", "minifit.lab"]])
 def test_too_little_memory_is_one_line(words, tmp_path):
     def little():
         resource.setrlimit(resource.RLIMIT_AS, (170 * 2**20,) * 2)  # the imports would hang

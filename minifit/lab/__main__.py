@@ -1,4 +1,4 @@
-"""`python -m minifit` is `python run.py`, from any folder."""
+"""`python -m minifit.lab` is `python run.py`, from any folder."""
 
 import os
 import resource
