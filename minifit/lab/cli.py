@@ -22,6 +22,7 @@ from minifit.backend import BACKENDS, use
 from minifit.lab import compare as comparison
 from minifit.lab import parallel, plan, publish, report, runner, tables, teachers, tools
 from minifit.lab.files import versions
+from minifit.lab.jobs import PARENT
 from minifit.lab.options import HELP, HELP_ALL, WIDTH, changed, changes, nearest, option_of, options, read, show_help
 from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.rundir import flat
@@ -282,6 +283,7 @@ def train(name, words):
 
     asked, run = parallel.ranks.each(prepared)
     parallel.ranks.agree(lambda: versions() | flat(run.settings))
+    parallel.ranks.begun = True
     if isinstance(asked, Specs):
         for network in (network for network in run.networks.values() if network is not run.given):
             say(plan.network_table(network) + "\n")
@@ -438,7 +440,9 @@ def main(words):
             join(words)
         if parallel.ranks.size > 1 and name in commands and name != "compare":
             raise UserError(f"{name}: is the work of one process; start it without mpiexec")
+        parallel.ranks.agree(lambda: {"the command": name})
         if name in commands:
+            parallel.ranks.agree(lambda: versions() | {"the words": shlex.join(words)})
             return parallel.ranks.lead(lambda: commands[name](rest))
         known(name, [*experiments.EXPERIMENTS, *commands])
         return train(name, rest)
@@ -465,6 +469,8 @@ def main(words):
 def surroundings():
     """Makes a command independent of where it was started: of closed streams, of their encoding, of a notebook."""
     parallel.stopping.clear()
+    if parent := os.environ.pop(PARENT, None):
+        parallel.end_with(int(parent))
     os.environ.pop("MPLBACKEND", None)  # pictures are drawn to files
     for number in range(3):
         try:

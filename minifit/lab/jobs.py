@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from queue import Queue
 from threading import Lock
 
+PARENT = "MINIFIT_PARENT"  # the variable that tells a job's process with whose end it ends
 PATIENCE = 30  # seconds that a process may take to end after Ctrl-C
 
 
@@ -31,8 +32,9 @@ def alone(environment):
 def run_jobs(jobs, at_once, tell, elsewhere=()):
     """Runs the jobs, passes on their output, and returns {name: exit status}.
 
-    A failing command stops nothing. A job's status is that of its last failing command. The processes have sessions of
-    their own, so Ctrl-C reaches them once, from here. If this process dies, they end at their next printed line.
+    A failing command stops nothing. A job's status is that of its last failing command; 1 if it cannot be started. The
+    processes have sessions of their own, so Ctrl-C reaches them once, from here. If this process dies, they end too:
+    at once on Linux, at their next printed line on other systems.
 
     elsewhere: places at other ranks, each for one job at a time: functions (job, stopping) -> exit status
     """
@@ -49,7 +51,7 @@ def run_jobs(jobs, at_once, tell, elsewhere=()):
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
-                env=alone(os.environ),
+                env=alone(os.environ) | {PARENT: str(os.getpid())},
             )
             live.add(process)
             return process
@@ -57,7 +59,13 @@ def run_jobs(jobs, at_once, tell, elsewhere=()):
     def follow(job, stopping):
         last = 0
         for command in job.commands:
-            process = begin(command)
+            try:
+                process = begin(command)
+            except OSError as error:  # the system refuses one more process
+                last = 1
+                with lock:
+                    tell(f"{job.name} | cannot be started: {error.strerror or error}")
+                continue
             if process is None:
                 return 128 + signal.SIGINT
             with process.stdout:

@@ -193,6 +193,7 @@ class Alone:
     """The only process of a run. `ranks.Ranks` does the same for several, each with a team of its own."""
 
     rank, size, launcher = 0, 1, ""
+    begun = False  # whether a run is under way, so that there is something to go on with
 
     def team(self, count, functions):
         return Team(count, functions)
@@ -246,6 +247,14 @@ def first(function):
         return ranks.first(partial(function, *arguments, **options))
 
     return asked
+
+
+def end_with(parent):
+    """Lets Linux end this process when its parent ends, which has this id."""
+    set_parent_death_signal = 1  # from linux/prctl.h
+    _glibc("prctl", set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
 
 
 def keep_freed_memory():

@@ -58,7 +58,7 @@ class Ranks(Alone):
 
     def __init__(self, world, words):
         self.world, self.ending, self.rank, self.size = world.Dup(), world.Dup(), world.rank, world.size
-        self.launcher, self.aside, self.begun = f"mpiexec -n {self.size} ", False, False
+        self.launcher, self.aside = f"mpiexec -n {self.size} ", False
         self.go_on = GO_ON.format(command=f"{self.launcher}python run.py {words}")
         hosts, launchers = zip(*world.allgather((MPI.Get_processor_name(), launcher())), strict=True)
         self.names = [f"rank {rank} of {self.size}, on {host}" for rank, host in enumerate(hosts)]
@@ -116,7 +116,6 @@ class Ranks(Alone):
             for name in {**mine, **theirs}:
                 if (here := mine.get(name)) != (there := theirs.get(name)):
                     raise UserError(f"{who}, has {name} {there}, and rank 0 has {here}; all ranks need the same")
-        self.begun = True
 
     def lead(self, command):
         answer = None
@@ -127,13 +126,13 @@ class Ranks(Alone):
                 self.aside, self.jobs = True, stack.enter_context(MPICommExecutor(self.world, 0))
                 try:
                     answer = command()
-                except UserError as error:
+                except (UserError, SystemExit) as error:
                     answer = error
                 except BaseException:
                     stack.pop_all()  # its end would wait for the jobs of other ranks
                     raise
         answer = self.world.bcast(answer)
-        if isinstance(answer, UserError):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 

@@ -71,22 +71,23 @@ class RunDirectory:
         begun = self.begun()
         if self.recorded:
             raise UserError(f"{self.folder} holds the records of a run without its weights. Name another --runs folder")
-        self._refuse_lost_lines()
+        for stage in self.stages:
+            if self.checkpoint(stage).exists():
+                self._refuse_lost_lines(stage, self.metrics())
         if not begun:
             made_by = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
             config = {"format": FORMAT, "settings": self.settings} | made_by | describe(self.xp)
             write_json(self.folder / "config.json", config)
 
-    def _refuse_lost_lines(self):
-        """Raises UserError if metrics.jsonl lacks an epoch that the file of a stage has."""
-        path, logged = self.folder / "metrics.jsonl", {(record["stage"], record["epoch"]) for record in self.metrics()}
-        for stage in self.stages:
-            for epoch in range(1, self._record(stage)["epoch"] + 1 if self.checkpoint(stage).exists() else 0):
-                if (stage, epoch) not in logged:
-                    raise UserError(
-                        f"{path}: has no epoch {epoch} of {stage}, and {stage}.h5 has. Put it back, or remove "
-                        f"{stage}.h5 to train it again"
-                    )
+    def _refuse_lost_lines(self, stage, epochs):
+        """Raises UserError if metrics.jsonl, with these epochs, lacks one that the file of a stage has."""
+        logged = {record["epoch"] for record in epochs if record["stage"] == stage}
+        for epoch in range(1, self._record(stage)["epoch"] + 1):
+            if epoch not in logged:
+                raise UserError(
+                    f"{self.folder / 'metrics.jsonl'}: has no epoch {epoch} of {stage}, and {stage}.h5 has. Put it "
+                    f"back, or remove {stage}.h5 to train it again"
+                )
 
     @first
     def begun(self):
@@ -164,24 +165,27 @@ class RunDirectory:
         record = self._record(stage)
         if not record["finished"]:
             return False
+        self._refuse_lost_lines(stage, epochs)
         identity, mend = record["identity"], "Remove summary.json, which is then written again"
         came_from = {name: value for name, value in identity.items() if name == "from"}
         if came_from:
             mend += f" by the same command with --teacher-from {identity['from']}"
+        if not {"figures", "heading"} <= record.keys():
+            raise UserError(f"{self.checkpoint(stage)}: has no figures, and summary.json has. {mend}")
         own = {name: value for name, value in identity["settings"].items() if name not in ("epochs", "network")}
         said = lasting(figures) | {name: value for name, value in figures.items() if name == "from"}
         for of_file, beside, path, advice in (
             (own, settings or own, "config.json", "Put back the one that was changed"),
-            (record.get("figures", lasting(figures)) | came_from, said, "summary.json", mend),
-            (record.get("heading", heading), heading, "summary.json", mend),
+            (record["figures"] | came_from, said, "summary.json", mend),
+            (record["heading"], heading, "summary.json", mend),
         ):
             if differing := differences(flat(of_file), flat(beside), f"in {path}"):
                 raise UserError(f"{self.checkpoint(stage)}: differs from {path}: {differing}. {advice}")
-        logged = [epoch["seconds"] for epoch in epochs if epoch["stage"] == stage]
-        if logged and abs(sum(logged) - figures["seconds"]) > ROUNDED:
+        logged = sum(epoch["seconds"] for epoch in epochs if epoch["stage"] == stage)
+        if abs(logged - figures["seconds"]) > ROUNDED:
             raise UserError(
                 f"{self.folder / 'summary.json'}: has {figures['seconds']} seconds for {stage}, and metrics.jsonl has "
-                f"{sum(logged):.1f}. {mend}"
+                f"{logged:.1f}. {mend}"
             )
         return True
 

@@ -129,12 +129,11 @@ def of_experiments(name, results):
 def recorded(folder):
     """Returns the mean test errors (teacher, best method) in a results folder, if possible of the paper's settings."""
     for preset in ("paper", "default"):
-        try:
-            rows = publish.read_part(folder / preset / "results.json")["questions"][0]["rows"]
-            of = [row["test_error"]["mean"] for row in rows]
+        path = folder / preset / "results.json"
+        questions = publish.read_part(path)["questions"] if path.exists() else []
+        of = [row["test_error"] and row["test_error"]["mean"] for row in questions[0]["rows"]] if questions else []
+        if len(of) > 1 and None not in of:
             return of[0], min(of[1:])
-        except (UserError, KeyError, TypeError, IndexError):
-            continue
     return None, None
 
 

@@ -381,6 +381,22 @@ def weights():
         for words in (COMPARE,) if settings else (GO_ON, COMPARE):  # to go on, settings are compared with today's
             yield Case("weights", f"an edited {place[-1]} in {path}, {words[0]}", harm, words, (2,), said)
 
+    def untimed(folder):
+        record(RUN / "summary.json", ["stages", "kd", "seconds"], 9.9)(folder)
+        log = folder / RUN / "metrics.jsonl"
+        log.write_text("".join(line for line in log.read_text().splitlines(True) if '"kd"' not in line))
+
+    def without_figures(folder):
+        record(RUN / "summary.json", ["stages", "kd", "test_error"], 0.0)(folder)
+        saved, groups = files.load(folder / RUN / "kd.h5")
+        files.save(folder / RUN / "kd.h5", {name: v for name, v in saved.items() if name != "figures"}, **groups)
+
+    for words in (GO_ON, COMPARE):
+        yield Case("weights", f"an edited time, no log, {words[0]}", untimed, words, (2,), "has no epoch 1 of kd")
+        yield Case(
+            "weights", f"an edited error alone, {words[0]}", without_figures, words, (2,), "kd.h5: has no figures"
+        )
+
 
 def odd_files():
     """Cases of folders, pipes, devices and links where a file belongs."""

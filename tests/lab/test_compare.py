@@ -16,6 +16,7 @@ import pytest
 from ranks import AUGMENTED
 from scipy import stats
 from small import light, noise
+from test_workers import left_after
 
 import run
 from minifit import UserError, data, experiments
@@ -550,6 +551,35 @@ def test_a_command_that_fails_stops_no_other():
     commands = [["-c", "print('one'); raise SystemExit(3)"], ["-c", "print('two')"]]
     statuses = jobs.run_jobs([jobs.Job("a", commands), jobs.Job("b", commands[1:])], 1, said.append)
     assert statuses == {"a": 3, "b": 0} and said == ["a | one", "a | two", "b | two"]
+
+
+def test_a_command_that_cannot_be_started_is_named_and_stops_no_other(monkeypatch):
+    begin, said = jobs.subprocess.Popen, []
+
+    def refuse(words, **more):
+        if words[-1] == "b":
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return begin(words, **more)
+
+    monkeypatch.setattr(jobs.subprocess, "Popen", refuse)
+    made = [jobs.Job(name, [["-c", "import sys; print(sys.argv[1])", name]]) for name in "abc"]
+    assert jobs.run_jobs(made, 1, said.append) == {"a": 0, "b": 1, "c": 0}
+    assert said == ["a | a", "b | cannot be started: Resource temporarily unavailable", "c | c"]
+
+
+# A job that begins as run.py does, and then says nothing for a long time.
+SILENT = "import os, time; from minifit.lab import cli; cli.surroundings(); print(os.getpid()); time.sleep(100)"
+PARENT = f"from minifit.lab.jobs import Job, run_jobs; run_jobs([Job('a', [['-uc', {SILENT!r}]])], 1, print)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a job ends at its next printed line")
+def test_a_job_ends_with_the_process_that_began_it():
+    parent = subprocess.Popen([sys.executable, "-uc", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline().split()[-1])
+    parent.kill()
+    parent.wait()
+    assert left_after([pid], 10) == []
+    assert parent.stdout.read() == ""
 
 
 def refusal(capsys, arguments):

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -87,8 +88,9 @@ def one(tmp_path_factory):
     return datasets(runs / "digits" / "seed0")
 
 
-def test_four_ranks_leave_the_bits_of_one_process(one, tmp_path):
-    status, said, complaints = started(command(4, SMALL, "digits", "--runs", tmp_path))
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_ranks_leave_the_bits_of_one_process(n, one, tmp_path):
+    status, said, complaints = started(command(n, SMALL, "digits", "--runs", tmp_path))
     assert (status, complaints) == (0, []) and said.count("epoch 1:") == 5  # rank 0 alone speaks
     assert datasets(tmp_path / "digits" / "seed0") == one
 
@@ -155,7 +157,7 @@ ours.each(read)""",
         ),
         (
             """
-ours.agree(dict)
+ours.begun = True
 def save():
     raise UserError("f.h5: cannot be written (No space left on device)")
 first(save)()""",
@@ -390,6 +392,48 @@ def test_a_comparison_over_ranks_names_the_seed_that_fails_and_publishes_the_oth
     assert f"seed 1 | run.py: {busy}: another process is at work in it" in said
     found = json.loads((tmp_path / "results" / "digits" / "default" / "results.json").read_text())
     assert [(run["seed"], bool(run["missing"])) for run in found["runs"]] == [(0, False), (1, True)]
+
+
+def test_a_comparison_over_ranks_leaves_the_results_of_one_process(tmp_path):
+    words, found = ("compare", "digits", "--seeds", "2", "--stage", "kd"), []
+    for n in (1, 2):
+        mine = [*words, "--runs", tmp_path / f"runs{n}", "--results", tmp_path / f"results{n}"]
+        assert started(command(n, SMALL, *mine))[0] == 0
+        found.append((tmp_path / f"results{n}" / "digits" / "default" / "results.json").read_text())
+    assert len({re.sub(r'("seconds": )[\d.]+|(runs|results)\d', r"\1", text) for text in found}) == 1
+    assert [run["missing"] for run in json.loads(found[0])["runs"]] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (["compare", "digits", "--seeds", "3"], "has the words compare digits --seeds 3"),
+        (["digits"], "has the command digits, and rank 0 has compare"),
+    ],
+    ids=["words", "command"],
+)
+def test_ranks_of_a_comparison_have_the_same_command(other, named, tmp_path):
+    words = "compare", "digits", "--seeds", "2", "--runs", tmp_path / "runs", "--results", tmp_path / "results"
+    began = time.monotonic()
+    status, _, (line,) = started([*command(1, SMALL, *words), ":", *command(1, SMALL, *other)])
+    assert status == 2 and named in line and "all ranks need the same" in line and time.monotonic() - began < 60
+    assert not any(tmp_path.iterdir())
+
+
+def test_ranks_of_a_comparison_have_the_same_code(tmp_path):
+    body = """
+from minifit.lab import cli
+cli.versions = lambda: {"minifit": "9" if ours.rank else "1"}
+parallel.several = lambda: False
+sys.exit(cli.main(["compare", "digits", "--runs", PLACE]))"""
+    status, _, (line,) = light(2, body.replace("PLACE", repr(str(tmp_path / "runs"))))
+    assert status == 2 and "has minifit 9, and rank 0 has 1; all ranks need the same" in line
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_ends_all_ranks():
+    status, said, complaints = started(command(2, SMALL, "compare", "--help"))
+    assert (status, complaints) == (0, []) and said.count("compare RUN RUN") == 1
 
 
 def test_without_mpiexec_nothing_of_it_is_imported():

@@ -71,6 +71,15 @@ def test_a_given_teacher_has_the_error_that_the_run_of_its_student_found(tmp_pat
         assert "student.h5: " in said and next(iter(more)) in said
 
 
+def test_results_that_are_damaged_are_named_and_unfinished_ones_pass(tmp_path, capsys):
+    path = tmp_path / "mnist" / "default" / "results.json"
+    path.parent.mkdir(parents=True)
+    write_json(path, compare.gather([member(0, missing=["teacher"])], "command"))
+    assert speed.recorded(tmp_path / "mnist") == (None, None)
+    path.write_text('{"a":')
+    assert str(path) in refused(capsys, "speed", "mnist", "--results", tmp_path)
+
+
 def test_a_ratio_below_one_is_said_the_other_way_round():
     assert speed.times(2.0, "smaller", "larger") == "2.0 times smaller"
     assert speed.times(0.5, "smaller", "larger") == "2.0 times larger"
