@@ -159,16 +159,21 @@ def load(path):
             raise ValueError("its checksum is wrong")
         record, length = _record(content[-TAIL:], lambda n: content[-TAIL - n : -TAIL])
         with h5py.File(io.BytesIO(content[: -TAIL - length]), "r") as file:
-            names = [name for name in file if file.get(name, getclass=True, getlink=True) is h5py.HardLink]
-            items = {name: file[name] for name in names if isinstance(file[name], h5py.Group)}
+            items = {name: file[name] for name in file if inside(file, name) and isinstance(file[name], h5py.Group)}
             groups = {group: {name: _array(arrays, name) for name in arrays} for group, arrays in items.items()}
     return record, groups
+
+
+def inside(group, name):
+    """Whether an item of a group lies there itself: a link to one may lead to another file, or to a pipe."""
+    name = name if isinstance(name, bytes) else name.encode()  # h5py leaves as bytes what is no UTF-8
+    return group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD
 
 
 def _array(group, name):
     """Returns an array of a group. ValueError unless it is numbers that lie in the file itself, in one piece."""
     place = f"{group.name[1:]}/{name}"
-    item = group[name] if group.get(name, getclass=True, getlink=True) is h5py.HardLink else None
+    item = group[name] if inside(group, name) else None
     if not isinstance(item, h5py.Dataset) or item.shape is None or item.dtype.kind not in "fiub":
         raise ValueError(f"{place} is no array of numbers")
     if item.chunks or item.external or item.is_virtual or item.id.get_storage_size() != item.nbytes:

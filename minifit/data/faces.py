@@ -1,7 +1,8 @@
 """Reads faces and other images of 16x16 pixels, as in section 3.4 of the paper (AFLW), from an HDF5 file of the user's.
 
 The file has `images` uint8 (N, 16, 16, C), `labels` (N,) with 1 for a face, and may have `split` (N,) with 1 for a test
-image and `group` (N,): images of one group, such as crops of one picture, stay on one side of every split.
+image and `group` (N,): images of one group, such as crops of one picture, stay on one side of every split. Tables call
+every file a stand-in: AFLW itself is licensed, and minifit cannot tell it from other faces.
 """
 
 from pathlib import Path
@@ -35,7 +36,8 @@ def load(path):
         raise UserError(f"{path}: split: group {both[0]} is found on both sides; wanted each group on one")
     for part, which in (("training", train), ("test", test)):
         if len(np.unique(labels[which])) < 2:
-            raise UserError(f"{path}: labels: found one class among the {part} images; wanted faces and others")
+            found = "one class among the" if len(which) else "no"
+            raise UserError(f"{path}: labels: found {found} {part} images; wanted faces and others")
     groups = group[train], group[test]
     return NAME, images[train], labels[train], images[test], labels[test], groups
 
@@ -44,8 +46,10 @@ def _read(path):
     """Reads images, labels, split and group of a file. split may be None; without groups each image is its own."""
     if not path.is_file():
         raise UserError(f"--data {path}: {'not a file' if path.exists() else 'no such file'}; wanted {WANTED}")
-    found = stored.hdf5(path, FIELDS)
+    found = stored.hdf5(path, FIELDS + own.FIELDS[2:])
     own.check(path, found)
+    if "test_images" in found:
+        raise UserError(f"{path}: test_images: found a test part of its own; wanted split, 1 for a test image")
     shape = found["images"].shape
     if shape[1:3] != (SIZE, SIZE):
         raise UserError(f"{path}: images: found {found['images']}; wanted uint8 (N, {SIZE}, {SIZE}, C)")

@@ -20,6 +20,7 @@ WANTED = "an HDF5 file or .npz with images and labels, or a folder with one fold
 FIELDS = ("images", "labels", "test_images", "test_labels")
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 TEST_SHARE, SEED = 5, 0  # without a test part, a fifth of each class is one; every run has the same
+MOST_CLASSES = 2**31
 SIDE, CHANNELS = 4096, {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
@@ -43,6 +44,9 @@ def load(path):
             )
         return path.name, images.part(order), labels[order], tests, test_labels, ()
     _check_classes(path, labels)
+    if (counts := np.bincount(labels)).min() < TEST_SHARE:
+        few = f"found {counts.min()} of class {counts.argmin()}"
+        raise UserError(f"{path}: labels: {few}; wanted {TEST_SHARE} of each at least, or test_images and test_labels")
     cut = len(order) - max(1, len(order) // TEST_SHARE)
     name = f"{path.name} (1/{TEST_SHARE} of each class drawn for testing, seed {SEED})"
     train, test = order[:cut], order[cut:]
@@ -66,7 +70,7 @@ def _opened(path):
         return copy, stored.hdf5(copy, FIELDS)
     try:
         with opened(path) as file:
-            start = file.read(8)
+            start, hdf5 = file.read(8), _is_hdf5(file)
     except OSError as error:
         raise UserError(f"--data {path}: {error.strerror}; wanted {WANTED}") from None
     if start.startswith(ZIP):
@@ -74,11 +78,22 @@ def _opened(path):
         check(path, found)
         copy = stored.copied(path, [path], _copy_npz)
         return copy, stored.hdf5(copy, FIELDS)
-    if start != HDF5:
+    if not hdf5:
         raise UserError(f"{path}: begins with {start!r}; wanted {WANTED}")
     found = stored.hdf5(path, FIELDS)
     check(path, found)
     return stored.in_one_piece(path, found)
+
+
+def _is_hdf5(file):
+    """Whether a file begins as HDF5 does, or after a block of 512, 1024, 2048 ... bytes that HDF5 leaves to others."""
+    size = file.seek(0, 2)
+    for place in (0, *(512 << k for k in range(size.bit_length()))):
+        if place < size:
+            file.seek(place)
+            if file.read(len(HDF5)) == HDF5:
+                return True
+    return False
 
 
 def _images(path, array):
@@ -100,14 +115,15 @@ def check(path, found):
         shape, sides = images.shape, images.shape[1:3]
         if images.dtype != "uint8" or len(shape) != 4 or not 1 <= shape[3] <= 4 or not all(shape):
             grey = "; a grey image has C = 1" if len(shape) == 3 else ""
-            wanted = f"wanted uint8 (N, H, W, C), C of 1 to 4{grey}"
+            wanted = f"wanted uint8 (N, H, W, C), none of them 0 and C of 1 to 4{grey}"
             raise UserError(f"{path}: {prefix}images: found {images}; {wanted}")
         if max(sides) > SIDE:
             raise UserError(f"{path}: {prefix}images: found {images}; wanted at most {SIDE} pixels a side")
-        if np.dtype(labels.dtype).kind not in "iu" or labels.shape != shape[:1]:
+        if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
             raise UserError(f"{path}: {prefix}labels: found {labels}; wanted whole numbers ({shape[0]},)")
-        if labels.values is not None and labels.values.min() < 0:
-            raise UserError(f"{path}: {prefix}labels: found {labels.values.min()}; wanted classes 0, 1, 2 ...")
+        for found_one in () if labels.values is None else (labels.values.min(), labels.values.max()):
+            if not 0 <= int(found_one) < MOST_CLASSES:
+                raise UserError(f"{path}: {prefix}labels: found {found_one}; wanted classes 0, 1, 2 ...")
     if "test_images" in found and found["test_images"].shape[1:] != found["images"].shape[1:]:
         wanted = f"(N, {str(found['images'].shape[1:])[1:]}, as images"
         raise UserError(f"{path}: test_images: found {found['test_images']}; wanted {wanted}")
@@ -156,12 +172,14 @@ def _header(path, archive, name):
         shape, columns_first, dtype = read[version](member)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{place}: damaged, or no array of numbers: {error}") from None
+    if any(extent < 0 for extent in shape):
+        raise UserError(f"{place}: damaged: its shape is {shape}")
     if columns_first and len(shape) > 1:
         raise UserError(f"{place}: its columns come first in memory; wanted np.ascontiguousarray of it")
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if dtype.hasobject or size > info.file_size:
         raise UserError(f"{place}: found {dtype} {shape} in {info.file_size:,} bytes; they take {size:,}")
-    return Array(shape, str(dtype)), member
+    return Array(shape, dtype), member
 
 
 def _copy_npz(path, copy):
@@ -169,7 +187,7 @@ def _copy_npz(path, copy):
         fields = {name: _header(path, archive, name) for name in FIELDS if f"{name}.npy" in archive.namelist()}
         with stored.Copy(copy, {name: array.shape for name, (array, _) in fields.items()}) as out:
             for name, (array, member) in fields.items():
-                row = int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize
+                row = int(np.prod(array.shape[1:])) * array.dtype.itemsize
                 left, step = array.shape[0], max(1, stored.SLICE // row)
                 while left:
                     n = min(step, left)
@@ -219,7 +237,11 @@ def _picture(path, wanted=None):
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        file = opened(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    try:
+        with file, Image.open(file, formats=FORMATS) as picture:
             mode = {"1": "L", "P": "RGBA" if "transparency" in picture.info else "RGB"}.get(picture.mode, picture.mode)
             if mode not in CHANNELS:
                 raise UserError(f"{path}: found a picture of kind {mode}; wanted one of {', '.join(CHANNELS)}")

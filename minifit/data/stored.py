@@ -25,7 +25,7 @@ import pooch
 
 from minifit import UserError
 from minifit.data.files import PLENTY, RATIO, believable
-from minifit.files import SLICE, open_own, opened, slices
+from minifit.files import SLICE, inside, open_own, opened, slices
 
 MEMORY = 2**30  # bytes that a reader may need in addition to this process
 SECONDS, SPEED = 60, 2**20  # seconds of processor time that a reader may need, and one more per SPEED bytes
@@ -155,7 +155,7 @@ class Array:
     """What a file says of one of its arrays, and where its bytes are."""
 
     shape: tuple
-    dtype: str
+    dtype: np.dtype
     offset: int | None = None  # of the first byte, if they lie in one piece
     values: np.ndarray | None = None  # of one dimension: the array itself
 
@@ -176,7 +176,7 @@ def hdf5(path, names):
 def _hdf5(path, names):
     try:
         with h5py.File(path, "r") as file:
-            return {name: _described(path, file, name) for name in names if name in file}
+            return {name: _described(path, file, name) for name in names if file.id.links.exists(name.encode())}
     except UserError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -184,9 +184,13 @@ def _hdf5(path, names):
 
 
 def _described(path, file, name):
-    place, d = f"{path}: {name}", file[name] if not _elsewhere(file, name) else None
-    if d is None or not isinstance(d, h5py.Dataset) or d.external or d.is_virtual or d.shape is None:
-        raise UserError(f"{place} is {'elsewhere' if d is None else d}; wanted a data set of this file")
+    place, wanted = f"{path}: {name}", "wanted a data set of this file"
+    if not inside(file, name):
+        raise UserError(f"{place} is a link; {wanted}")
+    d = file[name]
+    if not isinstance(d, h5py.Dataset) or d.external or d.is_virtual or d.shape is None:
+        kind = "no data set" if not isinstance(d, h5py.Dataset) else "empty" if d.shape is None else "in other files"
+        raise UserError(f"{place} is {kind}; {wanted}")
     bytes_, there = d.size * d.dtype.itemsize, d.id.get_storage_size()
     believable(place, bytes_, there)
     if d.chunks and prod(d.chunks) * d.dtype.itemsize > PLENTY:
@@ -195,11 +199,7 @@ def _described(path, file, name):
     if offset is not None and offset + bytes_ > path.stat().st_size:
         raise UserError(f"{place}: cut off: its {bytes_:,} bytes begin at {offset:,} of {path.stat().st_size:,}")
     read = d.ndim == 1 and d.dtype.kind in "iu"
-    return Array(d.shape, str(d.dtype), offset, d[()] if read else None)
-
-
-def _elsewhere(file, name):
-    return isinstance(file.get(name, getlink=True), h5py.ExternalLink)
+    return Array(d.shape, d.dtype, offset, d[()] if read else None)
 
 
 def in_one_piece(path, found):
@@ -247,7 +247,8 @@ def copied(place, sources, make, *arguments):
     sources: the files that the copy is made from; their names, sizes and times of change identify it
     """
     try:
-        known = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
+        found = [path.stat() for path in sources]  # an OSError where links lead in circles
+        known = [[str(path.resolve()), s.st_size, s.st_mtime_ns] for path, s in zip(sources, found, strict=True)]
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

@@ -29,6 +29,7 @@ SIZE, CLASSES, SEED = 32, 10, 322  # the seed is pylearn2's
 VALIDATION = {"train": 400, "extra": 200}  # images of each class; Sermanet et al. 2012, and with them the paper
 
 COMPRESSED, MATRIX = 15, 14  # types of elements
+COMPLEX = 8  # a flag of a matrix
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 BLOCK = 2**20  # bytes that are read at once
 
@@ -174,8 +175,9 @@ def _matrices(path, file):
         _, name = here.element()
         shape = tuple(int(n) for n in np.frombuffer(dimensions[: len(dimensions) // 4 * 4], "<i4"))
         number, size, small = here.tag()
-        if len(flags) != 8 or flags[0] not in range(6, 16) or not shape or min(shape) < 0 or number not in NUMBERS:
-            raise UserError(f"{path}: damaged: {name[:20]!r} is no matrix of numbers")
+        real = len(flags) == 8 and flags[0] in range(6, 16) and not flags[1] & COMPLEX
+        if not real or not shape or min(shape) < 0 or number not in NUMBERS:
+            raise UserError(f"{path}: damaged: {name[:20]!r} is no matrix of real numbers")
         form = NUMBERS[number]
         if small is None and size > here.left:
             raise UserError(f"{path}: damaged: {size:,} bytes are claimed by an element that has {here.left:,}")

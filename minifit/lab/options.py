@@ -57,8 +57,8 @@ def read(arguments, start):
 
 def nearest(word, names, otherwise=""):
     """Returns "did you mean ...?" with the name most like a word, or `otherwise` if none is like it."""
-    found = difflib.get_close_matches(word, names, 1)
-    return f"; did you mean {found[0]}?" if found else otherwise
+    found = difflib.get_close_matches(word.lower(), lower := {name.lower(): name for name in names}, 1)
+    return f"; did you mean {lower[found[0]]}?" if found else otherwise
 
 
 def value_of(name, f, given):

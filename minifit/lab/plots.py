@@ -344,8 +344,8 @@ def plot_mistakes(images, labels, said, teacher_said, sure, path, title, most=30
 
 
 def show(axes, image):
-    """Shows an image as stored, one channel as ink on white."""
-    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="Greys", interpolation="nearest")
+    """Shows an image as stored, grey as ink on white. A second channel beside grey, transparency, is not shown."""
+    axes.imshow(image[..., 0] if image.shape[-1] <= 2 else image, cmap="Greys", interpolation="nearest")
     axes.set_axis_off()
 
 

@@ -323,8 +323,13 @@ def about_runs(part):
         state = f"unfinished ({', '.join(other['missing'])})" if other["missing"] else "finished"
         said.append(f"Seed {other['seed']} has been started too and is {state}. It was not asked for.")
     if len(part["arms"]) > 1:
-        taken = any(row["from"] for row in rows_of(part)) or any(teacher_of(run) for run in runs)
-        return said + ["All settings of one seed share that seed's teacher."] * taken
+        own = {run["folder"]: teacher_of(run) or run["folder"] for run in runs}
+        teachers = {}
+        for folder, source in own.items():
+            seed = next(run["seed"] for run in runs if run["folder"] == folder)
+            teachers.setdefault(seed, set()).add(own.get(source, source))  # an arm's source may have its own
+        shared = any(teacher_of(run) for run in runs) and all(len(found) == 1 for found in teachers.values())
+        return said + ["All settings of one seed share that seed's teacher."] * shared
     sources = {run["seed"]: teacher_of(run) for run in runs if not run["missing"]}
     if len(sources) > 0 and len({*sources.values()}) == 1 and (source := next(iter(sources.values()))):
         said.append(f"One teacher, trained in {source}, served all seeds: the spread comes from the students only.")

@@ -112,16 +112,16 @@ def test_every_stretch_of_the_order_has_about_its_share_of_each_class(sizes, see
 
 
 def test_pictures_of_every_kind_become_bytes(tmp_path):
-    images, labels = some(shape=(6, 4, 3), count=4, classes=2)
+    images, labels = some(shape=(6, 4, 3), count=10, classes=2)
     for ending in ("png", "bmp", "ppm", "tiff"):
         loaded = data.load("own", file=pictures(tmp_path / ending, images, labels, ending=ending))
         np.testing.assert_array_equal(loaded.images[:], images[loaded.images.index])
     folder = tmp_path / "palette"
     for label in "ab":
         (folder / label).mkdir(parents=True)
-        for i in range(2):
+        for i in range(5):
             Image.fromarray(images[i]).quantize(4).save(folder / label / f"{i}.png")
-    assert data.load("own", file=folder).images.shape == (3, 6, 4, 3)
+    assert data.load("own", file=folder).images.shape == (8, 6, 4, 3)
 
 
 IMAGES, LABELS = some()
@@ -130,7 +130,23 @@ WRONG = {
     "no labels": ({"images": IMAGES}, "has no labels; wanted"),
     "grey without channels": (
         {"images": IMAGES[..., 0], "labels": LABELS},
-        r"images: found uint8 \(30, 7, 5\); wanted uint8 \(N, H, W, C\), C of 1 to 4; a grey image has C = 1",
+        r"images: found uint8 \(30, 7, 5\); wanted uint8 \(N, H, W, C\), none of them 0 and C of 1 to 4; a grey",
+    ),
+    "a class of few": (
+        {"images": IMAGES, "labels": np.repeat([0, 1, 2], [13, 13, 4])},
+        "labels: found 4 of class 2; wanted 5 of each at least, or test_images and test_labels",
+    ),
+    "a label beyond all classes": (
+        {"images": IMAGES, "labels": np.r_[LABELS[1:].astype(np.uint64), np.uint64(2**64 - 1)]},
+        r"labels: found \d{19,20}; wanted classes 0, 1, 2",
+    ),
+    "a test label beyond all classes": (
+        {"images": IMAGES, "labels": LABELS, "test_images": IMAGES[:2], "test_labels": np.array([0, 2**64 - 1], "u8")},
+        r"test_labels: found \d{19,20}; wanted classes 0, 1, 2",
+    ),
+    "labels of two parts": (
+        {"images": IMAGES, "labels": np.zeros(30, [("a", "i4"), ("b", "i4")])},
+        r"labels: found .*; wanted whole numbers \(30,\)",
     ),
     "five channels": (
         {"images": np.zeros((30, 2, 2, 5), np.uint8), "labels": LABELS},
@@ -218,18 +234,31 @@ def test_hdf5_that_only_claims_or_lies_elsewhere_is_one_line(tmp_path):
         file["labels"] = np.arange(2)
     refused(chunk, "images has chunks of")
     hdf5(tmp_path / "other.h5", images=IMAGES, labels=LABELS)
-    with h5py.File(tmp_path / "link.h5", "w") as file:
-        file["images"] = h5py.ExternalLink("other.h5", "images")
-        file["labels"] = LABELS
-    refused(tmp_path / "link.h5", "images is elsewhere; wanted a data set of this file")
+    os.mkfifo(tmp_path / "pipe.h5")  # of which a read has no end
+    links = {
+        "link.h5": {"images": h5py.ExternalLink("other.h5", "images")},
+        "pipe link.h5": {"images": h5py.ExternalLink("pipe.h5", "images")},
+        "two links.h5": {"images": h5py.SoftLink("/there"), "there": h5py.ExternalLink("other.h5", "images")},
+        "nowhere.h5": {"images": h5py.SoftLink("/nowhere")},
+    }
+    for name, items in links.items():
+        with h5py.File(tmp_path / name, "w") as file:
+            file["labels"] = LABELS
+            for item, link in items.items():
+                file[item] = link
+        refused(tmp_path / name, "images is a link; wanted a data set of this file")
     with h5py.File(tmp_path / "external.h5", "w") as file:
         file.create_dataset("images", (2, 1, 1, 1), np.uint8, external=[("/etc/passwd", 0, 2)])
         file["labels"] = np.arange(2)
-    refused(tmp_path / "external.h5", "images .*; wanted a data set of this file")
+    refused(tmp_path / "external.h5", "images is in other files; wanted a data set of this file")
+    with h5py.File(tmp_path / "nothing.h5", "w") as file:
+        file["images"] = h5py.Empty("u1")
+        file["labels"] = LABELS
+    refused(tmp_path / "nothing.h5", "images is empty; wanted a data set of this file")
     with h5py.File(tmp_path / "group.h5", "w") as file:
         file.create_group("images")
         file["labels"] = LABELS
-    refused(tmp_path / "group.h5", "images is .*group.*; wanted a data set of this file")
+    refused(tmp_path / "group.h5", "images is no data set; wanted a data set of this file")
     whole = hdf5(tmp_path / "cut.h5", images=IMAGES, labels=LABELS)
     whole.write_bytes(whole.read_bytes()[:-500])
     refused(whole, "cut.h5: ")
@@ -262,6 +291,8 @@ def test_npz_that_only_claims_or_is_no_array_of_numbers_is_one_line(tmp_path):
     head = array(IMAGES[:1])
     archive(images=head.replace(b"(1, 7", b"(9, 7"), labels=labels)
     refused(path, r"images: found uint8 \(9, 7, 5, 3\) in .* bytes; they take 945")
+    archive(images=head.replace(b"(1, 7", b"(-1,7"), labels=labels)
+    refused(path, r"images: damaged: its shape is \(-1, 7, 5, 3\)")
     archive(images=array(IMAGES), labels=labels)
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 255
@@ -308,6 +339,20 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
     os.symlink(tmp_path / "nowhere", new("link") / "class 1" / "b.png")
     with pytest.raises(UserError, match=r"b\.png"):
         data.load("own", file=tmp_path / "link")
+    os.symlink("b.png", new("loop") / "class 1" / "b.png")
+    with pytest.raises(UserError, match=r"b\.png: Too many levels of symbolic links"):
+        data.load("own", file=tmp_path / "loop")
+    os.mkfifo(new("pipe") / "class 1" / "b.png")
+    with pytest.raises(UserError, match=r"b\.png: a pipe or a device, not a file"):
+        data.load("own", file=tmp_path / "pipe")
+
+
+def test_hdf5_after_a_block_of_others_is_read(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", userblock_size=1024) as file:
+        file["images"], file["labels"] = IMAGES, LABELS
+    loaded = data.load("own", file=path)
+    np.testing.assert_array_equal(loaded.images[:], IMAGES[loaded.images.index])
 
 
 def numbers(draw, content):

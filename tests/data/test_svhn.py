@@ -1,6 +1,7 @@
 """Reading SVHN: the published format as scipy writes it, the paper's split, and every way that a file can be wrong."""
 
 import hashlib
+import io
 import struct
 import zlib
 from contextlib import suppress
@@ -121,6 +122,7 @@ def matrix(name, kind, shape, content, compressed=False, claimed=None):
 HEADER = b"MATLAB 5.0 MAT-file, by hand".ljust(124) + b"\x00\x01IM"
 X3, Y3 = matrix(b"X", 2, (32, 32, 3, 3), bytes(9216)), matrix(b"y", 2, (3, 1), bytes([1, 2, 10]))
 PACKED = zlib.compress(X3)
+scipy.io.savemat(COMPLEX := io.BytesIO(), {"y": np.array([[1], [2 + 3j], [10]])})
 BOMB = zlib.compress(struct.pack("<II", 14, 2**31) + bytes(2**20))
 WRONG = {
     "empty": (b"", "not a MATLAB file of level 5, little-endian: it begins with b''"),
@@ -162,7 +164,8 @@ WRONG = {
         HEADER + struct.pack("<II", 9, 16) + bytes(16),
         "damaged: an element of type 9 at byte 128",
     ),
-    "negative": (HEADER + matrix(b"X", 2, (32, -32, 3, 3), bytes(9216)) + Y3, "no matrix of numbers"),
+    "complex": (HEADER + X3 + COMPLEX.getvalue()[128:], "'y' is no matrix of real numbers"),
+    "negative": (HEADER + matrix(b"X", 2, (32, -32, 3, 3), bytes(9216)) + Y3, "no matrix of real numbers"),
 }
 
 

@@ -251,6 +251,7 @@ ONE_LINE = {
     "compare digits --seed 1": "--seed: no such option; did you mean --seeds?",
     "compare digits --workers 0": "--workers 0: wanted at least 1",
     "digits --tua 2": "--tua: no such option; did you mean --tau?",
+    "digits --TAU 2": "--TAU: no such option; did you mean --tau?",
     "digits --teacher.lrr 2": "--teacher.lrr: no such option; did you mean --teacher.lr?",
     "digits --xyzxyz 2": "--xyzxyz: no such option; --help-all lists all",
     "digits --student.epoch 2": "--student.epoch: no such option; did you mean --student.epochs?",

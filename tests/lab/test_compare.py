@@ -609,6 +609,15 @@ def test_arms_share_the_teacher_of_a_seed_and_are_paired_with_the_base(tmp_path,
     assert contents(tmp_path) == before
 
 
+def test_settings_are_said_to_share_a_teacher_only_where_they_do():
+    said = "All settings of one seed share that seed's teacher."
+    made = stage("teacher", **{"from": "runs/seed0"}), stage("teacher", **{"from": "elsewhere"}), stage("teacher")
+    for base, of_arm, share in ((made[2], made[0], True), (made[2], made[1], False), (made[1], made[0], True)):
+        runs = [member(0, teacher=base), member(0, "tau=1", settings={"tau": 1.0}, teacher=of_arm)]
+        assert (said in report.about_runs(compare.gather(runs, "command"))) == share
+    assert said not in report.about_runs(compare.gather([runs[0], member(0, "tau=1", teacher=made[2])], "command"))
+
+
 def test_studies_ask_their_questions_of_the_methods_that_they_name(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "STUDIES", (Study("tau", {"1": {"tau": 1.0}, "3, paper": {}}, ("kd",)),))
     words = ["--seeds", "1", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "out"), *tiny()]

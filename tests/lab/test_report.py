@@ -454,3 +454,10 @@ def test_matplotlib_waits_until_something_is_drawn_and_pyplot_is_never_used():
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
     names = {node.attr for node in ast.walk(ast.parse(Path(plots.__file__).read_text())) if hasattr(node, "attr")}
     assert "pyplot" not in Path(plots.__file__).read_text() and "print" not in names
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pictures_of_1_to_4_channels_are_drawn(channels, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, channels), np.uint8)
+    plots.plot_mistakes(images, [0, 1], [1, 0], [0, 0], [0.9, 0.8], tmp_path / "a.png", "two")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
