@@ -1,15 +1,20 @@
-"""Contrast normalisation and whitening: by hand, and by formulas without an eigendecomposition."""
+"""Contrast, local contrast and whitening: by hand, by the reference's loops, and without an eigendecomposition."""
 
 import os
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.linalg
 import strict
 
 from minifit import UserError
-from minifit.data import cifar, preprocessing
-from minifit.data.preprocessing import ZCA, Unit, Whitened, contrast, fit
+from minifit.data import Dataset, cifar, preprocessing
+from minifit.data.preprocessing import ZCA, Local, Unit, Whitened, contrast, fit, local_contrast
+from minifit.experiments import MNIST
+from minifit.lab.sets import Sets
+from reference import preprocessing as reference
 
 REAL = os.environ.get("MINIFIT_DATA")
 
@@ -177,7 +182,115 @@ def test_unit_is_bytes_over_255_in_float32():
     np.testing.assert_array_equal(y, x.astype(np.float32) / np.float32(255))
 
 
-PREPARATIONS = {"unit": Unit(), "whitened": fit(bytes_(100)), "another scale": fit(bytes_(100), scale=3.0)}
+# Of one pixel, narrower than the local window of 7x7 along one side or both, as large, and larger.
+SIZES = (1, 1), (1, 9), (9, 1), (2, 3), (6, 5), (7, 7), (8, 11)
+every_size = pytest.mark.parametrize("size", SIZES, ids=lambda size: "{}x{}".format(*size))
+every_channel = pytest.mark.parametrize("channels", [1, 2, 3, 4])
+
+
+@every_size
+@every_channel
+def test_contrast_is_the_references(size, channels):
+    x = bytes_(3, shape=(*size, channels))
+    np.testing.assert_allclose(contrast(x), reference.contrast(x, 55.0), rtol=1.2e-7, atol=0)  # float32's last bit
+    np.testing.assert_allclose(contrast(x, 0.3), reference.contrast(x, 0.3), rtol=1.2e-7, atol=0)
+
+
+@every_size
+@every_channel
+def test_local_contrast_is_the_references(size, channels):
+    """Of four images one is dark in a part, one is so faint that the threshold divides it, and one is black."""
+    x = np.random.default_rng(channels).normal(size=(4, *size, channels))
+    x[1, : size[0] // 2] *= 0.01
+    x[2] *= 5e-5
+    x[3] = 0
+    np.testing.assert_allclose(local_contrast(x), reference.local_contrast(x), rtol=0, atol=1e-12)
+    single = local_contrast(x.astype(np.float32))
+    assert single.dtype == np.float32 and single.flags.c_contiguous
+    np.testing.assert_allclose(single, reference.local_contrast(x), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("changes", [{"size": 1}, {"size": 4}, {"size": 5, "sigma": 0.8}, {"threshold": 0.9}], ids=str)
+def test_local_contrast_with_another_window_or_threshold_is_the_references(changes):
+    x = np.random.default_rng(0).normal(size=(2, 6, 4, 2))
+    got, wanted = local_contrast(x, **changes), reference.local_contrast(x, **changes)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+    assert abs(got - local_contrast(x)).max() > 1e-3
+
+
+def test_local_contrast_by_hand():
+    """A window of 3 and a single pixel of 8 beside the border: what leaves the image is lost, and nothing returns."""
+    near, g = np.exp(-1 / 2), 1 / (1 + 2 * np.exp(-1 / 2))  # the Gaussian is g, and near * g beside its middle
+    x = np.zeros((1, 1, 4, 1))
+    x[0, 0, 1] = 8
+    blurred = 8 * g * g * np.array([near, 1, near, 0])
+    d = 8 * g * np.sqrt([near, 1, near, 0])
+    wanted = ([0, 8, 0, 0] - blurred) / np.maximum(d, d.mean())
+    np.testing.assert_allclose(local_contrast(x, size=3, sigma=1.0).ravel(), wanted, rtol=1e-12)
+
+
+def locally(images, channels):
+    """Contrast of norm 1, then locally in each of these channels alone, by the reference."""
+    y = reference.contrast(images)
+    for channel in channels:
+        y[..., [channel]] = reference.local_contrast(y[..., [channel]])
+    return y
+
+
+@every_size
+@every_channel
+@pytest.mark.parametrize("local", [None, 1, 2])
+def test_local_normalises_all_channels_or_the_first_few_and_leaves_the_others(size, channels, local):
+    x = bytes_(2, shape=(*size, channels))
+    y = Local(local)(x)
+    assert y.dtype == np.float32 and y.shape == x.shape
+    np.testing.assert_allclose(y, locally(x, range(channels)[:local]), rtol=0, atol=2e-6)
+
+
+def whitened(train, images, scale, regularisation):
+    """By the definitions: the reference's contrast, sums of products, and a root by Schur's decomposition."""
+    x, y = (reference.contrast(part, scale).reshape(len(part), -1) for part in (train, images))
+    mean = sum(x) / len(x)
+    covariance = sum(np.outer(row - mean, row - mean) for row in x) / len(x)
+    root = scipy.linalg.sqrtm(covariance + regularisation * np.eye(len(mean)))
+    return np.stack([np.linalg.solve(root, row - mean) for row in y]).reshape(images.shape)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (6, 5)], ids=lambda size: "{}x{}".format(*size))
+@every_channel
+def test_whitened_is_the_references_contrast_and_the_inverse_root_of_its_covariance(size, channels):
+    train, test = (bytes_(count, seed, (*size, channels)) for count, seed in ((30, 0), (4, 1)))
+    for scale, regularisation in ((55.0, 0.1), (3.0, 0.7)):
+        wanted = whitened(train, test, scale, regularisation)
+        got = fit(train, scale, regularisation)(test)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * max(1, abs(wanted).max()))
+    np.testing.assert_array_equal(fit(train)(test), fit(train, 55.0, 0.1)(test))
+
+
+@pytest.mark.parametrize("name", ["unit", "local", "local-red", "whitened"])
+def test_each_setting_gives_its_preparation(name, tmp_path):
+    train, test = bytes_(30), bytes_(4, seed=1)
+    wanted = {
+        "unit": test / 255.0,
+        "local": locally(test, (0, 1, 2)),
+        "local-red": locally(test, (0,)),
+        "whitened": whitened(train[:20], test, 55.0, 0.1),  # the other ten validate
+    }[name]
+    labels = np.arange(30) % 10
+    config = replace(MNIST, preprocessing=name, train=20, validation=10, test=4)
+    sets = Sets(Dataset("a set", train, labels, test, labels[:4]), config, tmp_path)
+    x, _, _ = sets["test"].batch(np.arange(4))
+    np.testing.assert_allclose(x, wanted, rtol=0, atol=1e-5 * max(1, abs(wanted).max()))
+
+
+PREPARATIONS = {
+    "unit": Unit(),
+    "local": Local(),
+    "local-red": Local(1),
+    "whitened": fit(bytes_(100)),
+    "another scale": fit(bytes_(100), scale=3.0),
+}
 
 
 @pytest.mark.parametrize("name", PREPARATIONS)
