@@ -51,6 +51,13 @@ def an_h5(**fields):
     return written(write)
 
 
+def some_faces():
+    """Four groups of a face and another image each, of which the split takes one for testing."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 1), np.uint8)
+    groups = np.arange(8) // 2
+    return an_h5(images=images, labels=np.arange(8) % 2, split=(groups == 2).astype(np.uint8), group=groups)
+
+
 def archive():
     def write(buffer):
         with tarfile.open(fileobj=buffer, mode="w:gz") as file:
@@ -79,6 +86,17 @@ def a_stage():
 def of_own(path):
     loaded = data.load("own", file=path)
     assert loaded.images[:].shape == loaded.images.shape and len(loaded.labels) == len(loaded.images)
+
+
+def of_faces(path):
+    loaded = data.load("faces", file=path)
+    for images, labels, groups in (
+        (loaded.images, loaded.labels, loaded.groups),
+        (loaded.test_images, loaded.test_labels, loaded.test_groups),
+    ):
+        assert images.shape[1:3] == (16, 16) and len(images) == len(labels) == len(groups)
+        assert {*labels.tolist()} == {0, 1}
+    assert not {*loaded.groups.tolist()} & {*loaded.test_groups.tolist()}
 
 
 def of_svhn(path):
@@ -129,6 +147,7 @@ READERS = {  # name -> (the name of a file, what reads it, a file that is read)
     "svhn": ("a.mat", of_svhn, a_mat),
     "npz": ("a.npz", of_own, lambda: written(lambda b: np.savez_compressed(b, images=IMAGES, labels=LABELS))),
     "h5": ("a.h5", of_own, lambda: an_h5(images=IMAGES, labels=LABELS)),
+    "faces": ("a.h5", of_faces, some_faces),
     "picture": ("1.png", pictures, lambda: written(lambda b: Image.fromarray(IMAGES[0]).save(b, "png"))),
     "stage": ("s.h5", stages.load, a_stage),
     "json": ("summary.json", records.read_summary, a_summary),
