@@ -29,6 +29,7 @@ TITLES = {
     "test_cifar": "CIFAR-10 and CIFAR-100",
     "test_svhn": "SVHN",
     "test_own": "Your own data",
+    "test_faces": "Faces",
     "test_stored": "HDF5 and copies of it",
     "test_download": "Downloads",
     "test_augment": "Augmentation",
