@@ -138,8 +138,8 @@ PAIRS = {
     ("4-4-4-4", "8/8/8-8/8"): (2, 3, "conv"),
     # 16, 8, 8, 8, 4, 1, where 2, 3, 4 fit a hint of 8; the middle is 3.5, and of 3 and 4 the first is taken
     ("4-4/4-4-4/4", "8-8"): (3, 1, "conv"),
-    # 8, 8, 8, 4, 1: the middle is 3, and of 1, 2, 3 with a map of 8 it is the nearest
-    ("4/4-4-4/4", "8-8"): (3, 1, "conv"),
+    # 8, 8, 8, 4, 1: the middle is 3, and of 1, 2, 3 with a map of 8 it is the nearest, although it has more channels
+    ("4/4-9-4/4", "8-8"): (3, 1, "conv"),
     # 16, 16, 16, 16, 8, 4, 1: 8 is the smallest that fits, though 4 is the middle
     ("4-4-4-4-4/4/4", "8-8"): (5, 1, "conv"),
     # a hint of 1, the whole map: every layer fits, and the last is the smallest; the units are no map
