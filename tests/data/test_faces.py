@@ -45,8 +45,10 @@ def sides(loaded, images):
 def test_images_of_any_channels_and_their_labels_are_those_of_the_file(channels, packed, tmp_path):
     fields, split = some(channels=channels), np.arange(40) % 4 // 3
     fields["labels"] = (np.arange(40) % 3 == 0).astype(np.uint8)
-    loaded = data.load("faces", file=written(tmp_path / "a.h5", packed, **fields, split=split.astype(np.uint8)))
+    path = written(tmp_path / "a.h5", packed, **fields, split=split.astype(np.uint8))
+    loaded = data.load("faces", file=path)
     assert loaded.name == "faces (stand-in for AFLW)"
+    assert [part.dtype for part in faces.load(path)[1:5]] == [np.uint8, np.int64, np.uint8, np.int64]
     for images, labels, rows in (
         (loaded.images, loaded.labels, split == 0),
         (loaded.test_images, loaded.test_labels, split == 1),
