@@ -175,9 +175,13 @@ WRONG = {
         "split: group 4 is found on both sides; wanted each group on one",
     ),
     "no face to train on": ({"split": HALF, "labels": HALF}, "labels: found one class among the training images"),
-    "all for training": ({"split": HALF * 0}, "labels: found one class among the test images; wanted faces and others"),
-    "all for testing": ({"split": HALF * 0 + 1}, "labels: found one class among the training images; wanted faces"),
-    "a single group": ({"group": HALF * 0}, "labels: found one class among the training images; wanted faces and"),
+    "all for training": ({"split": HALF * 0}, "labels: found no test images; wanted faces and others"),
+    "all for testing": ({"split": HALF * 0 + 1}, "labels: found no training images; wanted faces"),
+    "a single group": ({"group": HALF * 0}, "labels: found no training images; wanted faces and"),
+    "a test part": (
+        {"test_images": np.zeros((4, 16, 16, 1), np.uint8), "test_labels": np.arange(4) % 2},
+        "test_images: found a test part of its own; wanted split, 1 for a test image",
+    ),
     "a single test image": ({"split": np.eye(40, dtype=int)[3]}, "labels: found one class among the test images"),
 }
 
