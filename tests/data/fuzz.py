@@ -32,7 +32,7 @@ with atheris.instrument_imports(include=["minifit"]):
     from minifit.data import cifar, mnist, stored, svhn
     from minifit.lab import records, teachers
 
-IMAGES, LABELS = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8), np.array([0, 1, 0, 1])
+IMAGES, LABELS = np.random.default_rng(0).integers(0, 256, (10, 6, 5, 3), np.uint8), np.arange(10) % 2
 
 
 def written(write):
@@ -134,7 +134,8 @@ def pictures(path):
     """A folder of two classes, in which one picture is the file."""
     for name in ("a", "b"):
         (path.parent / "pictures" / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(IMAGES[0]).save(path.parent / "pictures" / name / "0.png")
+        for i in range(2, 7):
+            Image.fromarray(IMAGES[i]).save(path.parent / "pictures" / name / f"{i}.png")
     path.replace(path.parent / "pictures" / "a" / "1.png")
     of_own(path.parent / "pictures")
 
