@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_own import numbers
 
 from minifit import UserError, data
 from minifit.data import faces, stored
@@ -207,15 +208,6 @@ def test_a_foreign_or_missing_file_is_one_line(tmp_path):
         data.load("faces")
     with pytest.raises(UserError, match=r"--data-dir .*: faces is read from --data FILE"):
         data.load("faces", tmp_path, file=tmp_path / "a.h5")
-
-
-def numbers(draw, content):
-    """The bytes with a few numbers changed, and perhaps cut off."""
-    content = bytearray(content)
-    for _ in range(draw(st.integers(0, 4))):
-        place, number = draw(st.integers(0, len(content) - 1)), draw(st.integers(0, 255))
-        content[place] = number
-    return content[: draw(st.integers(0, len(content)))] if draw(st.booleans()) else content
 
 
 def read_whole(path):
