@@ -26,6 +26,7 @@ from minifit.lab.parallel import Alone, Team
 
 PATIENCE = 3  # seconds in which all ranks come to the same end, or else they do not
 SPIN, PAUSE = 1e-3, 2e-4  # seconds: wait so long without rest, then look again after each pause
+LAST = 0.5  # seconds in which all ranks exit with the same status
 LOOK = 0.05  # seconds between two looks at the jobs of other ranks
 GO_ON = "The last finished epoch is kept. To go on, start the same command again: {command}"
 
@@ -177,6 +178,10 @@ class Ranks(Alone):
                 print(line, file=file, flush=True)
         self.line.leave()
         self.wait(self.ending.Ibarrier())
+        with suppress(OSError):  # the system refuses one more process
+            if os.fork() == 0:  # it holds this rank's connection to MPICH, which kills other ranks when one is closed
+                time.sleep(LAST)
+                os._exit(0)
         os._exit(status)  # MPI's own end would wait for what an exception has left unfinished
 
     def gather(self, value):
