@@ -325,9 +325,9 @@ def about_runs(part):
     if len(part["arms"]) > 1:
         own = {run["folder"]: teacher_of(run) or run["folder"] for run in runs}
         teachers = {}
-        for folder, source in own.items():
-            seed = next(run["seed"] for run in runs if run["folder"] == folder)
-            teachers.setdefault(seed, set()).add(own.get(source, source))  # an arm's source may have its own
+        for run in runs:
+            source = own[run["folder"]]
+            teachers.setdefault(run["seed"], set()).add(own.get(source, source))  # an arm's source may have its own
         shared = any(teacher_of(run) for run in runs) and all(len(found) == 1 for found in teachers.values())
         return said + ["All settings of one seed share that seed's teacher."] * shared
     sources = {run["seed"]: teacher_of(run) for run in runs if not run["missing"]}
