@@ -69,8 +69,14 @@ def _serve(pipe, make, arguments):
                 pipe.send((None, traceback.format_exc()))
 
 
-def as_they_are(images):
-    return images
+class AsTheyAre:
+    """Prepares nothing."""
+
+    def __call__(self, images):
+        return images
+
+    def on(self, xp):
+        return self
 
 
 def turn(step, seconds):
@@ -89,12 +95,12 @@ def turn(step, seconds):
 class Minifit:
     """Training steps and evaluation as minifit.lab.training does them, of images that are prepared already."""
 
-    def __init__(self, network, batch, microbatch, count, sizes=(), dtype=np.float32, sure=False):
+    def __init__(self, network, batch, microbatch, count, sizes=(), dtype=np.float32, sure=False, xp=np):
         self.batch, self.steps = batch, 0
         given = {"train": examples(network, batch, dtype, sure)} | {str(n): examples(network, n, dtype) for n in sizes}
-        sets = {name: Examples(x, labels, as_they_are) for name, (x, labels) in given.items()}
+        sets = {name: Examples(x, labels, AsTheyAre()) for name, (x, labels) in given.items()}
         self.before = memory(["self"], "VmRSS")
-        self.layers = built(network, dtype)
+        self.layers = built(network, dtype, xp)
         self.max_norms = max_norms(self.layers)
         self.optimizer = SGD(LR, MOMENTUM)
         self.parallel = DataParallel(stage(self.layers), sets, microbatch, count)

@@ -29,7 +29,7 @@ AT_ONCE = 500  # images of an evaluation
 class Net:
     """Layers of minifit in PyTorch, with a copy of their weights."""
 
-    def __init__(self, layers, image, format, trained=False):
+    def __init__(self, layers, image, format, trained=False, device="cpu"):
         """image: the shape (H, W, C) of one input"""
         names = {id(p): name for name, p in layers.params.items()}
         self.weights, self.shapes, self.steps = {}, {}, []
@@ -39,7 +39,7 @@ class Net:
             for p in leaf.params.values():
                 name = names[id(p)]
                 self.shapes[name] = shape
-                self.weights[name] = to_torch(p, shape, format).requires_grad_(trained)
+                self.weights[name] = to_torch(p, shape, format, device).requires_grad_(trained)
             self.steps.append(_step(leaf, [self.weights[names[id(p)]] for p in leaf.params.values()]))
             x = leaf(x.astype(dtype))
             shape = shape if isinstance(leaf, Flatten) else x.shape[1:]
@@ -79,12 +79,12 @@ def _step(leaf, weights):
 class Script:
     """Trains a stage of minifit on images (N, H, W, C) that are prepared already."""
 
-    def __init__(self, stage, x, labels, format, flips=False, keeps=False):
+    def __init__(self, stage, x, labels, format, flips=False, keeps=False, device="cpu"):
         """flips: mirror each image with probability 1/2   keeps: compute the teacher's outputs once"""
-        self.stage, self.flips, self.format = stage, flips, format
-        self.student = Net(stage.network, x.shape[1:], format, trained=True)
-        self.teacher = stage.target and Net(stage.target, x.shape[1:], format)
-        self.x, self.labels = images(x, format), torch.from_numpy(labels)
+        self.stage, self.flips, self.format, self.device = stage, flips, format, device
+        self.student = Net(stage.network, x.shape[1:], format, True, device)
+        self.teacher = stage.target and Net(stage.target, x.shape[1:], format, device=device)
+        self.x, self.labels = images(x, format, device), torch.from_numpy(labels).to(device)
         self.kept = self.outputs(self.x) if keeps and self.teacher else None
         self.optimizer = _optimizer(stage, self.student.weights)
         self.limits = [(self.student.weights[name], limit) for name, limit in max_norms(stage.network).items()]
@@ -116,9 +116,10 @@ class Script:
 
     def step(self, chosen, epoch=1):
         """One update on the images of these numbers."""
+        chosen = chosen.to(self.device)
         x, labels = self.x[chosen], self.labels[chosen]
         if self.flips:
-            mirror = torch.rand(len(x)) < 0.5
+            mirror = torch.rand(len(x), device=self.device) < 0.5
             x = torch.where(mirror[:, None, None, None], x.flip(3), x)
         target = self.kept[chosen] if self.kept is not None else self.teacher and self.outputs(x)
         self.gradient(x, target, labels, epoch)
@@ -129,9 +130,9 @@ class Script:
 
     def agreed(self, x, labels, epoch=1):
         """(loss, grads by minifit's names) of a minibatch that is not augmented."""
-        x = images(x, self.format)
+        x = images(x, self.format, self.device)
         target = self.teacher and self.outputs(x)
-        loss = self.gradient(x, target, torch.from_numpy(labels), epoch)
+        loss = self.gradient(x, target, torch.from_numpy(labels).to(self.device), epoch)
         return float(loss.detach()), self.student.grads()
 
     def epoch(self, number, rng):

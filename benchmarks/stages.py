@@ -75,7 +75,7 @@ def parse(arguments):
     return options
 
 
-def noise_run(name, preset, count, workers, folder):
+def noise_run(name, preset, count, workers, folder, xp=np):
     """A run of the experiment on noise; its networks have random weights, and no two biases are equal."""
     experiment = experiments.EXPERIMENTS[name]
     config, image = experiment.presets[preset], experiment.student.input
@@ -85,7 +85,7 @@ def noise_run(name, preset, count, workers, folder):
     pixels = rng.integers(0, 256, (count + 1, *image), np.uint8)
     labels = rng.integers(experiment.student.blocks[-1].classes, size=count + 1)
     dataset = data.Dataset("noise", pixels, labels, pixels[:1], labels[:1])
-    run = Run(folder, name, preset, experiment, config, 0, dataset, np, workers, progress=False)
+    run = Run(folder, name, preset, experiment, config, 0, dataset, xp, workers, progress=False)
     if config.preprocessing == "whitened":  # any statistics are as fast as those of images
         d = int(np.prod(image))
         matrix = np.eye(d, dtype=np.float32) + rng.normal(0, 1e-3, (d, d)).astype(np.float32)
@@ -109,17 +109,19 @@ def started(run, key, dtype=np.float32):
         networks.initialise(layers, rng)
         for leaf in leaves(layers):
             if "b" in leaf.params:
-                leaf.params["b"][...] = 0.1 * rng.standard_normal(leaf.params["b"].shape)
+                leaf.params["b"][...] = task.xp.asarray(0.1 * rng.standard_normal(leaf.params["b"].shape))
     return stage
 
 
 class Stage:
     """Steps of a stage as minifit.lab.training takes them."""
 
-    def __init__(self, name, preset, key, count, workers):
+    def __init__(self, name, preset, key, count, workers, xp=np, batch=None):
+        """batch: images of a step; None: as many as the stage takes"""
         self.folder = tempfile.TemporaryDirectory()
-        run = noise_run(name, preset, count, workers, Path(self.folder.name))
+        run = noise_run(name, preset, count, workers, Path(self.folder.name), xp)
         self.stage, self.draw = started(run, key), run.sets.draw
+        self.batch = batch or self.stage.schedule.batch
         examples = run.sets.taught("train", self.stage.target, workers)
         self.keeps = examples.teacher is not None and not callable(examples.teacher)
         self.optimizer = self.stage.schedule.make(lr_scales(self.stage.network))
@@ -143,7 +145,7 @@ class Stage:
         return timed(self._step, count)
 
     def _step(self):
-        indices, self.order = following(self.order, self.size, self.stage.schedule.batch, self.rng)
+        indices, self.order = following(self.order, self.size, self.batch, self.rng)
         choices = self.draw(self.rng, len(indices)) if self.draw else None
         _, grads = self.parallel.gradient(indices, 1, int(self.rng.integers(2**63)), choices)
         self.optimizer.step(self.parallel.params, grads)

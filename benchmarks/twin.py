@@ -21,9 +21,9 @@ FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 TOLERANCES = {np.dtype(np.float64): 1e-11, np.dtype(np.float32): 1e-4}
 
 
-def images(x, format):
+def images(x, format, device="cpu"):
     """Images (N, H, W, C) as PyTorch wants them: (N, C, H, W), in memory by format."""
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=FORMATS[format])
+    return torch.from_numpy(x).permute(0, 3, 1, 2).to(device).contiguous(memory_format=FORMATS[format])
 
 
 def maxout(z, pieces):
@@ -42,15 +42,15 @@ def _where(y, z):
 class Twin:
     """A network in PyTorch, with a copy of the weights of its minifit twin `layers`."""
 
-    def __init__(self, network, layers, format, lr=0.01, momentum=0.9):
-        self.format = format
+    def __init__(self, network, layers, format, lr=0.01, momentum=0.9, device="cpu"):
+        self.format, self.device = format, device
         self.weights, self.inputs = {}, {}  # by minifit's name: the tensor, and the shape of its layer's input
         self.blocks = []  # (block, w, b)
         shape = network.input
         for i, (block, layer) in enumerate(zip(network.blocks, layers, strict=True)):
             for name, array in layer.params.items():
                 self.inputs[f"{i}.{name}"] = shape
-                self.weights[f"{i}.{name}"] = to_torch(array, shape, format).requires_grad_()
+                self.weights[f"{i}.{name}"] = to_torch(array, shape, format, device).requires_grad_()
             w, b = (self.weights[f"{i}.{name}"] for kind in "wb" for name in layer.params if name.endswith(kind))
             self.blocks.append((block, w, b))
             shape = layer(np.zeros((1, *shape), array.dtype)).shape[1:]
@@ -84,7 +84,9 @@ class Twin:
     def gradient(self, x, labels):
         """(loss, grads), the gradients by minifit's names and in its order of axes."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.forward(images(x, self.format)), torch.from_numpy(labels))
+        loss = F.cross_entropy(
+            self.forward(images(x, self.format, self.device)), torch.from_numpy(labels).to(self.device)
+        )
         loss.backward()
         return float(loss.detach()), {name: to_numpy(w.grad, self.inputs[name]) for name, w in self.weights.items()}
 
@@ -93,9 +95,9 @@ class Twin:
         return {name: to_numpy(w.detach(), self.inputs[name]) for name, w in self.weights.items()}
 
 
-def to_torch(array, shape, format):
+def to_torch(array, shape, format, device="cpu"):
     """A parameter of minifit in PyTorch's order of axes.   shape: of one input of its layer"""
-    w = torch.tensor(array)
+    w = torch.tensor(array, device=device)
     if w.ndim == 4:  # (R, S, C, K) -> (K, C, R, S)
         return w.permute(3, 2, 0, 1).contiguous(memory_format=FORMATS[format])
     if w.ndim == 2 and len(shape) == 3:  # (H W C, E) -> (E, C H W)
@@ -105,6 +107,7 @@ def to_torch(array, shape, format):
 
 def to_numpy(w, shape):
     """The inverse of `to_torch`."""
+    w = w.cpu()
     if w.ndim == 4:
         return w.permute(2, 3, 1, 0).numpy()
     if w.ndim == 2 and len(shape) == 3:

@@ -29,17 +29,17 @@ def leads(logits):
     return first - second
 
 
-def built(network, dtype=np.float32):
+def built(network, dtype=np.float32, xp=np):
     """The network with weights that are the same for all, and no two equal biases.
 
     With equal ones the pieces of a maxout tie wherever a window holds nothing but padding, and rounding would decide.
     """
     rng = np.random.default_rng(SEED)
-    layers = networks.build(network, dtype=dtype)
+    layers = networks.build(network, xp=xp, dtype=dtype)
     networks.initialise(layers, rng)
     for name, p in layers.params.items():
         if name.endswith("b"):
-            p[...] = 0.1 * rng.standard_normal(p.shape)
+            p[...] = xp.asarray(0.1 * rng.standard_normal(p.shape))
     return layers
 
 

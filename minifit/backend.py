@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 
 import numpy as np
 
@@ -19,15 +20,20 @@ def array_module(*arrays):
 
     TypeError if host and device arrays are mixed. (CuPy would refuse them too, but later and without saying where.)
     """
-    if len(arrays) == 1 and type(arrays[0]) is np.ndarray:  # the same, at once: layers ask very often
-        return np
+    if len(arrays) == 1:  # at once: layers ask very often
+        return _library(type(arrays[0]))
     packages = {type(array).__module__.partition(".")[0] for array in arrays}
     if len(packages) != 1:
         raise TypeError(f"arrays of one library are needed, not of {' and '.join(sorted(packages)) or 'none'}")
-    package = packages.pop()
+    return _library(type(arrays[0]))
+
+
+@cache
+def _library(kind):
+    package = kind.__module__.partition(".")[0]
     library = sys.modules.get(package)
     if not hasattr(library, "ndarray"):
-        raise TypeError(f"arrays are needed, not {type(arrays[0]).__name__} of {package}")
+        raise TypeError(f"arrays are needed, not {kind.__name__} of {package}")
     return library
 
 

@@ -27,10 +27,13 @@ CALLS = 3 * 10**6  # cost of the longer way through the interpreter
 def choose(x, w, pad, evaluating=False):
     """Returns the method for this input, by counting multiplications. Only this function decides.
 
-    A GPU gets the definition: there one large product is fast, and many small ones are slow.
+    A GPU gets the definition: there one large product is fast, and many small ones are slow. Its memory is fast too,
+    and large, so that patches are kept.
     evaluating: nobody needs gradients; then the method for fewer than FEW images depends on their number
     """
-    if array_module(x) is not np or not len(x):
+    if array_module(x) is not np:
+        return Kept(pad)
+    if not len(x):
         return Unfolded(pad)
     stacked = len(x) >= FEW and len(x) * w.size <= SMALL
     images = len(x) if evaluating and len(x) < FEW else inf
@@ -99,3 +102,25 @@ class Unfolded:
         dy = dy.reshape(-1, k)
         patches = unfold(kept, r, s, self.pad).reshape(len(dy), r * s * c)
         return (patches.T @ dy).reshape(w.shape)
+
+
+class Kept(Unfolded):
+    """The definition, with the patches kept for the gradient."""
+
+    def forward(self, x, w, b):
+        r, s, c, k = w.shape
+        patches = unfold(x, r, s, self.pad)
+        n, p, q = patches.shape[:3]
+        rows = patches.reshape(n * p * q, r * s * c)
+        y = rows @ w.reshape(r * s * c, k)
+        y += b
+        return y.reshape(n, p, q, k), (rows, x.shape)
+
+    def backward(self, dy, kept, w):
+        r, s, c, k = w.shape
+        dpatches = dy.reshape(-1, k) @ w.reshape(r * s * c, k).T
+        dx = fold(dpatches.reshape(*dy.shape[:3], r, s, c), kept[1], self.pad)
+        return dx, self.weight_gradient(dy, kept, w)
+
+    def weight_gradient(self, dy, kept, w):
+        return (kept[0].T @ dy.reshape(-1, w.shape[3])).reshape(w.shape)

@@ -9,6 +9,7 @@ Layers follow their inputs: float32 in, float32 out; float64 in the tests; NumPy
 """
 
 from copy import copy
+from functools import lru_cache
 from itertools import zip_longest
 from math import prod
 from numbers import Integral
@@ -16,6 +17,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from minifit import kernels
 from minifit.backend import array_module
 from minifit.convolution import choose
 from minifit.patches import largest, parts
@@ -408,11 +410,13 @@ class Maxout(Layer):
 
     def forward(self, x, rng=None):
         self._check(x)
-        xp, larger = array_module(x), []
+        if array_module(x) is not np:
+            return kernels.maxout(x, self.pieces)
+        larger = []
         y, *others = parts(x, self.pieces)
         for z in others:
             larger.append(z > y)
-            y = xp.maximum(y, z)
+            y = np.maximum(y, z)
         return (y if others else y.copy()), larger
 
     def __call__(self, x, rng=None):
@@ -426,12 +430,14 @@ class Maxout(Layer):
     def backward(self, dy, cache):
         # The winner is the last piece that was larger than all before it. From the last piece down, each takes dy where
         # it won; the first piece gets what is left.
-        xp, m, k = array_module(dy), self.pieces, dy.shape[-1]
+        if array_module(dy) is not np:
+            return kernels.maxout_backward(dy, cache, self.pieces), {}
+        m, k = self.pieces, dy.shape[-1]
         dy = _laid_out_as(cache, dy)
-        dx = xp.empty_like(dy, shape=(*dy.shape[:-1], m * k))
+        dx = np.empty_like(dy, shape=(*dy.shape[:-1], m * k))
         for piece in range(m - 1, 0, -1):
             taken = dx[..., piece * k : (piece + 1) * k]
-            xp.multiply(dy, cache[piece - 1], out=taken)
+            np.multiply(dy, cache[piece - 1], out=taken)
             dy = dy - taken
         dx[..., :k] = dy
         return dx, {}
@@ -453,6 +459,8 @@ class MaxPool2d(Layer):
 
     def forward(self, x, rng=None):
         self._check(x)
+        if array_module(x) is not np:
+            return kernels.pool(x, *map(self._count, x.shape[1:3]), self.size, self.stride)
         # Rows first, then columns: 2 size steps in place of size^2, with the same first winner in reading order.
         across, larger_across = self._pool(x, axis=2)
         y, larger_down = self._pool(across, axis=1)
@@ -460,6 +468,8 @@ class MaxPool2d(Layer):
 
     def __call__(self, x, rng=None):
         self._check(x)
+        if array_module(x) is not np:
+            return self.forward(x)[0]
         # Columns first, along long stretches of memory: the maximum does not depend on the order.
         return self._largest(self._largest(x, axis=1), axis=2)
 
@@ -472,42 +482,48 @@ class MaxPool2d(Layer):
             )
 
     def backward(self, dy, cache):
+        if array_module(dy) is not np:
+            return kernels.pool_backward(dy, cache, self.size, self.stride), {}
         shape, across, larger_across, larger_down = cache
         return self._unpool(self._unpool(dy, across, larger_down, axis=1), shape, larger_across, axis=2), {}
 
-    def _windows(self, extent):
-        """Yields, for each offset in a window, the inputs there and the windows that reach that far."""
+    def _count(self, extent):
+        """How many windows begin in that many pixels: P of H, Q of W."""
         beyond = extent - self.size
         starts = min(1 + max(0, -(-beyond // self.stride)), -(-extent // self.stride))
-        starts = starts if self.ceil else 1 + beyond // self.stride
+        return starts if self.ceil else 1 + beyond // self.stride
+
+    def _windows(self, extent):
+        """Yields, for each offset in a window, the inputs there and the windows that reach that far."""
+        starts = self._count(extent)
         for offset in range(min(self.size, extent)):
             count = min(starts, -(-(extent - offset) // self.stride))
             yield slice(offset, offset + (count - 1) * self.stride + 1, self.stride), slice(count)
 
     def _pool(self, x, axis):
-        xp, before, larger = array_module(x), (slice(None),) * axis, []
+        before, larger = (slice(None),) * axis, []
         first, *others = self._windows(x.shape[axis])
         y = x[(*before, first[0])].copy(order="K")
         for inputs, reached in others:
             z, so_far = x[(*before, inputs)], y[(*before, reached)]
             larger.append(z > so_far)
-            xp.maximum(so_far, z, out=so_far)
+            np.maximum(so_far, z, out=so_far)
         return y, larger
 
     def _largest(self, x, axis):
-        xp, before = array_module(x), (slice(None),) * axis
+        before = (slice(None),) * axis
         first, *others = self._windows(x.shape[axis])
         y = x[(*before, first[0])].copy(order="K")
         for inputs, reached in others:
             so_far = y[(*before, reached)]
-            xp.maximum(so_far, x[(*before, inputs)], out=so_far)
+            np.maximum(so_far, x[(*before, inputs)], out=so_far)
         return y
 
     def _unpool(self, dy, shape, larger, axis):
         # As in Maxout: the last input that was larger than all before it takes dy; the first gets what is left.
-        xp, before = array_module(dy), (slice(None),) * axis
+        before = (slice(None),) * axis
         left = _laid_out_as(larger, dy).copy(order="K")
-        dx = xp.zeros_like(left, shape=shape)
+        dx = np.zeros_like(left, shape=shape)
         first, *others = self._windows(shape[axis])
         for (inputs, reached), was_larger in zip(reversed(others), reversed(larger), strict=True):
             rest = left[(*before, reached)]
@@ -702,17 +718,22 @@ def _sum_rows(dy):
     xp, n, k = array_module(dy), len(dy), dy.shape[-1]
     pixels = dy.transpose(1, 2, 3, 0)
     if pixels.flags.c_contiguous and n > 1:
-        rows = (pixels.reshape(-1, n) @ xp.ones(n, dy.dtype)).reshape(-1, k)
+        rows = (pixels.reshape(-1, n) @ _ones(xp, n, dy.dtype)).reshape(-1, k)
     else:
         rows = dy.reshape(-1, k)
-    return xp.ones(len(rows), dy.dtype) @ rows
+    return _ones(xp, len(rows), dy.dtype) @ rows
+
+
+@lru_cache(maxsize=64)
+def _ones(xp, n, dtype):
+    return xp.ones(n, dtype)
 
 
 def _laid_out_as(arrays, dy):
     """Returns dy in the memory order of the arrays: operations on arrays of one order run along memory."""
     if not arrays:
         return dy
-    same = array_module(dy).empty_like(arrays[0], dtype=dy.dtype, shape=dy.shape)
+    same = np.empty_like(arrays[0], dtype=dy.dtype, shape=dy.shape)
     if same.strides == dy.strides:
         return dy
     same[...] = dy

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minifit import kernels
 from minifit.backend import array_module
 from minifit.settings import ABOVE_0, BELOW_1, Ramp, at_least, one_of, setting
 
@@ -23,7 +24,13 @@ class SGD:
 
     def step(self, params, grads):
         for name, w in params.items():
-            lr, v = self.lr * self.lr_scales.get(name, 1.0), self.state.setdefault(name, array_module(w).zeros_like(w))
+            xp, lr = array_module(w), self.lr * self.lr_scales.get(name, 1.0)
+            if name not in self.state:
+                self.state[name] = xp.zeros_like(w)
+            v = self.state[name]
+            if xp is not np:
+                kernels.sgd(w, v, grads[name], lr, self.momentum)
+                continue
             for w_part, v_part, g in _parts(w, v, grads[name]):
                 v_part *= self.momentum
                 v_part -= lr * g
@@ -44,20 +51,25 @@ class RMSProp:
     def step(self, params, grads):
         for name, w in params.items():
             xp, lr = array_module(w), self.lr * self.lr_scales.get(name, 1.0)
-            m = self.state.setdefault(name, xp.zeros_like(w))
+            if name not in self.state:
+                self.state[name] = xp.zeros_like(w)
+            m = self.state[name]
+            if xp is not np:
+                kernels.rmsprop(w, m, grads[name], lr, self.decay, self.floor)
+                continue
             for w_part, m_part, g in _parts(w, m, grads[name]):
                 m_part *= self.decay
                 m_part += (1 - self.decay) * g * g
-                w_part -= lr * g / xp.maximum(xp.sqrt(m_part), self.floor)
+                w_part -= lr * g / np.maximum(np.sqrt(m_part), self.floor)
 
 
 def _parts(*arrays):
     """Yields views of some elements of all arrays at a time, so that what is computed of them stays in a core's cache.
 
-    Arrays on a GPU, small ones, and those with gaps are yielded whole.
+    Small arrays, and those with gaps, are yielded whole.
     """
     n = arrays[0].size
-    if n <= LARGE or array_module(*arrays) is not np or not all(a.flags.c_contiguous for a in arrays):
+    if n <= LARGE or not all(a.flags.c_contiguous for a in arrays):
         yield arrays
         return
     flat = [a.reshape(-1) for a in arrays]
@@ -70,9 +82,10 @@ def max_norm(w, limit):
 
     The last axis of w, (R, S, C, K) or (D, E), counts the filters. Each piece of a maxout unit is one filter.
     """
-    xp = array_module(w)
-    norm = xp.sqrt((w * w).sum(axis=tuple(range(w.ndim - 1))))
-    w *= xp.minimum(1, limit / xp.maximum(norm, limit / 2))
+    if array_module(w) is not np:
+        return kernels.max_norm(w, limit)
+    norm = np.sqrt((w * w).sum(axis=tuple(range(w.ndim - 1))))
+    w *= np.minimum(1, limit / np.maximum(norm, limit / 2))
 
 
 @dataclass(frozen=True)

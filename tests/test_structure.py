@@ -18,6 +18,7 @@ PAPER = (
     "schema",
     "files",
     "stages",
+    "kernels",
     "patches",
     "fast_convolution",
     "convolution",

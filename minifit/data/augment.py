@@ -8,6 +8,7 @@ The paper flips [A.1.2]; its released code also crops, with pad = 8, from whiten
 
 import numpy as np
 
+from minifit import kernels
 from minifit.backend import array_module
 
 
@@ -38,11 +39,12 @@ def apply(x, choices):
     for shift in zip(down[:, 0].tolist(), right[:, 0].tolist(), strict=True):
         if abs(shift[0]) >= H or abs(shift[1]) >= W:
             raise ValueError(f"apply: a shift by {shift} leaves nothing of an image of {H}x{W}")
+    if array_module(x) is not np:
+        return kernels.augment(x, choices)
     # Pixel (row, column) of the result is this one of the image, or 0 where the image has none.
     row, column = np.arange(H) - down, np.arange(W) - right
     inside = ((row >= 0) & (row < H))[:, :, None] & ((column >= 0) & (column < W))[:, None, :]
     column = np.where(mirror, W - 1 - column, column)
     pixel = (np.arange(N)[:, None, None] * H + row[:, :, None]) * W + column[:, None, :]
-    xp = array_module(x)
-    y = x.reshape(N * H * W, C)[xp.asarray(np.where(inside, pixel, 0))]
-    return y if inside.all() else xp.where(xp.asarray(inside)[..., None], y, 0)
+    y = x.reshape(N * H * W, C)[np.where(inside, pixel, 0)]
+    return y if inside.all() else np.where(inside[..., None], y, 0)

@@ -6,7 +6,6 @@ bit, for any number of workers.
 """
 
 import shutil
-import sys
 import time
 from math import ceil, isfinite
 
@@ -46,13 +45,13 @@ class DataParallel:
             share(stage.network)  # before the team is forked, so that every worker reads what the optimiser wrote
         self.params = stage.network.params
         self.sets = sets if self.on_host else {name: s.on(self.xp) for name, s in sets.items()}
-        self.microbatch = microbatch if self.on_host else sys.maxsize
+        self.microbatch = microbatch
         self.chunk = HOST_CHUNK if self.on_host else CHUNK
         sizes = {name: p.size for name, p in self.params.items()}
         self.spans = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
         total, dtype = sum(sizes.values()), next(iter(self.params.values())).dtype
         self.lanes = min(LANES, max(2, LANES_MEMORY // (total * dtype.itemsize)))
-        self.sums = shared((self.lanes, total), dtype) if self.on_host else self.xp.zeros((1, total), dtype)
+        self.sums = shared((self.lanes, total), dtype) if self.on_host else None  # a device needs no parts
         self.team = team(workers if self.on_host else 1, {"gradient": self._gradient, "measure": self._measure})
 
     def gradient(self, indices, epoch, noise, choices=None):
@@ -61,6 +60,9 @@ class DataParallel:
         choices: how each image is augmented; the teacher sees the same augmented images as the student
         """
         n = len(indices)
+        if not self.on_host:
+            loss, grads = self._part(indices, choices, n, epoch, [noise, 0, 0])
+            return float(loss), grads
         parts = [slice(i, i + self.microbatch) for i in range(0, n, self.microbatch)]
         parts = [(indices[part], None if choices is None else choices[part]) for part in parts]
         lanes = min(self.lanes, len(parts))
@@ -85,14 +87,17 @@ class DataParallel:
         total, loss = self.sums[lane], 0.0
         total[...] = 0
         for i, (indices, choices) in enumerate(parts):
-            x, target, labels = self.sets["train"].batch(self.xp.asarray(indices), choices)
-            rng = np.random.default_rng([noise, lane, i])
-            step = self.stage.rule or gradient
-            part_loss, grads = step(self.stage, x, target, labels, epoch, rng, len(indices) / n)
+            part_loss, grads = self._part(indices, choices, n, epoch, [noise, lane, i])
             loss += float(part_loss)
             for name, g in grads.items():
                 self._view(total, name)[...] += g
         return loss
+
+    def _part(self, indices, choices, n, epoch, noise):
+        """(loss, grads) over some images of a minibatch of n, times their share of it."""
+        x, target, labels = self.sets["train"].batch(self.xp.asarray(indices), choices)
+        step, rng = self.stage.rule or gradient, np.random.default_rng(noise)
+        return step(self.stage, x, target, labels, epoch, rng, len(indices) / n)
 
     def _measure(self, job):
         name, start, stop, epoch = job

@@ -9,9 +9,16 @@ Hand it to minifit as `xp`. What on a GPU would fail, copy in silence or wait th
   stands after a * is passed by name only: CuPy has other arguments between it and those before the *.
 - A reduction gives a 0-d array. Whatever makes the host wait for the device is noted in SYNCHRONISATIONS.
 - Nobody iterates over an array. An index out of range raises; on the device it would wrap around.
+- Kernels are compiled for the host, by its C++ compiler. There is no `ElementwiseKernel` where there is none.
 """
 
+import ctypes
+import subprocess
+import tempfile
 from collections import namedtuple
+from functools import cache
+from pathlib import Path
+from shutil import which
 from types import SimpleNamespace
 
 import numpy
@@ -78,6 +85,7 @@ METHODS = {
     "take": "indices axis out",
     "transpose": "axes",
     "var": "axis dtype out ddof keepdims",
+    "view": "dtype",
 }
 UNARY = {"neg": "negative", "pos": "positive", "abs": "absolute", "invert": "invert"}
 COMPARISONS = {
@@ -330,6 +338,77 @@ def _operator(name, reflected=False, in_place=False):
 
     return call
 
+
+class ElementwiseKernel:
+    """A loop over the elements of its outputs, which are always given. Indices of raw arrays are checked."""
+
+    def __init__(self, in_params, out_params, operation, name="kernel"):
+        split = [[p.split() for p in params.split(",")] for params in (in_params, out_params)]
+        self.params = [(p[0] == "raw", *p[-2:]) for p in split[0] + split[1]]  # (raw, type, name)
+        self.ins, self.operation, self.name = len(split[0]), operation, name
+
+    def __call__(self, *args):
+        if len(args) != len(self.params):
+            raise TypeError(f"{self.name} takes {len(self.params)} arguments, outputs included, not {len(args)}")
+        types, outs = {}, [_array(a) for a in args[self.ins :]]
+        for (_, kind, name), a in zip(self.params, args, strict=True):
+            if isinstance(a, ndarray):
+                known = types.setdefault(kind, a.dtype) if len(kind) == 1 else numpy.dtype(kind)
+                if known != a.dtype:
+                    raise TypeError(f"Type is mismatched. {name} {a.dtype} {known}")
+        ready = []
+        for i, ((raw, kind, _), a) in enumerate(zip(self.params, args, strict=True)):
+            if not isinstance(a, ndarray):
+                ready.append(numpy.array(_operand(a), types[kind] if len(kind) == 1 else kind))
+            elif raw:
+                ready.append(numpy.ascontiguousarray(a._memory))
+            elif i < self.ins:
+                ready.append(numpy.ascontiguousarray(numpy.broadcast_to(a._memory, outs[0].shape)))
+            else:
+                ready.append(numpy.ascontiguousarray(a._memory))
+                if a.shape != outs[0].shape:
+                    raise ValueError("Out shape is mismatched")
+        scalars = tuple(not isinstance(a, ndarray) for a in args)
+        run = self._compiled(tuple(sorted((k, str(t)) for k, t in types.items())), scalars)
+        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in ready]
+        if run(ctypes.c_ssize_t(outs[0].size), *pointers, *(ctypes.c_size_t(a.size) for a in ready)):
+            raise IndexError(f"{self.name}: an index of a raw array is out of range")
+        for out, a in zip(outs, ready[self.ins :], strict=True):
+            out[...] = a
+        return args[self.ins] if len(outs) == 1 else tuple(args[self.ins :])
+
+    @cache  # noqa: B019  kernels live as long as the module that made them
+    def _compiled(self, types, scalars):
+        names = {"complex128": "std::complex<double>", "float32": "float", "float64": "double", "int32": "int"}
+        names |= {"uint16": "unsigned short", "uint8": "unsigned char"}
+        lines = ["#include <algorithm>", "#include <cmath>", "#include <complex>", "#include <cstddef>"]
+        lines += ["using std::max; using std::min; using std::sqrt;"]
+        lines += ["template <class A> struct Raw { A *a; size_t n; bool *wrong;"]
+        lines += ["A &operator[](size_t i) const { if (i < n) return a[i]; *wrong = true; return a[0]; } };"]
+        lines += [f"typedef {names[t]} {k};" for k, t in types]
+        pointers = ", ".join(f"void *p{j}" for j in range(len(self.params)))
+        lines += [f'extern "C" int run(ptrdiff_t count, {pointers}, {pointers.replace("void *p", "size_t n")}) {{']
+        lines += ["bool wrong = false;"]
+        each = []
+        for j, ((raw, kind, name), scalar) in enumerate(zip(self.params, scalars, strict=True)):
+            kind = ("const " if j < self.ins else "") + names.get(kind, kind)
+            if scalar:
+                lines.append(f"{kind} {name} = *({kind} *)p{j};")
+            elif raw:
+                lines.append(f"const Raw<{kind}> {name} = {{({kind} *)p{j}, n{j}, &wrong}};")
+            else:
+                each.append(f"{kind} &{name} = (({kind} *)p{j})[i];")
+        lines += ["for (ptrdiff_t i = 0; i < count; ++i) {", *each, self.operation, "}", "return wrong; }"]
+        with tempfile.TemporaryDirectory() as folder:
+            source, library = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+            source.write_text("\n".join(lines))
+            subprocess.run([COMPILER, "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+            return ctypes.CDLL(library).run
+
+
+COMPILER = which("c++")
+if not COMPILER:
+    del ElementwiseKernel
 
 for _name in UFUNCS.split():
     globals()[_name] = _ufunc(_name)
