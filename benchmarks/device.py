@@ -11,20 +11,20 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from statistics import geometric_mean
 
 import numpy as np
 
-from benchmarks import stages
 from benchmarks.contestants import Child, Minifit
-from benchmarks.stages import EXPERIMENTS, IMAGES, STAGES, following, noise_run, prepared, started
+from benchmarks.stages import EXPERIMENTS, IMAGES, STAGES, Stage, following, noise_run, prepared, started
 from benchmarks.step import FORMATS, NETWORKS, choose_networks, machine, positive, ratios, spread, table, take_turns
 from benchmarks.work import LR, MOMENTUM, SEED, built, examples
 from minifit import fitnets
 from minifit.backend import describe, to_host, use
 
-TURN = 0.2  # seconds
+TURN = 0.1  # seconds
 CHECKED = 8  # images
 PRODUCTS = {"float32": "0", "TF32": "1"}  # and what CUPY_TF32 is then
 
@@ -32,10 +32,9 @@ PRODUCTS = {"float32": "0", "TF32": "1"}  # and what CUPY_TF32 is then
 def main(arguments=None):
     options = parse(arguments)
     print(", ".join(map(str, describe(use("cupy")).values())), machine(), sep="; ", flush=True)
-    contests = [(network.name, Steps, TorchSteps, (network,)) for network in options.network]
-    of = [(name, key) for name in options.experiment for key in options.stage]
-    contests += [(", ".join(words), Stage, TorchStage, words) for words in of]
-    rows = [row for contest in contests for row in compared(*contest, options)]
+    what = [(network,) for network in options.network]
+    what += [(name, key) for name in options.experiment for key in options.stage]
+    rows = [row for products in PRODUCTS for row in compared(what, products, options)]
     header = ["what", "batch", "products", "minifit ms", *(f"PyTorch {format} ms" for format in FORMATS)]
     print("\n" + table([*header, "ratio", "paired"], rows))
     for products in PRODUCTS:
@@ -49,24 +48,26 @@ def parse(arguments):
     parser.add_argument("--experiment", nargs="*", choices=EXPERIMENTS, default=EXPERIMENTS, help="whose stages")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--batch", type=positive, nargs="+", default=[128, 1024])
-    parser.add_argument("--repeats", type=positive, default=5, help="turns of every contestant")
+    parser.add_argument("--repeats", type=positive, default=3, help="turns of every contestant")
     return parser.parse_args(arguments)
 
 
-def compared(what, ours, theirs, words, options):
-    """Yields the rows of a contest, once the gradients have been compared."""
-    with Child(ours, *words, CHECKED, np.float64) as first, Child(theirs, *words, CHECKED) as second:
-        second("agree", first("found"))
-    for batch in options.batch:
-        for products, tf32 in PRODUCTS.items():
-            with ExitStack() as stack:
-                stack.callback(os.environ.pop, "CUPY_TF32")
-                os.environ["CUPY_TF32"] = tf32  # for both
-                first, second = (stack.enter_context(Child(kind, *words, batch)) for kind in (ours, theirs))
-                contestants = {"minifit": lambda first=first: first("turn")}
-                contestants |= {format: lambda f=format, second=second: second("turn", f) for format in FORMATS}
-                times = take_turns(contestants, options.repeats)
-            row = [what, str(batch), products, *map(spread, times.values()), *ratios(times, FORMATS)]
+def compared(what, products, options):
+    """Yields the rows of networks and of stages, once the gradients of each have been compared."""
+    with ExitStack() as stack:
+        stack.callback(os.environ.pop, "CUPY_TF32")
+        os.environ["CUPY_TF32"] = PRODUCTS[products]  # for both
+        ours, theirs = (stack.enter_context(Child(kind)) for kind in (Ours, Theirs))
+        for words, batch in product(what, options.batch):
+            if batch == options.batch[0]:
+                theirs("agree", words, ours("found", words))
+            ours("begin", words, batch)
+            theirs("begin", words, batch)
+            contestants = {"minifit": lambda: ours("turn")}
+            contestants |= {format: lambda format=format: theirs("turn", format) for format in FORMATS}
+            times = take_turns(contestants, options.repeats)
+            name = ", ".join(getattr(word, "name", word) for word in words)
+            row = [name, str(batch), products, *map(spread, times.values()), *ratios(times, FORMATS)]
             print(" | ".join(row), file=sys.stderr, flush=True)
             yield row
 
@@ -90,45 +91,8 @@ def on_host(found):
     return float(loss), {name: to_host(g) for name, g in grads.items()}
 
 
-class Steps(Minifit):
-    """minifit's steps on labels."""
-
-    def __init__(self, network, batch, dtype=np.float32):
-        super().__init__(network, batch, batch, 1, (), dtype, xp=use("cupy"))
-
-    def found(self):
-        return on_host(self.gradient())
-
-    def turn(self):
-        return timed(self._step, use("cupy").cuda.Device().synchronize)
-
-
-class Stage(stages.Stage):
-    """minifit's steps of a stage."""
-
-    def __init__(self, name, key, batch, dtype=np.float32):
-        self.about, self.dtype = (name, key), dtype
-        super().__init__(name, "default", key, max(IMAGES, batch), 1, use("cupy"), batch)
-
-    def found(self):
-        return on_host(gradient_of(*self.about, self.batch, use("cupy"), self.dtype))
-
-    def turn(self):
-        return timed(self._step, use("cupy").cuda.Device().synchronize)
-
-
-def gradient_of(name, key, count, xp, dtype):
-    """(loss, grads) of a stage on its first images."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = noise_run(name, "default", IMAGES, 1, Path(folder), xp)
-        stage = started(run, key, dtype)
-        x, labels = (xp.asarray(a) for a in prepared(run.sets["train"], count))
-    x = x.astype(dtype)
-    return fitnets.gradient(stage, x, stage.target and stage.target(x), labels, epoch=1)
-
-
-class OnCuda:
-    """What PyTorch's contestants share."""
+class Contestant:
+    """Answers for all networks and stages, one after another."""
 
     def __enter__(self):
         return self
@@ -136,66 +100,91 @@ class OnCuda:
     def __exit__(self, *exception):
         pass
 
-    def begin(self):
+
+class Ours(Contestant):
+    """minifit's steps: of a network on labels, or of a stage."""
+
+    def begin(self, words, batch, dtype=np.float32):
+        xp = use("cupy")
+        if len(words) == 1:
+            self.now = Minifit(words[0], batch, batch, 1, (), dtype, xp=xp)
+        else:
+            self.now = Stage(words[0], "default", words[1], max(IMAGES, batch), 1, xp, batch)
+
+    def turn(self):
+        return timed(self.now._step, use("cupy").cuda.Device().synchronize)
+
+    def found(self, words):
+        """(loss, grads) of the first images, as plain numbers, which may leave the process."""
+        if len(words) == 1:
+            self.begin(words, CHECKED, np.float64)
+            loss, grads = self.now.gradient()
+        else:
+            loss, grads = first_gradient(*words, use("cupy"))
+        return float(loss), {name: to_host(g) for name, g in grads.items()}
+
+
+def first_gradient(name, key, xp):
+    """(loss, grads) of a stage in float64."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = noise_run(name, "default", IMAGES, 1, Path(folder), xp)
+        stage = started(run, key, np.float64)
+        x, labels = map(xp.asarray, prepared(run.sets["train"], CHECKED))
+    x = x.astype(np.float64)
+    return fitnets.gradient(stage, x, stage.target and stage.target(x), labels, epoch=1)
+
+
+class Theirs(Contestant):
+    """The same steps by PyTorch; in a stage, with the teacher at each step."""
+
+    def __init__(self):
         import torch
 
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = os.environ.get("CUPY_TF32") == "1"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = os.environ["CUPY_TF32"] == "1"
         torch.backends.cudnn.benchmark = True
-        return torch
+        self.torch = torch
 
-
-class TorchSteps(OnCuda):
-    """The same steps by PyTorch."""
-
-    def __init__(self, network, batch):
-        self.torch, self.network, self.batch = self.begin(), network, batch
-        from benchmarks import twin
-
-        self.twins = {f: twin.Twin(network, built(network), f, LR, MOMENTUM, "cuda") for f in FORMATS}
-        x, labels = examples(network, batch)
-        self.data = {f: (twin.images(x, f, "cuda"), self.torch.from_numpy(labels).cuda()) for f in FORMATS}
-
-    def agree(self, ours):
-        from benchmarks import twin
-
-        for format in FORMATS:
-            double = twin.Twin(self.network, built(self.network, np.float64), format, device="cuda")
-            theirs = double.gradient(*examples(self.network, self.batch, np.float64))
-            twin.agree(ours, theirs, f"{self.network.name}, {format}")
-
-    def turn(self, format):
-        return timed(lambda: self.twins[format].step(*self.data[format]), self.torch.cuda.synchronize)
-
-
-class TorchStage(OnCuda):
-    """The same steps of a stage by the PyTorch script, with the teacher at each step."""
-
-    def __init__(self, name, key, batch):
-        self.torch, self.about, self.batch = self.begin(), (name, key), batch
-        from benchmarks import script
-
-        with tempfile.TemporaryDirectory() as folder:
-            run = noise_run(name, "default", max(IMAGES, batch), 1, Path(folder))
-        self.x, self.labels = prepared(run.sets["train"])
-        stage, flips = started(run, key), run.config.flips
-        self.double = started(run, key, np.float64)
-        self.scripts = {f: script.Script(stage, self.x, self.labels, f, flips, device="cuda") for f in FORMATS}
-        self.rng, self.order = np.random.default_rng(SEED), iter(())
-
-    def agree(self, ours):
+    def begin(self, words, batch):
         from benchmarks import script, twin
 
-        x, labels = self.x[: self.batch].astype(np.float64), self.labels[: self.batch]
-        for format in FORMATS:
-            theirs = script.Script(self.double, x, labels, format, device="cuda").agreed(x, labels)
-            twin.agree(ours, theirs, f"{self.about}, {format}")
+        if len(words) == 1:
+            twins = {f: twin.Twin(words[0], built(words[0]), f, LR, MOMENTUM, "cuda") for f in FORMATS}
+            x, labels = examples(words[0], batch)
+            data = {f: (twin.images(x, f, "cuda"), self.torch.from_numpy(labels).cuda()) for f in FORMATS}
+            self.steps = {f: lambda f=f: twins[f].step(*data[f]) for f in FORMATS}
+            return
+        run, x, labels = self.images(*words, max(IMAGES, batch))
+        stage, flips = started(run, words[1]), run.config.flips
+        scripts = {f: script.Script(stage, x, labels, f, flips, device="cuda") for f in FORMATS}
+        rng, self.order = np.random.default_rng(SEED), iter(())
+
+        def step(format):
+            indices, self.order = following(self.order, len(x), batch, rng)
+            scripts[format].step(self.torch.from_numpy(indices))
+
+        self.steps = {f: lambda f=f: step(f) for f in FORMATS}
 
     def turn(self, format):
-        return timed(lambda: self._step(self.scripts[format]), self.torch.cuda.synchronize)
+        return timed(self.steps[format], self.torch.cuda.synchronize)
 
-    def _step(self, chosen):
-        indices, self.order = following(self.order, len(self.x), self.batch, self.rng)
-        chosen.step(self.torch.from_numpy(indices))
+    def images(self, name, key, count):
+        with tempfile.TemporaryDirectory() as folder:
+            run = noise_run(name, "default", count, 1, Path(folder))
+        return run, *prepared(run.sets["train"])
+
+    def agree(self, words, ours):
+        from benchmarks import script, twin
+
+        for format in FORMATS:
+            if len(words) == 1:
+                double = twin.Twin(words[0], built(words[0], np.float64), format, device="cuda")
+                theirs = double.gradient(*examples(words[0], CHECKED, np.float64))
+            else:
+                run, x, labels = self.images(*words, IMAGES)
+                x, labels = x[:CHECKED].astype(np.float64), labels[:CHECKED]
+                double = script.Script(started(run, words[1], np.float64), x, labels, format, device="cuda")
+                theirs = double.agreed(x, labels)
+            twin.agree(ours, theirs, f"{words[-1]}, {format}")
 
 
 if __name__ == "__main__":
