@@ -422,7 +422,12 @@ def experiment(one, path, hints=(), pixels=None):
 
 
 def beside(maps, hint):
-    """Chooses (guided layer, kind of regressor) for a hint of this shape, as spec.pair does; maps: the student's."""
+    """Chooses (guided layer, kind of regressor) for a hint of this shape; maps: the student's.
+
+    The hint can be of any depth. The guided layer is the one with the smallest map that is at least as large as the
+    hint, which makes the smallest regressor; of several, the one nearest to the middle. Without such a map the
+    regressor is fully connected.
+    """
     middle = (len(maps) + 1) / 2
     fitting = [i for i, (h, w, _) in enumerate(maps, start=1) if len(hint) == 3 and h >= hint[0] and w >= hint[1]]
     if not fitting:
