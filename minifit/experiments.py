@@ -340,7 +340,7 @@ AFLW = replace(
     student=Schedule("rmsprop", lr=0.001, lr_scale=Ramp(1.0, 0.02, 12), epochs=12, patience=12),
 )
 
-# [ours]: for the user's own data set, as for MNIST; `of_own` adapts the sizes and the pair of layers.
+# [ours]: for the user's own data set, as for MNIST; `of_own` adapts the sizes and pairs the middle layers.
 OWN = replace(
     MNIST,
     test=None,
@@ -446,7 +446,7 @@ EXPERIMENTS = {
         "own",
         spec.network("teacher", OWN_TEACHER, (32, 32, 3), 10),
         spec.network("student", OWN_STUDENT, (32, 32, 3), 10),
-        {"default": replace(OWN, guided_layer=(6,))},
+        {"default": replace(OWN, guided_layer=(5,))},
     ),
 }
 

@@ -12,7 +12,6 @@ leaves out the output layer, which has one logit per class of the data.
 
 import re
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 
@@ -55,21 +54,24 @@ def network(role, spec, image, classes):
 
 
 def pair(student, teacher):
-    """Chooses (guided layer, hint layer, kind of regressor). The hint layer is the middle one of the teacher.
+    """Chooses (guided layer, hint layer, kind of regressor): the middle layers of the student and of the teacher.
 
-    The guided layer is the student's layer with the smallest map that is at least as large as the hint, which makes
-    the smallest regressor; of several, the one nearest to the middle. Without such a map the regressor is fully
-    connected.
+    All layers that a SPEC names count, which is all but the output. Of two middle layers, the teacher's is the first,
+    because the second can be the last, whose pooling leaves one pixel. The student's is the second, because its map is
+    never the larger one and makes the smaller kernel. The paper's pairs for MNIST and for FitNets 1 and 2 are these.
+
+    The guided map must be at least as large as the hint. If that of the student's middle layer is smaller, the guided
+    layer is the last one before it whose map is large enough; the maps of a SPEC never grow. If there is none, the
+    regressor is fully connected. The guided layer is a convolution, even if fully connected units are the middle.
+
+    The kernel of a convolutional regressor grows with the difference of the two maps, and is 1x1 for equal ones.
     """
     maps, hints = shapes(student), shapes(teacher)
-    hint = (len(hints) + 1) // 2
-    wanted = hints[hint - 1]
-    fitting = {i: size for i, size in enumerate(maps, start=1) if size[0] >= wanted[0] and size[1] >= wanted[1]}
-    middle = (len(maps) + 1) / 2
-    if not fitting:
-        return round(middle), hint, "fc"
-    guided = min(fitting, key=lambda i: (prod(fitting[i][:2]), abs(i - middle), i))
-    return guided, hint, "conv"
+    hint, middle = len(teacher.blocks) // 2, (len(student.blocks) + 1) // 2  # the output is one of the blocks
+    middle = min(middle, len(maps))
+    height, width, _ = hints[hint - 1]
+    fitting = [i for i, size in enumerate(maps[:middle], start=1) if size[0] >= height and size[1] >= width]
+    return (fitting[-1], hint, "conv") if fitting else (middle, hint, "fc")
 
 
 def shapes(network):

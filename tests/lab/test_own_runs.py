@@ -85,7 +85,7 @@ def test_the_records_have_the_sizes_and_settings_of_the_data(run):
     assert (summary["train_images"], summary["validation_images"], summary["test_images"]) == (33, 3, 8)
     assert summary["experiment"] == "own" and summary["data"] == settings["data"] == name
     assert (settings["train"], settings["validation"], settings["test"]) == (33, 3, None)
-    assert (settings["guided_layer"], settings["hint_layer"], settings["regressor"]) == ([2], [1], "conv")
+    assert (settings["guided_layer"], settings["hint_layer"], settings["regressor"]) == ([2], [2], "conv")
     assert [*summary["stages"]] == STAGES
     for stage, made in summary["stages"].items():
         assert made["epochs"] == made["best_epoch"] == 1 and np.isfinite(made["test_loss"])
@@ -104,7 +104,7 @@ def test_the_networks_are_those_of_the_specs(run):
     assert [*shapes["teacher"].values()] == [(3, 3, 3, 8), (3, 3, 4, 12), (6, 15), (3, 4)]
     for stage in ("backprop", "kd", "fitnet"):
         assert [*shapes[stage].values()] == student
-    assert [*shapes["hint"].values()] == [*student[:2], (1, 1, 2, 8)]  # the regressor: from 5x4x2 to 5x4x4, two pieces
+    assert [*shapes["hint"].values()] == [*student[:2], (5, 4, 2, 12)]  # the regressor: from 5x4x2 to 1x1x6, two pieces
     assert "teacher 4-6+3, for images (9, 8, 3)" in out and "student 2-2/3x5, for images (9, 8, 3)" in out
     assert "33 images to train on, 3 to validate, 8 to test" in out
 
