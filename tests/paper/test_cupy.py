@@ -1,6 +1,6 @@
 """The same numbers from NumPy and from the device: every layer, loss, optimiser and stage.
 
-Each test runs twice: on the stand-in of strict.py, which needs no GPU, and on CuPy where there is one.
+Each test runs twice: on the stand-in of strict.py, which needs no GPU but a C++ compiler, and on CuPy with a GPU.
 """
 
 import inspect
