@@ -1,18 +1,21 @@
 """Runs several commands as processes, some at the same time or one per rank; one Ctrl-C stops all."""
 
+import locale
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import Queue
-from threading import Lock
+from threading import Lock, Thread
 
 PARENT = "MINIFIT_PARENT"  # the variable that tells a job's process with whose end it ends
-PATIENCE = 30  # seconds that a process may take to end after Ctrl-C
+PATIENCE = 30  # seconds that a process may take to end after Ctrl-C, and its output to end after the process
+LOOK = 1  # seconds between two looks at a process that prints nothing
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,20 @@ class Job:
 def alone(environment):
     """Returns the environment without the variables that tell a process that mpiexec has started it."""
     return {name: value for name, value in environment.items() if not name.startswith(("PMI", "OMPI_", "PRTE_"))}
+
+
+def lines(process):
+    """What a process prints. After its end, what it has begun may print, or hold the pipe, for PATIENCE seconds."""
+    last, limit, encoding = b"", None, locale.getpreferredencoding(False)
+    while limit is None or time.monotonic() < limit:
+        if limit is None and process.poll() is not None:
+            limit = time.monotonic() + PATIENCE
+        if select.select([process.stdout], [], [], LOOK)[0]:
+            if not (more := os.read(process.stdout.fileno(), 1 << 16)):
+                break
+            *whole, last = re.split(rb"[\r\n]", last + more)
+            yield from (line.decode(encoding, "backslashreplace") for line in whole)
+    yield last.decode(encoding, "backslashreplace")
 
 
 def run_jobs(jobs, at_once, tell, elsewhere=()):
@@ -49,7 +66,6 @@ def run_jobs(jobs, at_once, tell, elsewhere=()):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
                 start_new_session=True,
                 env=alone(os.environ) | {PARENT: str(os.getpid())},
             )
@@ -69,45 +85,46 @@ def run_jobs(jobs, at_once, tell, elsewhere=()):
             if process is None:
                 return 128 + signal.SIGINT
             with process.stdout:
-                for line in process.stdout:
-                    if line.strip() and not stopping:
-                        with lock:
+                for line in lines(process):
+                    with lock:
+                        if line.strip() and not stopping:
                             tell(f"{job.name} | {line.rstrip()}")
             status = process.wait()
             live.discard(process)
             last = status or last
         return last
 
-    places, futures = Queue(), {}
-    for place in (*[follow] * max(1, min(at_once, len(jobs))), *elsewhere):
-        places.put(place)
+    left, ended = iter(jobs), {job.name: Future() for job in jobs}
 
-    def perform(job):
-        if job.after in futures:
-            wait([futures[job.after]])
-        place = places.get()
-        try:
-            return place(job, stopping)
-        finally:
-            places.put(place)
-
-    with ThreadPoolExecutor(places.qsize()) as pool:
-        for job in jobs:
-            futures[job.name] = pool.submit(perform, job)
-        try:
-            wait(futures.values())
-        except KeyboardInterrupt:
+    def work(place):
+        while True:
             with lock:
-                stopping.append(True)
-            processes = list(live)
-            for process in processes:
-                with suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGINT)
-            deadline = time.monotonic() + PATIENCE
-            for process in processes:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0, deadline - time.monotonic()))
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # with its workers, one of which may be stopped
-            raise
-    return {name: future.result() for name, future in futures.items()}
+                job = next(left, None)
+            if job is None:
+                return
+            if job.after in ended:
+                wait([ended[job.after]])
+            try:
+                ended[job.name].set_result(place(job, stopping))
+            except BaseException as error:
+                ended[job.name].set_exception(error)
+
+    try:
+        for place in (*[follow] * max(1, min(at_once, len(jobs))), *elsewhere):
+            Thread(target=work, args=(place,), daemon=True).start()  # the end of Python does not wait for it
+        wait(ended.values())
+    except BaseException:
+        with lock:
+            stopping.append(True)
+        processes = list(live)
+        for process in processes:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + PATIENCE
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, deadline - time.monotonic()))
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with its workers, one of which may be stopped
+        raise
+    return {name: future.result() for name, future in ended.items()}

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -565,6 +566,48 @@ def test_a_command_that_cannot_be_started_is_named_and_stops_no_other(monkeypatc
     made = [jobs.Job(name, [["-c", "import sys; print(sys.argv[1])", name]]) for name in "abc"]
     assert jobs.run_jobs(made, 1, said.append) == {"a": 0, "b": 1, "c": 0}
     assert said == ["a | a", "b | cannot be started: Resource temporarily unavailable", "c | c"]
+
+
+# A job that leaves a process behind, which holds the job's standard output open and hears nothing of Ctrl-C.
+LEAVES = """
+import subprocess, sys
+ignores = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(100)"
+print(subprocess.Popen([sys.executable, "-c", ignores], start_new_session=True).pid, flush=True)
+"""
+BEGINS = f"""
+from minifit.lab import cli
+from minifit.lab.jobs import Job, run_jobs
+cli.audit = lambda words: run_jobs([Job("a", [["-c", {LEAVES + "import time; time.sleep(100)"!r}]])], 1, cli.say)
+raise SystemExit(cli.main(["audit"]))
+"""
+
+
+def test_what_a_job_has_begun_does_not_hold_up_the_end_after_ctrl_c():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGINS],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have it ignored
+    )
+    pid = int(process.stdout.readline().split()[-1])
+    try:
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=15)  # and not the 100 seconds of what the job has begun
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+    assert (process.returncode, said) == (130, "\nstopped; to begin again: python run.py audit\n")
+
+
+def test_what_a_job_has_begun_does_not_hold_up_the_next(monkeypatch):
+    monkeypatch.setattr(jobs, "PATIENCE", 0.2)
+    said, began = [], time.monotonic()
+    assert jobs.run_jobs([jobs.Job("a", [["-c", LEAVES], ["-c", "print('next')"]])], 1, said.append) == {"a": 0}
+    took = time.monotonic() - began
+    os.kill(int(said[0].split()[-1]), signal.SIGKILL)
+    assert said[1:] == ["a | next"] and took < 15
 
 
 # A job that begins as run.py does, and then says nothing for a long time.
