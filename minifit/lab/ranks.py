@@ -6,14 +6,16 @@ Rank 0 alone reads and writes the run directory, and tells the others what they 
 
 import atexit
 import os
+import pickle
 import signal
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from queue import Queue
 from threading import Thread
 
+import numpy as np
 from mpi4py import MPI
 from mpi4py.futures import MPICommExecutor
 
@@ -24,7 +26,8 @@ from minifit.lab.lifeline import Lifeline, launcher, start
 from minifit.lab.mpi import RankTeam, told
 from minifit.lab.parallel import Alone, Team
 
-PATIENCE = 3  # seconds in which all ranks come to the same end, or else they do not
+PATIENCE = 3  # seconds in which all ranks come to the same error, or else they do not
+LATE = 30  # seconds in which all ranks come to the end of a command, where none has work left
 SPIN, PAUSE = 1e-3, 2e-4  # seconds: wait so long without rest, then look again after each pause
 LAST = 0.5  # seconds in which all ranks exit with the same status
 LOOK = 0.05  # seconds between two looks at the jobs of other ranks
@@ -66,7 +69,7 @@ class Ranks(Alone):
         lost = f"run.py: {{who}}, is lost, as when it is killed or its memory runs out. {self.go_on}"
         near = next((rank for rank, found in enumerate(launchers) if found), 0)  # who can reach the launcher's stderr
         self.line = Lifeline(*world.bcast(start(lost) if self.rank == near else None, near), self.names[self.rank])
-        atexit.register(self.line.leave)
+        atexit.register(self._leave)
         signal.signal(signal.SIGTERM, parallel.stop)  # what Ctrl-C and a time limit become on the way
         if self.rank:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -88,7 +91,7 @@ class Ranks(Alone):
             finally:
                 self.aside = False
         self.meet()
-        result, error = self.world.bcast(answer)
+        result, error = self._tell(answer)
         if error:
             raise error
         return result
@@ -119,39 +122,57 @@ class Ranks(Alone):
                     raise UserError(f"{who}, has {name} {there}, and rank 0 has {here}; all ranks need the same")
 
     def lead(self, command):
-        answer = None
         if self.rank:
-            self._follow()
+            answer = self._last(busy=self._follow().is_alive)
         else:
-            with ExitStack() as stack:
-                self.aside, self.jobs = True, stack.enter_context(MPICommExecutor(self.world, 0))
-                try:
-                    answer = command()
-                except (UserError, SystemExit) as error:
-                    answer = error
-                except BaseException:
-                    stack.pop_all()  # its end would wait for the jobs of other ranks
-                    raise
-        answer = self.world.bcast(answer)
+            self.aside, self.jobs = True, MPICommExecutor(self.world, 0).__enter__()  # its __exit__ has no limit
+            try:
+                answer = command()
+            except (UserError, SystemExit) as error:
+                answer = error
+            closing = Thread(target=self.jobs.shutdown, daemon=True)
+            closing.start()
+            answer = self._last(answer, closing.is_alive)
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
     def _follow(self):
-        """Does the jobs that rank 0 gives to this rank, until its command has ended."""
+        """Does the jobs that rank 0 gives to this rank, until it sends its answer. Returns the thread that listened."""
 
         def listen():
             with MPICommExecutor(self.world, 0):
-                pass  # it listens until rank 0 leaves its block
+                pass  # it listens until rank 0 closes its own
 
         listener = Thread(target=listen, daemon=True)
         listener.start()
-        while listener.is_alive():
+        while not self.ending.iprobe(0):
             if given.empty():
                 self.pause(LOOK)
                 continue
             job, status = given.get()
             status.put(run_jobs([job], 1, partial(print, file=sys.__stdout__, flush=True))[job.name])
+        return listener
+
+    def _last(self, answer=None, busy=lambda: False):
+        """Hands rank 0's answer to all ranks, and returns it. The command ends where a rank does not come for it.
+
+        busy: whether this rank has something else to end
+        """
+        sent = [] if self.rank else [self.ending.issend(answer, rank) for rank in range(1, self.size)]
+
+        def late():
+            ranks = [rank for rank, message in enumerate(sent, 1) if not message.Test()]
+            ranks += [0] * (self.rank > 0 and not self.ending.iprobe(0))
+            return [self.names[rank] for rank in ranks] or ["another rank"] * busy()
+
+        limit = time.monotonic() + LATE * (1 if self.rank == 0 else 2)  # rank 0, which knows the names, speaks first
+        while (names := late()) and time.monotonic() < limit:
+            self.pause(PAUSE)
+        if names and not isinstance(answer, Exception):  # whose line says more
+            self.line.say(f"run.py: {'; '.join(names)}, does not end, as when it is stopped")
+            self._abort(1)
+        return self.ending.recv(source=0) if self.rank else answer
 
     def places(self):
         def place(job, stopping):
@@ -165,29 +186,62 @@ class Ranks(Alone):
     def end(self, line, status, file):
         if self.begun and status != 130:
             line = f"{line}. {self.go_on}"
-        for number in (signal.SIGINT, signal.SIGTERM):  # mpiexec may send both: the first has begun this end
-            signal.signal(number, signal.SIG_IGN)
-        together, limit = self.ending.Ibarrier(), time.monotonic() + PATIENCE
-        while not together.Test() and time.monotonic() < limit:
-            time.sleep(PAUSE)
-        if not together.Test():  # the others are still at work, and wait for this one
+        self._ignore_signals()  # mpiexec may send both: the first has begun this end
+        if not self._together(PATIENCE):  # the others are still at work, and wait for this one
             self.line.say(f"run.py: {self.names[self.rank]}: {line.removeprefix('run.py: ').strip()}")
-            MPI.COMM_WORLD.Abort(status)
+            self._abort(status)
         if self.rank == 0:
             with suppress(OSError):
                 print(line, file=file, flush=True)
         self.line.leave()
-        self.wait(self.ending.Ibarrier())
+        if not self._together(LATE):
+            self._abort(status)
         with suppress(OSError):  # the system refuses one more process
             if os.fork() == 0:  # it holds this rank's connection to MPICH, which kills other ranks when one is closed
                 time.sleep(LAST)
                 os._exit(0)
         os._exit(status)  # MPI's own end would wait for what an exception has left unfinished
 
+    def _together(self, seconds):
+        """Whether all ranks come here within so many seconds."""
+        together, limit = self.ending.Ibarrier(), time.monotonic() + seconds
+        while not (met := together.Test()) and time.monotonic() < limit:
+            time.sleep(PAUSE)
+        return met
+
+    def _abort(self, status):
+        """Ends all ranks, also those that are stopped."""
+        MPI.COMM_WORLD.Abort(status)
+        os._exit(status)  # MPICH may come back before it has ended this rank
+
+    def _ignore_signals(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+    def _leave(self):
+        """The good end of this process."""
+        self._ignore_signals()
+        self._last()
+        self.line.leave()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(2 * LATE)  # MPI's own end, which comes next, has no limit, and hears no exception
+
     def gather(self, value):
-        """What every rank has."""
-        self.meet()
-        return self.world.allgather(value)
+        """What every rank has. It is sent without MPI's own waiting, during which Ctrl-C is not heard."""
+        mine, sizes = pickle.dumps(value), np.empty(self.size, "i")
+        self.wait(self.world.Iallgather(np.array([len(mine)], "i"), sizes))
+        whole, ends = bytearray(sizes.sum()), np.cumsum(sizes)
+        self.wait(self.world.Iallgatherv(mine, (whole, sizes, MPI.BYTE)))
+        return [pickle.loads(whole[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+
+    def _tell(self, value):
+        """What rank 0 has, sent likewise."""
+        held = bytearray() if self.rank else bytearray(pickle.dumps(value))
+        size = np.array([len(held)])
+        self.wait(self.world.Ibcast(size))
+        held = held or bytearray(size[0])
+        self.wait(self.world.Ibcast(held))
+        return pickle.loads(held)
 
     def meet(self):
         self.wait(self.world.Ibarrier())

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import pytest
+from test_workers import left_after
 
 ROOT = Path(__file__).resolve().parents[2]
 BESIDE = Path(sys.executable).with_name("mpiexec")  # as pip puts it there
@@ -281,9 +283,9 @@ def test_the_line_holds_no_pipe_open_that_nobody_reads(tmp_path):
     assert done.stdout == b"True\n"
 
 
-def interruptible(words):
+def interruptible(words, stderr=subprocess.DEVNULL):
     """mpiexec with these words, as a process that Ctrl-C reaches."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
     return subprocess.Popen(
         [MPIEXEC, *words],
         cwd=ROOT,
@@ -379,6 +381,123 @@ def test_ctrl_c_ends_the_jobs_of_all_ranks():
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+# Ranks that say who they are. One is stopped; each end has a bound of its own, which these tests make short.
+KNOWN = """
+import signal, time
+ranks.PATIENCE = ranks.LATE = 1
+pids = ours.gather(os.getpid())
+def stop(rank):
+    os.kill(pids[rank], signal.SIGSTOP)
+if ours.rank == 0:
+    print(*pids, flush=True)
+"""
+BOUND = 20  # seconds, in which two bounds of one second have passed on any machine
+
+
+def ended(n, body, before="", interrupt=0, stopped=1):
+    """(exit status, the lines of stderr that minifit wrote) of ranks, one of which is stopped; none is left.
+
+    interrupt: after so many printed lines, each with a process id, a rank is stopped, and mpiexec gets Ctrl-C
+    """
+    words = command(n, "-c", before + LIGHT.replace("BODY", (KNOWN + body).strip().replace("\n", "\n    ")))
+    process, pids = interruptible(words, stderr=subprocess.PIPE), []
+    try:
+        pids += map(int, process.stdout.readline().split())
+        pids += [int(process.stdout.readline().split()[-1]) for _ in range(interrupt)]
+        if interrupt:
+            os.kill(pids[stopped], signal.SIGSTOP)
+            process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=BOUND)
+        assert len(pids) == n + interrupt and left_after(pids, 5) == []
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.kill()
+    lines = [re.sub(r", on [^,:]*", ", on HOST", line) for line in complaints.splitlines()]
+    return process.returncode, [line.removeprefix("run.py: ") for line in lines if line.startswith("run.py: ")]
+
+
+COMMAND = """
+from minifit.lab.jobs import Job, run_jobs
+def command():
+    print(run_jobs([Job(f"job {i}", [["-c", ""]]) for i in range(ours.size)], 1, print, ours.places()), flush=True)
+    END
+ours.lead(command)
+"""
+
+
+@pytest.mark.parametrize(
+    ("n", "body", "wanted"),
+    [
+        (2, COMMAND.replace("END", "stop(1)"), "1: rank 1 of 2, on HOST, does not end, as when it is stopped"),
+        (3, COMMAND.replace("END", "stop(2)"), "1: rank 2 of 3, on HOST, does not end, as when it is stopped"),
+        (
+            2,
+            COMMAND.replace("END", "stop(1); raise UserError('out: no folder')"),
+            "2: rank 0 of 2, on HOST: out: no folder",
+        ),
+        (3, "if ours.rank == 1: stop(1)", "1: rank 1 of 3, on HOST, does not end, as when it is stopped"),
+        (2, "if ours.rank == 0: stop(0)", "1: rank 0 of 2, on HOST, does not end, as when it is stopped"),
+        (
+            2,
+            """
+leave = ours.line.leave
+ours.line.leave = lambda: (leave(), ours.rank and stop(1))
+raise UserError('out: no folder')""",
+            "2: out: no folder",
+        ),
+    ],
+    ids=["after its jobs", "one of three", "an error", "at its end", "rank 0", "a bad end"],
+)
+def test_a_stopped_rank_does_not_hang_the_end(n, body, wanted):
+    status, (line,) = ended(n, body)
+    assert f"{status}: {line}" == wanted
+
+
+def test_a_rank_that_is_stopped_in_the_end_of_mpi_does_not_hang_it():
+    status, lines = ended(2, "", "import atexit\natexit.register(lambda: ours.rank and stop(1))")
+    assert status and lines == []  # there is no Python any more that could say one
+
+
+JOB = "import os, time; from minifit.lab import parallel; parallel.end_with(os.getppid()); print(os.getpid()); "
+JOBS = f"""
+from minifit.lab.jobs import Job, run_jobs
+def command():
+    jobs = [Job(f"job {{i}}", [["-uc", {JOB + "time.sleep(100)"!r}]]) for i in range(ours.size)]
+    return run_jobs(jobs, 1, lambda line: print(line, flush=True), ours.places())
+"""
+SAY = """
+def say_and_wait():
+    os.write(1, f"{os.getpid()}\\n".encode())
+    signal.pause()
+meet = ours.meet
+"""
+BETWEEN = """
+if ours.rank == 0:
+    ours.meet = lambda: (meet(), say_and_wait())
+"""
+STOPPED = """
+try:
+    WAIT
+except KeyboardInterrupt:
+    ours.end("stopped", 130, sys.stdout)"""
+
+
+@pytest.mark.parametrize(
+    ("before", "wait", "lines", "stopped"),
+    [
+        (JOBS, "ours.lead(command)", 2, 1),
+        (SAY, "(meet(), say_and_wait()) if ours.rank else (meet(), ours.gather(0))", 1, 1),
+        (SAY + BETWEEN, "ours.first(lambda: 0)", 1, 0),  # after it has come, and before it says its result
+    ],
+    ids=["with its job", "before it comes", "before it answers"],
+)
+def test_ctrl_c_ends_all_ranks_where_one_is_stopped(before, wait, lines, stopped):
+    status, said = ended(2, before + STOPPED.replace("WAIT", wait), interrupt=lines, stopped=stopped)
+    assert (status, said) == (130, [f"rank {1 - stopped} of 2, on HOST: stopped"])
 
 
 def test_a_comparison_over_ranks_names_the_seed_that_fails_and_publishes_the_others(tmp_path):
