@@ -238,22 +238,6 @@ CIFAR10 = replace(
     student=Schedule("rmsprop", lr=0.0005, lr_scale=Ramp(1.0, 0.02, 10), epochs=10, patience=10),
 )
 
-# The same networks for hours on two cores, or minutes on a GPU. The settings here are [ours]: crops, more training
-# images, dropout as in [PL], and schedules that end near 0.
-CIFAR10_LONG = replace(
-    CIFAR10,
-    train=45_000,
-    validation=5_000,
-    crops=4,
-    teacher_width_scale=1.0,
-    dropout_keep_input=0.8,
-    dropout_keep=0.5,
-    lam=Ramp(4.0, 1.0, 60),
-    teacher=Schedule("rmsprop", lr=0.0005, lr_scale=Ramp(1.0, 0.01, 80), epochs=80, patience=80),
-    stage1=Schedule("rmsprop", lr=0.001, lr_scale=Ramp(1.0, 0.02, 15), epochs=15, patience=15),
-    student=Schedule("rmsprop", lr=0.001, lr_scale=Ramp(1.0, 0.01, 60), epochs=60, patience=60),
-)
-
 # [A.1.2]: CIFAR-10's settings on all 50,000 images, so the last epoch counts. The paper does not give the number of
 # epochs: here 500 for students, their limit on CIFAR-10, and 474 for the teacher, from [PL].
 CIFAR100_PAPER = replace(
@@ -267,7 +251,7 @@ CIFAR100_PAPER = replace(
 
 def cifar10(student, guided):
     """An experiment on CIFAR-10 in which the student's layer `guided` learns from the teacher's second."""
-    presets = {"default": CIFAR10, "paper": CIFAR10_PAPER, "long": CIFAR10_LONG}
+    presets = {"default": CIFAR10, "paper": CIFAR10_PAPER}
     presets = {name: replace(preset, guided_layer=(guided,)) for name, preset in presets.items()}
     return Experiment("cifar10", networks.CIFAR10_TEACHER, student, presets)
 
