@@ -494,11 +494,7 @@ class MaxPool2d(Layer):
         return starts if self.ceil else 1 + beyond // self.stride
 
     def _windows(self, extent):
-        """Yields, for each offset in a window, the inputs there and the windows that reach that far."""
-        starts = self._count(extent)
-        for offset in range(min(self.size, extent)):
-            count = min(starts, -(-(extent - offset) // self.stride))
-            yield slice(offset, offset + (count - 1) * self.stride + 1, self.stride), slice(count)
+        return _windows(self.size, self.stride, extent, self._count(extent))
 
     def _pool(self, x, axis):
         before, larger = (slice(None),) * axis, []
@@ -726,6 +722,13 @@ def _sum_rows(dy):
     else:
         rows = dy.reshape(-1, k)
     return _ones(xp, len(rows), dy.dtype) @ rows
+
+
+@lru_cache(maxsize=1024)
+def _windows(size, stride, extent, windows):
+    """Returns, for each offset in a window, the inputs there and the windows that reach that far, as slices."""
+    counts = [min(windows, -(-(extent - offset) // stride)) for offset in range(min(size, extent))]
+    return [(slice(i, i + (count - 1) * stride + 1, stride), slice(count)) for i, count in enumerate(counts)]
 
 
 @lru_cache(maxsize=64)
