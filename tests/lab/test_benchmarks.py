@@ -5,13 +5,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import strict
 
-from benchmarks import profile, ranks, stages, step
+from benchmarks import device, profile, ranks, stages, step
 from benchmarks.contestants import Ceiling, Child, Minifit, Onnx, memory, turn
 from benchmarks.work import LEAD, built, examples, leads
+from minifit.backend import to_host
 from minifit.experiments import EXPERIMENTS
 from minifit.layers import Linear, Sequential, Softmax
 from minifit.networks import MNIST_FITNET, MNIST_TEACHER, Conv, FullyConnected, Network, Output
@@ -358,6 +361,37 @@ def test_all_stages_of_an_experiment_are_trained_by_the_script(monkeypatch):
         errors = script.run("NCHW")
     assert list(errors) == ["teacher", "backprop", "kd", "hint", "fitnet"]
     assert errors["hint"] == 0 and all(0 <= error <= 100 for error in errors.values())
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The GPU that benchmarks.device asks for is not there."""
+    cuda = SimpleNamespace(Device=lambda: SimpleNamespace(id=0, synchronize=lambda: None), runtime=strict.cuda.runtime)
+    monkeypatch.setattr(strict, "cuda", cuda)
+    monkeypatch.setattr(device, "use", lambda name: strict)
+    monkeypatch.setattr(device, "IMAGES", 8)
+    monkeypatch.setattr(device, "TURN", 0)
+
+
+@pytest.mark.parametrize("words", [(SMALL,), ("mnist", "kd"), ("mnist", "fitnet")], ids=["network", "kd", "fitnet"])
+def test_on_a_gpu_the_gradients_are_those_of_the_host_and_a_turn_takes_time(stand_in, words):
+    ours = device.Ours()
+    if len(words) == 1:
+        host = Minifit(*words, device.CHECKED, device.CHECKED, 1, (), np.float64)
+        with host:
+            loss, grads = host.gradient()
+    else:
+        loss, grads = device.first_gradient(*words, np)
+    found_loss, found = ours.found(words)
+    assert found_loss == pytest.approx(float(loss), rel=1e-12)
+    assert found.keys() == grads.keys()
+    for name, g in grads.items():
+        np.testing.assert_allclose(found[name], g, rtol=1e-9, atol=1e-12)
+    ours.begin(words, 4)
+    weights = ours.now.layers.params if len(words) == 1 else ours.now.stage.network.params
+    before = {name: to_host(p).copy() for name, p in weights.items()}
+    assert ours.turn() > 0
+    assert any((to_host(weights[name]) != p).any() for name, p in before.items())
 
 
 def test_onnxruntime_is_measured_on_the_same_network():
