@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.step import machine, positive, table
 from minifit import data, experiments, fitnets
 from minifit.lab.parallel import available, shared
-from minifit.lab.runner import Run, trained, walk
+from minifit.lab.plan import walk
+from minifit.lab.runner import Run, trained
 from minifit.layers import Layer
 
 METHODS = ("forward", "backward", "weight_gradients", "__call__")

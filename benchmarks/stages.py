@@ -26,7 +26,8 @@ from benchmarks.work import SEED
 from minifit import data, experiments, fitnets, networks
 from minifit.data.preprocessing import ZCA, Whitened
 from minifit.lab.parallel import available
-from minifit.lab.runner import Run, walk
+from minifit.lab.plan import noted, walk
+from minifit.lab.runner import Run
 from minifit.lab.training import DataParallel
 from minifit.layers import leaves, lr_scales, max_norms
 from minifit.optimizers import max_norm
@@ -95,16 +96,8 @@ def noise_run(name, preset, count, workers, folder, xp=np):
 
 def started(run, key, dtype=np.float32):
     """The stage of a run with random weights."""
-    found, rng = {}, np.random.default_rng(SEED)
-    task = replace(run.task(draw=False), dtype=dtype)
-
-    def note(stage):
-        found.setdefault(stage.key, stage)
-        return {"best_epoch": 1}
-
-    for method in run.listed:
-        walk(method, task, note)
-    stage = found[key]
+    rng, task = np.random.default_rng(SEED), replace(run.task(draw=False), dtype=dtype)
+    _, stage = noted(run.listed, task)[key]
     for layers in filter(None, (stage.target, stage.network)):
         networks.initialise(layers, rng)
         for leaf in leaves(layers):

@@ -227,7 +227,7 @@ def read_file(name, file, data_dir):
 def methods_of(experiment, asked):
     """Returns the names of the methods to train, with the one that has the stage of --stage; empty: Table 4's four."""
     names = getattr(asked, asked.CHOICE)
-    methods = baselines.METHODS if names == ("all",) else runner.chosen(names)
+    methods = baselines.METHODS if names == ("all",) else plan.chosen(names)
     goals = goals_of(experiment, asked, methods)
     for method in () if asked.stage in goals else baselines.METHODS:
         with suppress(UserError):  # of a method that these settings do not suit
@@ -243,15 +243,9 @@ def methods_of(experiment, asked):
 def goals_of(experiment, config, methods=None):
     """Returns the values that `--stage` accepts with these settings: methods, their stages, and "all"."""
     task, goals = Task({"teacher": experiment.teacher, "student": experiment.student}, config, 0, draw=False), []
-
-    def note(stage):
-        goals.append(stage.key)
-        return {"best_epoch": 1}
-
     for method in fitnets.METHODS if methods is None else methods:
-        before = len(goals)
-        runner.walk(method, task, note)
-        goals += [method.name] * (len(goals) > before)  # a given teacher is not trained
+        if keys := plan.noted([method], task):  # a given teacher is not trained
+            goals += [*keys, method.name]
     return [*dict.fromkeys(goals), "all"]
 
 
@@ -312,7 +306,7 @@ def compare(words):
     for arm, (own, goals, more) in arms_of(asked, base, studies).items():
         config = changed(base, own)
         experiments.check(experiment, config)
-        goals_of(experiment, config, runner.chosen(asked.methods))  # UserError for a regressor that cannot fit
+        goals_of(experiment, config, plan.chosen(asked.methods))  # UserError for a regressor that cannot fit
         shaping = {f.name for f in fields(base) if f.metadata.get("teacher")} & {part.partition(".")[0] for part in own}
         for seed in range(asked.seeds + more):
             run = run_of(name, asked, config, seed, dataset, runs / arm)

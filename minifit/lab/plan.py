@@ -1,17 +1,64 @@
-"""The plan of a run: its stages, their sizes, and an estimate of their time."""
+"""The plan of a run: its stages in the order of training, their sizes, and an estimate of their time."""
 
 import textwrap
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from math import prod
 
 import numpy as np
 
-from minifit import networks
+from minifit import UserError, baselines, fitnets, networks
 from minifit.lab.report import count, duration, table
 from minifit.lab.sets import Examples, fingerprint
 from minifit.lab.training import DataParallel
 from minifit.layers import leaves
+
+
+def chosen(names=()):
+    """Returns the methods of these names, in order; without names, those that a run trains by default."""
+    for name in names:
+        if name not in (known := [method.name for method in baselines.METHODS]):
+            raise UserError(f"--method {name}: wanted {', '.join(known)}")
+    return tuple(method for method in baselines.METHODS if method.name in names) if names else fitnets.METHODS
+
+
+class _Reached(Exception):
+    """Ends a walk at its goal."""
+
+
+def walk(method, task, train, goal=None):
+    """Runs a method with this `train`, to its end or to the stage whose key is `goal`.
+
+    A method's second stage of one name gets index 2, and so the key hint_2, a third hint_3.
+    """
+    seen, passed = Counter(), []
+
+    def numbered(stage):
+        seen[stage.name] += 1
+        stage = replace(stage, index=seen[stage.name])
+        if goal in passed:
+            raise _Reached
+        record = train(stage)
+        passed.append(stage.key)
+        return record
+
+    with suppress(_Reached):
+        method.run(task, numbered)
+
+
+def noted(methods, task):
+    """Returns {key: (method, stage)} without training; a stage belongs to the first method that trains it."""
+    found = {}
+    for method in methods:
+
+        def note(stage, method=method):
+            found.setdefault(stage.key, (method, stage))
+            return {"best_epoch": 1}
+
+        walk(method, task, note)
+    return found
 
 
 def lines(run, goal):

@@ -2,8 +2,6 @@
 
 import json
 import time
-from collections import Counter
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ from minifit.backend import TRAINING, refuse_more_than_memory
 from minifit.lab import files, plan, plots, report
 from minifit.lab.files import digest
 from minifit.lab.parallel import first
+from minifit.lab.plan import chosen, noted, walk
 from minifit.lab.rundir import RunDirectory, refuse_other_settings
 from minifit.lab.sets import Sets, outputs
 from minifit.lab.teachers import Given
@@ -97,22 +96,7 @@ class Run:
 
         A stage belongs to the first method that trains it.
         """
-        task, found = self.task(draw=False), {}
-        for method in self.listed:
-            for stage in self.noted(method, task):
-                found.setdefault(stage.key, (method, stage))
-        return found
-
-    def noted(self, method, task):
-        """Lists the stages of a method without training any."""
-        noted = []
-
-        def note(stage):
-            noted.append(stage)
-            return {"best_epoch": 1}
-
-        walk(method, task, note)
-        return noted
+        return noted(self.listed, self.task(draw=False))
 
     def plan(self, goal):
         """Returns [(method, keys of its stages)] up to `goal`: "all", or the name of a method or of a stage."""
@@ -132,7 +116,7 @@ class Run:
     def keys(self, method):
         """Returns the keys of a method's stages, including stages that it shares with an earlier method."""
         if method.name not in self.known:
-            self.known[method.name] = [stage.key for stage in self.noted(method, self.task(draw=False))]
+            self.known[method.name] = [*noted([method], self.task(draw=False))]
         return self.known[method.name]
 
     def ahead(self, *goals):
@@ -205,44 +189,12 @@ class Run:
             return examples.measure(part, epoch, self.progress)
 
 
-def chosen(names=()):
-    """Returns the methods of these names, in order; without names, those that a run trains by default."""
-    for name in names:
-        if name not in (known := [method.name for method in baselines.METHODS]):
-            raise UserError(f"--method {name}: wanted {', '.join(known)}")
-    return tuple(method for method in baselines.METHODS if method.name in names) if names else fitnets.METHODS
-
-
 def described(network):
     """Describes a network as JSON: every block with its kind."""
     if isinstance(network, Given):
         return network.described()
     blocks = [{"kind": type(block).__name__, **asdict(block)} for block in network.blocks]
     return {"name": network.name, "input": network.input, "blocks": blocks}
-
-
-class _Reached(Exception):
-    """Ends a walk at its goal."""
-
-
-def walk(method, task, train, goal=None):
-    """Runs a method with this `train`, to its end or to the stage whose key is `goal`.
-
-    A method's second stage of one name gets index 2, and so the key hint_2, a third hint_3.
-    """
-    seen, passed = Counter(), []
-
-    def numbered(stage):
-        seen[stage.name] += 1
-        stage = replace(stage, index=seen[stage.name])
-        if goal in passed:
-            raise _Reached
-        record = train(stage)
-        passed.append(stage.key)
-        return record
-
-    with suppress(_Reached):
-        method.run(task, numbered)
 
 
 def train(run, goal, say, teacher_from=None):
@@ -274,7 +226,7 @@ def train(run, goal, say, teacher_from=None):
             return record
 
         for method, keys in run.plan(goal):
-            walk(method, task, make, keys[-1] if keys != run.keys(method) else None)
+            walk(method, task, make, keys[-1])
         if goal == "all":
             say("\n" + report.results_table(run.summary(), published(run.name, run.data.name)))
         say(f"\nPictures: {run.folder}/curves.png, {run.folder}/filters.png")
@@ -472,13 +424,13 @@ def take_teacher(run, source):
     last = list(settings)[-1]
     if not directory.has(last):  # existing students must have learned from the teacher to be copied
         task = run.task(draw=False)
-        noted = [stage for method in run.listed for stage in run.noted(method, task)]
+        found = noted(run.listed, task)
         files.restore(task.teacher.params, taken[last][1]["best"], source / f"{last}.h5")
-        for stage in noted:
-            if not stage.target or not directory.has(stage.key):
+        for key, (_, stage) in found.items():
+            if not stage.target or not directory.has(key):
                 continue
-            if directory.identity(stage.key)["teacher"] != digest_of(stage.target):
-                path = directory.checkpoint(stage.key)
+            if directory.identity(key)["teacher"] != digest_of(stage.target):
+                path = directory.checkpoint(key)
                 raise UserError(f"--teacher-from {source}: {path} was made from another teacher")
     directory.take(source, taken, settings, run.heading())
 

@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from minifit import UserError
 from minifit.experiments import DIGITS, EXPERIMENTS, Experiment
-from minifit.lab import files, runner, training
+from minifit.lab import files, plan, runner, training
 from minifit.networks import Conv, Network, Output
 from minifit.optimizers import Ramp, Schedule
 
@@ -61,7 +61,7 @@ def perform(run, goal="all", tell=None):
             return record
 
         for method, keys in run.plan(goal):
-            runner.walk(method, task, train, keys[-1] if keys != run.keys(method) else None)
+            plan.walk(method, task, train, keys[-1])
     return made
 
 

@@ -14,7 +14,7 @@ from minifit.data import Dataset
 from minifit.data.preprocessing import Unit
 from minifit.experiments import MNIST_PAPER, Experiment
 from minifit.lab import files, runner
-from minifit.lab.plan import outline
+from minifit.lab.plan import outline, walk
 from minifit.lab.sets import Examples
 from minifit.lab.training import DataParallel
 from minifit.layers import max_norms
@@ -63,7 +63,7 @@ def trained(folder, xp, config=CONFIG, stop_in=None):
     with r.directory:
         task = r.task()
         for method, _ in r.plan("all"):
-            runner.walk(method, task, lambda stage: runner.trained(r, stage, tell)[0])
+            walk(method, task, lambda stage: runner.trained(r, stage, tell)[0])
         stages = {key: stage for key, (_, stage) in r.stages.items()}
         rows = [{k: v for k, v in row.items() if k != "estimate"} for row in outline(r, stages)]
         return {key: files.load(folder / f"{key}.h5")[1] for key in STAGES}, r.summary(), rows
