@@ -154,7 +154,7 @@ class Theirs(Contestant):
             self.steps = {f: lambda f=f: twins[f].step(*data[f]) for f in FORMATS}
             return
         run, x, labels = self.images(*words, max(IMAGES, batch))
-        stage, flips = started(run, words[1]), run.config.flips
+        stage, flips = started(run, words[1]), run.task.settings.flips
         scripts = {f: script.Script(stage, x, labels, f, flips, device="cuda") for f in FORMATS}
         rng, self.order = np.random.default_rng(SEED), iter(())
 

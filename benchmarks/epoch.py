@@ -18,7 +18,7 @@ from benchmarks.step import machine, positive, table
 from minifit import data, experiments, fitnets
 from minifit.lab.parallel import available, shared
 from minifit.lab.plan import walk
-from minifit.lab.runner import Run, trained
+from minifit.lab.runner import set_up, task_of, trained
 from minifit.layers import Layer
 
 METHODS = ("forward", "backward", "weight_gradients", "__call__")
@@ -83,7 +83,7 @@ def stages(options, count, clock):
     dataset = data.load(experiment.data, data_dir=options.data_dir, progress=False, **sizes)
     with tempfile.TemporaryDirectory() as folder:
         about = Path(folder), options.experiment, "default", experiment, config, 0, dataset
-        run, rows = Run(*about, np, count, progress=False), []
+        run, rows = set_up(*about, np, count, progress=False), []
 
         def train(stage):
             clock[:] = 0
@@ -95,7 +95,7 @@ def stages(options, count, clock):
             return record
 
         with run.directory:
-            walk(next(m for m in fitnets.METHODS if m.name == "fitnet"), run.task(), train)
+            walk(next(m for m in fitnets.METHODS if m.name == "fitnet"), task_of(run), train)
         return rows
 
 

@@ -26,8 +26,8 @@ from benchmarks.work import SEED
 from minifit import data, experiments, fitnets, networks
 from minifit.data.preprocessing import ZCA, Whitened
 from minifit.lab.parallel import available
-from minifit.lab.plan import noted, walk
-from minifit.lab.runner import Run
+from minifit.lab.plan import microbatch, noted, walk
+from minifit.lab.runner import set_up, task_of
 from minifit.lab.training import DataParallel
 from minifit.layers import leaves, lr_scales, max_norms
 from minifit.optimizers import max_norm
@@ -86,7 +86,7 @@ def noise_run(name, preset, count, workers, folder, xp=np):
     pixels = rng.integers(0, 256, (count + 1, *image), np.uint8)
     labels = rng.integers(experiment.student.blocks[-1].classes, size=count + 1)
     dataset = data.Dataset("noise", pixels, labels, pixels[:1], labels[:1])
-    run = Run(folder, name, preset, experiment, config, 0, dataset, xp, workers, progress=False)
+    run = set_up(folder, name, preset, experiment, config, 0, dataset, xp, workers, progress=False)
     if config.preprocessing == "whitened":  # any statistics are as fast as those of images
         d = int(np.prod(image))
         matrix = np.eye(d, dtype=np.float32) + rng.normal(0, 1e-3, (d, d)).astype(np.float32)
@@ -96,8 +96,8 @@ def noise_run(name, preset, count, workers, folder, xp=np):
 
 def started(run, key, dtype=np.float32):
     """The stage of a run with random weights."""
-    rng, task = np.random.default_rng(SEED), replace(run.task(draw=False), dtype=dtype)
-    _, stage = noted(run.listed, task)[key]
+    rng, task = np.random.default_rng(SEED), replace(run.task, dtype=dtype)
+    _, stage = noted(run.plan.keys, task)[key]
     for layers in filter(None, (stage.target, stage.network)):
         networks.initialise(layers, rng)
         for leaf in leaves(layers):
@@ -119,7 +119,7 @@ class Stage:
         self.keeps = examples.teacher is not None and not callable(examples.teacher)
         self.optimizer = self.stage.schedule.make(lr_scales(self.stage.network))
         self.limits, self.rng = max_norms(self.stage.network), np.random.default_rng(SEED)
-        self.parallel = DataParallel(self.stage, {"train": examples}, run.microbatch(self.stage), workers)
+        self.parallel = DataParallel(self.stage, {"train": examples}, microbatch(run.task, self.stage), workers)
         self.size, self.order = count, iter(())
 
     def __enter__(self):
@@ -157,12 +157,12 @@ class Script:
         torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory() as folder:
             self.run = noise_run(name, preset, count, threads, Path(folder))
-        if self.run.config.crops:
+        if self.run.task.settings.crops:
             raise ValueError(f"{name}, {preset}: the script has no crops")
         x, labels = prepared(self.run.sets["train"])
         self.key, self.stage, self.torch = key, started(self.run, key), torch
         self.scripts = {
-            (format, kept): script.Script(self.stage, x, labels, format, self.run.config.flips, kept)
+            (format, kept): script.Script(self.stage, x, labels, format, self.run.task.settings.flips, kept)
             for format, kept in product(FORMATS, {False, keeps})
         }
         self.rng, self.order = np.random.default_rng(SEED), iter(())
@@ -290,7 +290,7 @@ class WholeScript:
         self.folder = tempfile.TemporaryDirectory()
         loaded = data.load(experiment.data, data_dir=options.data_dir, progress=False, **sizes)
         about = name, options.preset, experiment, config, 0, loaded, np, options.workers
-        self.training = Run(Path(self.folder.name), *about, progress=False)
+        self.training = set_up(Path(self.folder.name), *about, progress=False)
 
     def __enter__(self):
         return self
@@ -306,13 +306,13 @@ class WholeScript:
 
         sets = {part: prepared(self.training.sets[part]) for part in ("train", "validation", "test")}
         others = {p: (twin.images(x, format), torch.from_numpy(y)) for p, (x, y) in sets.items() if p != "train"}
-        errors, rng, task = {}, np.random.default_rng(0), self.training.task()
+        errors, rng, task = {}, np.random.default_rng(0), task_of(self.training)
 
         def train(stage):
             if stage.key in errors:
                 return {"best_epoch": 1}
             keeps = stage.target is not None and self.training.sets.keeps("train", stage.target)
-            trained = script.Script(stage, *sets["train"], format, self.training.config.flips, keeps)
+            trained = script.Script(stage, *sets["train"], format, task.settings.flips, keeps)
             best, weights = (np.inf, np.inf), None
             for epoch in range(1, stage.schedule.epochs + 1):
                 trained.epoch(epoch, rng)
@@ -324,7 +324,7 @@ class WholeScript:
             errors[stage.key] = 100 * trained.measure(*others["test"], 1)[1] / len(others["test"][1])
             return {"best_epoch": stage.schedule.epochs}
 
-        for method in self.training.listed:
+        for method in self.training.plan.keys:
             walk(method, task, train)
         return errors
 

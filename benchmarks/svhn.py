@@ -21,7 +21,8 @@ from benchmarks.step import machine, positive, table
 from minifit import data, experiments
 from minifit.data import svhn
 from minifit.lab.parallel import available
-from minifit.lab.runner import Run
+from minifit.lab.plan import microbatch
+from minifit.lab.runner import set_up
 from minifit.lab.training import DataParallel
 from minifit.layers import lr_scales
 
@@ -118,8 +119,8 @@ def work(options):
         config = replace(config, train=4000, validation=1000)
     with tempfile.TemporaryDirectory() as folder:
         about = Path(folder), options.part, "paper", experiment, config, 0, dataset, np, options.workers
-        run = Run(*about, progress=False)
-        for key, (_, stage) in run.stages.items():
+        run = set_up(*about, progress=False)
+        for key, (_, stage) in run.plan.stages.items():
             yield f"{options.part}, {key}\t{speed(run, stage):.1f}"
 
 
@@ -127,7 +128,7 @@ def speed(run, stage):
     """Images/s of some minibatches; the teacher is asked for the images of each."""
     examples = replace(run.sets["train"], teacher=stage.target)
     optimizer, took = stage.schedule.make(lr_scales(stage.network)), []
-    with DataParallel(stage, {"train": examples}, run.microbatch(stage), run.workers) as parallel:
+    with DataParallel(stage, {"train": examples}, microbatch(run.task, stage), run.workers) as parallel:
         order = np.random.default_rng(0).permutation(len(examples))
         for step in range(1 + STEPS):
             began = time.perf_counter()

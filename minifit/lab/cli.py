@@ -26,7 +26,6 @@ from minifit.lab.jobs import PARENT
 from minifit.lab.options import HELP, HELP_ALL, WIDTH, changed, changes, nearest, option_of, options, read, show_help
 from minifit.lab.parallel import WorkerLost, available
 from minifit.lab.rundir import flat
-from minifit.lab.runner import Run
 from minifit.lab.training import TrainingError
 from minifit.settings import ABOVE_0, Rule, at_least, between, one_of, setting
 from minifit.task import Task
@@ -261,11 +260,12 @@ def dataset_of(name, asked):
 
 
 def run_of(name, asked, config, seed, dataset, runs):
-    """Builds the run of one seed.   runs: the folder that holds one folder per experiment"""
+    """Sets up the run of one seed.   runs: the folder that holds one folder per experiment"""
     folder, experiment = runs / name / f"seed{seed}", experiment_of(name, asked)
     about = folder, name, asked.preset, experiment, config, seed, dataset
     methods = getattr(asked, asked.CHOICE)
-    return Run(*about, use(asked.backend), asked.workers, sys.stderr.isatty(), asked.runs / ".cache", methods=methods)
+    more = asked.workers, sys.stderr.isatty(), asked.runs / ".cache"
+    return runner.set_up(*about, use(asked.backend), *more, methods=methods)
 
 
 def train(name, words):
@@ -276,16 +276,17 @@ def train(name, words):
         return asked, run_of(name, asked, config_of(asked), asked.seed, dataset_of(name, asked), asked.runs)
 
     asked, run = parallel.ranks.each(prepared)
-    parallel.ranks.agree(lambda: versions() | flat(run.settings))
+    parallel.ranks.agree(lambda: versions() | flat(run.directory.settings))
     parallel.ranks.begun = True
     if isinstance(asked, Specs):
-        for network in (network for network in run.networks.values() if network is not run.given):
-            say(plan.network_table(network) + "\n")
+        for network in run.task.networks.values():
+            if network is not runner.given(run):
+                say(plan.network_table(network) + "\n")
     runner.train(run, asked.stage, say, asked.teacher_from)
     if asked.retrain:
         say("\nAgain, on all images, for the epochs that were best:\n")
         of_all = asked.teacher_from and asked.teacher_from / "all"
-        runner.train(run.on_all(), asked.stage, say, of_all)
+        runner.train(runner.on_all(run), asked.stage, say, of_all)
     return 0
 
 
@@ -328,12 +329,12 @@ def arms_of(asked, base, studies):
 
 def child(name, asked, run, teacher):
     """Returns the words of the command that trains one run."""
-    start = told(OneSeed, run.experiment)(**vars(run.experiment.presets[run.preset]), preset=run.preset)
-    own = {"seed": run.seed, "method": run.methods, "runs": run.folder.parents[1], "teacher_from": teacher}
+    start = told(OneSeed, run.experiment)(**vars(run.experiment.presets[asked.preset]), preset=asked.preset)
+    own = {"seed": run.task.seed, "method": asked.methods, "runs": run.directory.folder.parents[1]}
     more = [f.name for f in fields(OF_FILES[run.experiment.data])] if run.experiment.data in OF_FILES else []
     own |= {name: getattr(asked, name) for name in ("data_dir", "backend", *OF_TEACHERS, *more)}
-    own |= {"workers": max(1, asked.workers // asked.at_once)}
-    return [name, "--preset", run.preset, *options(replace(start, **vars(run.config), **own), start)]
+    own |= {"workers": max(1, asked.workers // asked.at_once), "teacher_from": teacher}
+    return [name, "--preset", asked.preset, *options(replace(start, **vars(run.task.settings), **own), start)]
 
 
 def results(words):

@@ -16,6 +16,41 @@ from minifit.lab.training import DataParallel
 from minifit.layers import leaves
 
 
+class Plan:
+    """The stages of the chosen and of the default methods, in the order of training, found without training any."""
+
+    def __init__(self, task, methods, epochs):
+        """methods: the chosen ones    epochs: stage -> number of epochs, if another run has chosen it"""
+        self.methods, self.epochs = methods, epochs
+        listed = [m for m in baselines.METHODS if m in methods or m in fitnets.METHODS]
+        self.stages = noted(listed, replace(task))  # a copy of a task has no trained teacher
+        # method -> the keys of its stages, including stages that it shares with an earlier method
+        self.keys = {method: [*noted([method], replace(task))] for method in listed}
+
+    def up_to(self, goal):
+        """Returns [(method, keys of its stages)] up to `goal`: "all", or the name of a method or of a stage."""
+        methods = {m.name: (m, self.keys[m]) for m in self.methods if self.keys[m]}  # a given teacher has no stage
+        if goal == "all" or goal in methods:
+            return [*methods.values()] if goal == "all" else [methods[goal]]
+        of = {name: method for method, stage in self.stages.values() for name in (stage.name, stage.key)}
+        if goal not in of:
+            names = ", ".join(dict.fromkeys([*methods, *of]))
+            raise UserError(f"--stage {goal}: wanted one of the stages of these settings, {names}, or all")
+        keys = self.keys[of[goal]]
+        last = max(i for i, key in enumerate(keys) if goal in (key, self.stages[key][1].name))
+        return [(of[goal], keys[: last + 1])]
+
+    def ahead(self, *goals):
+        """Returns the keys of all stages that lead to these goals, in order."""
+        wanted = {key for goal in goals for _, keys in self.up_to(goal) for key in keys}
+        return [key for key in self.stages if key in wanted]
+
+    def before(self, key):
+        """Returns the keys of the stages up to and including this one."""
+        keys = self.keys[self.stages[key][0]]
+        return keys[: keys.index(key) + 1]
+
+
 def chosen(names=()):
     """Returns the methods of these names, in order; without names, those that a run trains by default."""
     for name in names:
@@ -61,12 +96,23 @@ def noted(methods, task):
     return found
 
 
+def microbatch(task, stage):
+    """Returns how many images a stage's network computes at a time on a CPU."""
+    return task.settings.microbatch or task.networks[stage.of].microbatch
+
+
+def counts(task, stage):
+    """Returns (weights, multiplications) of each layer that a stage trains."""
+    image = task.xp.zeros((0, *task.networks[stage.of].input), np.float32)
+    return networks.count(stage.network, stage.sees(image))
+
+
 def lines(run, goal):
     """Yields the lines before a run: its images, whether the teacher's outputs are kept, and the table of stages."""
     sizes = "{train:,} images to train on, {validation:,} to validate, {test:,} to test".format(**run.sets.sizes)
-    yield f"{run.data.name}: {sizes}"
-    yield f"seed {run.seed}, {run.workers} workers, {run.folder}/"
-    stages = {key: run.stages[key][1] for key in run.ahead(goal)}
+    yield f"{run.sets.data.name}: {sizes}"
+    yield f"seed {run.task.seed}, {run.workers} workers, {run.directory.folder}/"
+    stages = {key: run.plan.stages[key][1] for key in run.plan.ahead(goal)}
     if any(stage.target for stage in stages.values()):
         yield textwrap.fill(about_the_teacher(run, stages.values()), 80)
     if run.sets.statistics:
@@ -83,12 +129,12 @@ def lines(run, goal):
 def network_table(network):
     """Returns a table of a network's layers, with their maps, weights and multiplications."""
     layers, x, rows = networks.build(network), np.zeros((0, *network.input), np.float32), []
-    counts = networks.count(layers, x)
-    for i, (layer, (weights, multiplications)) in enumerate(zip(layers, counts, strict=True), start=1):
+    sizes = networks.count(layers, x)
+    for i, (layer, (weights, multiplications)) in enumerate(zip(layers, sizes, strict=True), start=1):
         x = layer(x)
         kinds = ", ".join(type(leaf).__name__ for leaf in leaves(layer))
         rows.append([i, kinds, "x".join(map(str, x.shape[1:])), f"{weights:,}", count(multiplications)])
-    total = [None, "all", None, f"{sum(w for w, _ in counts):,}", count(sum(m for _, m in counts))]
+    total = [None, "all", None, f"{sum(w for w, _ in sizes):,}", count(sum(m for _, m in sizes))]
     header = ["layer", "of", "output", "weights", "mult."]
     return f"{network.name}, for images {network.input}\n" + table([*rows, total], header)
 
@@ -114,13 +160,13 @@ def about_the_teacher(run, stages):
 
 def outline(run, stages):
     """Returns a dictionary per stage: its network, loss, sizes, epochs, state, and estimated seconds."""
-    rows, known = [], {}
+    rows, known, task = [], {}, run.task
     for key, stage in stages.items():
-        counts = run.count(stage)
-        state, epochs = run.directory.state(key), run.epochs.get(key, stage.schedule.epochs)
+        sizes = counts(task, stage)
+        state, epochs = run.directory.state(key), run.plan.epochs.get(key, stage.schedule.epochs)
         done = int(state.split()[-1]) if state.startswith("at") else 0
-        row = {"stage": key, "trains": run.networks[stage.of].name + stage.part, "loss": stage.loss.title}
-        row |= {"weights": sum(w for w, _ in counts), "multiplications": sum(m for _, m in counts)}
+        row = {"stage": key, "trains": task.networks[stage.of].name + stage.part, "loss": stage.loss.title}
+        row |= {"weights": sum(w for w, _ in sizes), "multiplications": sum(m for _, m in sizes)}
         asked = stage.target and (None if run.sets.keeps("train", stage.target) else stage.target)  # in every epoch
         same = row["trains"], row["weights"], asked is None
         if state != "finished" and same not in known:
@@ -142,7 +188,7 @@ def seconds(run, stage):
     images, labels = (a[:batch] for a in run.sets.stored["train"])
     prepared = run.sets.prepare(images) if run.sets.keeps_whitened("train") else None
     sets, took = {"train": Examples(images, labels, run.sets.prepare, stage.target, prepared)}, []
-    with DataParallel(stage, sets, run.microbatch(stage), run.workers) as parallel:
+    with DataParallel(stage, sets, microbatch(run.task, stage), run.workers) as parallel:
         for what in (lambda: parallel.gradient(np.arange(batch), 1, 0, choices), lambda: parallel.measure("train", 1)):
             what()  # not timed: the first time fetches memory and plans convolutions
             began = time.perf_counter()

@@ -42,17 +42,16 @@ SHOWN = 4  # the number of images whose hints are drawn
 class Member:
     """One run of a comparison that the command line asks for."""
 
-    run: runner.Run
+    run: runner.Setup
     words: list  # the words after `run.py` in the command that trains it
     arm: str = ""  # the name of its arm, "" for the base
     goals: tuple = ("all",)  # the methods or stages to train
 
     def record(self):
         """Returns the present record of the run."""
-        run = self.run
-        wanted = run.ahead(*self.goals)
-        found = comparison.record(run.folder, wanted, run.settings)
-        head = {name: value for name, value in run.heading().items() if name not in ("seed", "preset")}
+        run, directory = self.run, self.run.directory
+        found = comparison.record(directory.folder, run.plan.ahead(*self.goals), directory.settings)
+        head = {name: value for name, value in run.heading.items() if name not in ("seed", "preset")}
         return found | {"arm": self.arm, "head": head}
 
 
@@ -64,20 +63,22 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
     """
     several_arms = len({member.arm for member in members}) > 1
     base, records = members[0].run, [member.record() for member in members]
-    part, jobs = Path(results) / base.name / ("studies" if questions else "arms" if several_arms else base.preset), {}
+    preset, jobs = base.heading["preset"], {}
+    part = Path(results) / base.heading["experiment"] / ("studies" if questions else "arms" if several_arms else preset)
     refuse_to_replace(part, with_what_was_there(part, records))
     for member, record in zip(members, records, strict=True):
-        begun, name = member.run.directory.begun(), f"seed {member.run.seed}"  # UserError where it has other settings
+        directory = member.run.directory
+        begun, name = directory.begun(), f"seed {record['seed']}"  # UserError where it has other settings
         arm = f" of {member.arm}" * bool(member.arm)
         if begun and record["missing"]:
-            tell(f"{name}{arm}: goes on in {member.run.folder}")
+            tell(f"{name}{arm}: goes on in {directory.folder}")
         if record["missing"]:
             goals = ["all"] if "all" in member.goals else member.goals
             arm *= parallel.ranks.size > 1  # ranks share arms too, each after the base of its seed, for the teacher
             job = jobs.setdefault(name + arm, Job(name + arm, [], name if arm else None))
             job.commands.extend([sys.argv[0], *member.words, "--stage", goal] for goal in goals)
     claim(part)
-    seeds = {member.run.seed for member in members}
+    seeds = {record["seed"] for record in records}
     if kept := len(seeds) - len({name.partition(" of ")[0] for name in jobs}):
         tell(f"{kept} of {len(seeds)} seeds kept: nothing is left to train in them")
     bases_first = sorted(jobs.values(), key=lambda job: job.after is not None)
@@ -86,8 +87,8 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
         if status:
             print(f"run.py: {job} ended with exit status {status}", file=sys.stderr)
 
-    start = {name: value for name, _, value in walk(base.experiment.presets[base.preset])}
-    own = walk(base.config)
+    start = {name: value for name, _, value in walk(base.experiment.presets[preset])}
+    own = walk(base.task.settings)
     changed = {name: " ".join(words(value)) for name, _, value in own if value != start[name]}
     records = with_what_was_there(part, [member.record() for member in members])
     found = comparison.gather(records, command, changed, questions, ORDER, [] if several_arms else beside(members))
@@ -177,12 +178,12 @@ def refuse_to_replace(part, records):
 
 def beside(members):
     """Returns the seeds that have been started but are not in the comparison, so that the page can name them."""
-    base, found = members[0], []
-    wanted = base.run.ahead(*base.goals)
-    for folder in sorted(base.run.folder.parent.glob("seed*")):
+    base, folders, found = members[0], [member.run.directory.folder for member in members], []
+    wanted = base.run.plan.ahead(*base.goals)
+    for folder in sorted(folders[0].parent.glob("seed*")):
         if not folder.name.removeprefix("seed").isdecimal():
             continue
-        if folder not in {member.run.folder for member in members} and (folder / "config.json").exists():
+        if folder not in folders and (folder / "config.json").exists():
             try:
                 missing = comparison.record(folder, wanted)["missing"]
             except UserError:
@@ -194,8 +195,8 @@ def beside(members):
 def publish(part, found, run, html, tell):
     """Writes a comparison and its page, and prints the comparison.   run: the run whose weights are drawn"""
     write_part(part, found)
-    if run and any(run.folder.glob("*.h5")):
-        draw_networks(run, part, f"{found['data']}, preset {found['preset']}, seed {run.seed}")
+    if run and any(run.directory.folder.glob("*.h5")):
+        draw_networks(run, part, f"{found['data']}, preset {found['preset']}, seed {run.task.seed}")
     write_page(part.parent, html)
     tell(pages.as_printed(report.part_blocks(part.name, found)))
     tell(f"\n{part.parent}/: README.md, {part.name}/results.json and pictures")
@@ -251,11 +252,11 @@ def read_part(path):
 
 def draw_networks(run, part, title):
     """Draws the pictures that need weights: filters, hints of the first hint stage, mistakes of the last method."""
-    run = run.on_all() if run.config.retrain else run
-    stages = run.finished()
+    run = runner.on_all(run) if run.task.settings.retrain else run
+    stages = runner.finished(run)
     plots.plot_filters(runner.first_layers(run), part / "filters.png", f"First layer, {title}")
     for key in (key for key, record in stages.items() if "test_error" not in record):
-        if run.stages[key][1].target and draw_hints(run, key, part / "hints.png", title):
+        if run.plan.stages[key][1].target and draw_hints(run, key, part / "hints.png", title):
             break
     methods = in_order(figures(stages))
     last = {record["method"]: key for key, record in stages.items() if "test_error" in record}
@@ -270,9 +271,10 @@ def draw_hints(run, key, path, title):
     part = "validation" if run.sets.sizes["validation"] else "train"
     images, labels = run.sets.stored[part]
     first = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)][:SHOWN]
-    x = run.xp.asarray(run.sets[part].batch(first)[0])
+    xp = run.task.xp
+    x = xp.asarray(run.sets[part].batch(first)[0])
     start, end = (runner.stage_of(run, key, start) for start in (True, False))
-    hint = start.target(run.xp.asarray(images[first]) if sees_bytes(start.target) else x)
+    hint = start.target(xp.asarray(images[first]) if sees_bytes(start.target) else x)
     before, hints, after = map(to_host, (start.network(x), hint, end.network(x)))
     if hints.ndim == 4:
         plots.plot_hints(images[first], hints, before, after, path, f"Hints, {title}, {part} images")
@@ -282,7 +284,7 @@ def draw_hints(run, key, path, title):
 def draw_mistakes(run, key, teacher, path, title):
     """Draws a stage's mistakes on test images, with the teacher's answers."""
     student, teacher = (runner.stage_of(run, name).network for name in (key, teacher))
-    teacher = run.given or teacher
+    teacher = runner.given(run) or teacher
     (images, labels), examples = run.sets.stored["test"], run.sets["test"]
     logits = outputs(student, examples, run.workers)
     logits = logits[-1] if isinstance(logits, tuple) else logits
@@ -291,5 +293,5 @@ def draw_mistakes(run, key, teacher, path, title):
     likely = np.exp(logits[wrong] - logits[wrong].max(axis=-1, keepdims=True))
     asked = Examples(images[wrong], labels[wrong], examples.prepare)
     teacher_said = outputs(teacher, asked, run.workers).argmax(axis=-1) if len(wrong) else wrong
-    title = f"{run.stages[key][0].title}'s {len(wrong):,} mistakes of {len(images):,} test images, {title}"
+    title = f"{run.plan.stages[key][0].title}'s {len(wrong):,} mistakes of {len(images):,} test images, {title}"
     plots.plot_mistakes(images[wrong], labels[wrong], said[wrong], teacher_said, 1 / likely.sum(axis=-1), path, title)

@@ -38,6 +38,7 @@ class RunDirectory:
     settings: dict  # everything that the results depend on, except the version of minifit
     xp: object  # the library, numpy or cupy
     lock: object = field(default=None, init=False)  # the open file, in the process that writes
+    digests: dict = field(default_factory=dict, init=False)  # stage -> that of its weights, once trained or loaded here
 
     def __enter__(self):
         """Creates the directory if needed, and locks it. UserError if another run holds it or its settings differ."""

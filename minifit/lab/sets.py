@@ -80,7 +80,7 @@ class Sets:
 
     def __init__(self, data, config, cache):
         """cache: the folder where runs on the same images share whitening statistics."""
-        self.config, self.cache = config, cache
+        self.data, self.config, self.cache = data, config, cache
         self.stored = data.parts(config.train, config.validation, config.test)
         self.sizes = {part: len(labels) for part, (_, labels) in self.stored.items()}
         self.kept = {}  # (part, teacher's address) -> (outputs, the teacher itself, which keeps the address in use)

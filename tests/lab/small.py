@@ -53,14 +53,14 @@ def perform(run, goal="all", tell=None):
     """{stage: (its record, whether it was trained now)}, in the order of training."""
     made = {}
     with run.directory, threadpool_limits(1, user_api="blas"):
-        task = run.task()
+        task = runner.task_of(run)
 
         def train(stage):
             record, fresh = runner.trained(run, stage, tell)
             made[stage.key] = record, fresh
             return record
 
-        for method, keys in run.plan(goal):
+        for method, keys in run.plan.up_to(goal):
             plan.walk(method, task, train, keys[-1])
     return made
 

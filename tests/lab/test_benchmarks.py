@@ -285,7 +285,7 @@ def test_the_bytes_that_move_are_counted_on_both_sides():
 
 def test_a_stage_on_noise_has_the_settings_of_its_experiment(tmp_path):
     run = stages.noise_run("cifar10-fitnet1", "default", 20, 1, tmp_path)
-    assert run.sets.draw is not None and run.networks["teacher"].blocks[0].channels == 48
+    assert run.sets.draw is not None and run.task.networks["teacher"].blocks[0].channels == 48
     assert not run.sets.keeps("train", stages.started(run, "kd").target)  # flipped images, another answer every time
     x, labels = stages.prepared(run.sets["train"], 7, at_once=3)
     np.testing.assert_allclose(x, run.sets["train"].batch(slice(7))[0], atol=1e-5)

@@ -17,7 +17,7 @@ from minifit.data import augment, preprocessing
 from minifit.data.stored import Rows
 from minifit.experiments import CIFAR10, EXPERIMENTS, Experiment
 from minifit.lab import files, plan, report, runner, sets, training
-from minifit.lab.runner import Run, stage_of, take_teacher
+from minifit.lab.runner import on_all, set_up, stage_of, take_teacher
 from minifit.layers import Branches, Sequential, lr_scales
 from minifit.networks import Conv, FullyConnected, Network, Output
 from minifit.optimizers import Ramp
@@ -54,8 +54,8 @@ def noise(seed=0, train=64):
     return data.Dataset("noise", images[:train], labels[:train], images[train:], labels[train:])
 
 
-def new_run(folder, config=CONFIG, seed=0, dataset=None, workers=1, xp=np, **more):
-    return Run(folder, "noise", "default", SMALL, config, seed, dataset or noise(), xp, workers, False, **more)
+def new_run(folder, config=CONFIG, seed=0, dataset=None, workers=1, xp=np, experiment=SMALL, **more):
+    return set_up(folder, "noise", "default", experiment, config, seed, dataset or noise(), xp, workers, False, **more)
 
 
 def records_of(run, goal="all", tell=None):
@@ -87,8 +87,8 @@ def finished(tmp_path_factory):
 
 def test_every_pair_of_layers_has_a_stage_of_its_own_before_the_fitnet(finished):
     run = new_run(finished)
-    assert run.ahead("all") == STAGES and run.ahead("fitnet") == ["teacher", "hint", "hint_2", "fitnet"]
-    assert run.ahead("hint") == ["teacher", "hint", "hint_2"] == run.ahead("hint_2")
+    assert run.plan.ahead("all") == STAGES and run.plan.ahead("fitnet") == ["teacher", "hint", "hint_2", "fitnet"]
+    assert run.plan.ahead("hint") == ["teacher", "hint", "hint_2"] == run.plan.ahead("hint_2")
     assert list(json.loads((finished / "summary.json").read_text())["stages"]) == STAGES
 
 
@@ -179,7 +179,7 @@ def test_without_augmentation_the_teacher_speaks_once(tmp_path, monkeypatch):
 
 def about(run):
     """What the plan says of the teacher's outputs."""
-    return plan.about_the_teacher(run, [stage for _, stage in run.stages.values()])
+    return plan.about_the_teacher(run, [stage for _, stage in run.plan.stages.values()])
 
 
 def test_the_plan_says_what_becomes_of_the_teachers_outputs(tmp_path):
@@ -196,7 +196,7 @@ def test_the_plan_says_what_becomes_of_the_teachers_outputs(tmp_path):
 
 def test_the_memory_of_the_teachers_outputs_is_that_of_its_parts(tmp_path):
     run, images = new_run(tmp_path, AS_STORED), 1000 * 2**20 // 4
-    teacher = run.task(draw=False).network("teacher")
+    teacher = run.task.network("teacher")
     run.sets.sizes["train"] = images
     assert run.sets.needs("train", teacher) == images * 4 * 10
     assert run.sets.needs("train", teacher[:1]) == images * 4 * (3 * 3 * 4)
@@ -275,7 +275,7 @@ def test_the_plan_counts_the_teachers_forward_pass_where_it_is_made_in_every_epo
     def rows_of(config):
         timed.clear()
         run = new_run(tmp_path, config)
-        return plan.outline(run, {key: stage for key, (_, stage) in run.stages.items()})
+        return plan.outline(run, {key: stage for key, (_, stage) in run.plan.stages.items()})
 
     monkeypatch.setattr(plan, "seconds", timing)
     rows = rows_of(CONFIG)
@@ -346,7 +346,7 @@ def test_a_second_pair_changes_nothing_of_the_first(finished, tmp_path):
 def moved(run, stage):
     start = {name: p.copy() for name, p in start_of(run, stage).items()}
     perform(run, stage)
-    return {name for name, p in best(run.folder, stage).items() if not np.array_equal(p, start[name])}
+    return {name for name, p in best(run.directory.folder, stage).items() if not np.array_equal(p, start[name])}
 
 
 def test_the_guided_layers_learn_at_a_rate_of_their_own_in_stage_2(tmp_path):
@@ -355,7 +355,7 @@ def test_the_guided_layers_learn_at_a_rate_of_their_own_in_stage_2(tmp_path):
     assert {name[0] for name in moved(run, "fitnet")} == {"3", "4"}
     assert {name[0] for name in moved(run, "kd")} == set("01234")
     run = new_run(tmp_path, replace(CONFIG, guided_lr_scale=0.25, student_conv_lr_scale=0.5))
-    scales = {stage: lr_scales(run.stages[stage][1].network) for stage in ("fitnet", "kd")}
+    scales = {stage: lr_scales(run.plan.stages[stage][1].network) for stage in ("fitnet", "kd")}
     of_blocks = {stage: {name[0]: scale for name, scale in scales[stage].items()} for stage in scales}
     assert of_blocks["fitnet"] == {"0": 0.125, "1": 0.125, "2": 0.125}
     assert of_blocks["kd"] == {"0": 0.5, "1": 0.5, "2": 0.5}
@@ -379,7 +379,7 @@ def test_without_validation_images_the_last_epoch_is_kept(tmp_path):
         if (record["stage"], record["epoch"]) == ("kd", 4):
             raise KeyboardInterrupt
 
-    longer = replace(run.config, student=replace(run.config.student, epochs=5))
+    longer = replace(run.task.settings, student=replace(run.task.settings.student, epochs=5))
     with pytest.raises(KeyboardInterrupt):
         perform(new_run(tmp_path / "longer", longer), "kd", stop)
     weights = files.load(tmp_path / "longer" / "kd.h5")[1]["weights"]
@@ -389,7 +389,7 @@ def test_without_validation_images_the_last_epoch_is_kept(tmp_path):
         assert not {"validation_loss", "validation_error"} & told.keys()
     runner.draw(run)
     assert (tmp_path / "curves.png").exists()
-    assert "no images were left to choose the epoch" in report.results_table(run.summary())
+    assert "no images were left to choose the epoch" in report.results_table(runner.summary(run))
     assert "among the training images" in report.stage_line("kd", records["kd"], 9)
     assert report.epoch_line(run.directory.metrics()[0]).startswith("teacher epoch 1: loss ")
 
@@ -397,19 +397,20 @@ def test_without_validation_images_the_last_epoch_is_kept(tmp_path):
 def test_retraining_takes_all_images_and_the_epochs_that_were_found(tmp_path, finished):
     run = new_run(tmp_path, replace(CONFIG, student=replace(SCHEDULE, epochs=3, patience=3)))
     found = {name: record["best_epoch"] for name, record in records_of(run).items()}
-    again = run.on_all()
+    again = on_all(run)
     records = records_of(again)
-    assert again.folder == tmp_path / "all" and again.sets.sizes == {"train": 64, "validation": 0, "test": 9}
+    assert again.directory.folder == tmp_path / "all" and again.sets.sizes == {"train": 64, "validation": 0, "test": 9}
     assert {name: record["epochs"] for name, record in records.items()} == found
     settings = json.loads((tmp_path / "all" / "config.json").read_text())["settings"]
     assert (settings["train"], settings["validation"]) == (64, 0)
     for name in STAGES:  # a file is of the epochs that went into it
         epochs = files.load(tmp_path / "all" / f"{name}.h5")[0]["identity"]["settings"]["epochs"]
-        assert epochs == {stage: found[stage] for stage in again.before(name)}
+        assert epochs == {stage: found[stage] for stage in again.plan.before(name)}
     summary = json.loads((tmp_path / "all" / "summary.json").read_text())
     assert (summary["train_images"], summary["validation_images"]) == (64, 0)
     with pytest.raises(UserError, match="epochs"):
-        perform(replace(again, epochs={name: epochs + 1 for name, epochs in found.items()}))
+        more = {name: epochs + 1 for name, epochs in found.items()}
+        perform(replace(again, plan=plan.Plan(again.task, again.plan.methods, more)))
 
 
 ONE_HINT = replace(AS_STORED, guided_layer=(1,), hint_layer=(1,))
@@ -418,24 +419,24 @@ ONE_HINT = replace(AS_STORED, guided_layer=(1,), hint_layer=(1,))
 def test_retraining_stage_by_stage_is_retraining_all_at_once(tmp_path):
     whole, parts = new_run(tmp_path / "whole", ONE_HINT), new_run(tmp_path / "parts", ONE_HINT)
     perform(whole)
-    perform(whole.on_all())
+    perform(on_all(whole))
     for goal in ("kd", "all"):
         perform(parts, goal)
-        perform(parts.on_all(), goal)
-    assert contents(parts.folder / "all") == contents(whole.folder / "all")
+        perform(on_all(parts), goal)
+    assert contents(tmp_path / "parts" / "all") == contents(tmp_path / "whole" / "all")
 
 
 def test_a_teacher_that_was_retrained_is_taken_from_where_it_is(tmp_path):
     other, taken = new_run(tmp_path / "other", ONE_HINT, seed=1), new_run(tmp_path / "taken", ONE_HINT)
     perform(other, "teacher")
-    perform(other.on_all(), "teacher")
+    perform(on_all(other), "teacher")
     with taken.directory:
         take_teacher(taken, tmp_path / "other")
     perform(taken, "kd")
-    last = taken.on_all()
+    last = on_all(taken)
     with last.directory:
         take_teacher(last, tmp_path / "other" / "all")
-    assert records_of(taken.on_all(), "kd")["teacher"]["from"] == str(tmp_path / "other" / "all")
+    assert records_of(on_all(taken), "kd")["teacher"]["from"] == str(tmp_path / "other" / "all")
 
 
 def test_a_teacher_does_not_take_the_place_of_one_that_students_are_of(finished, tmp_path):
@@ -467,7 +468,7 @@ def test_a_teacher_of_another_run_serves_as_if_it_had_been_trained_here(finished
     mine, theirs = contents(tmp_path), contents(finished)
     assert mine.pop("teacher.h5") != theirs.pop("teacher.h5") and mine == theirs  # it says where it is from
     assert [m["epoch"] for m in run.directory.metrics() if m["stage"] == "teacher"] == [1, 2]
-    assert f"Stage teacher was trained in {finished}." in report.results_table(run.summary())
+    assert f"Stage teacher was trained in {finished}." in report.results_table(runner.summary(run))
     summary, weights = (tmp_path / "summary.json").read_bytes(), contents(tmp_path)
     (tmp_path / "summary.json").unlink()
     with run.directory:
@@ -519,7 +520,7 @@ def test_a_teacher_that_is_missing_or_unfinished_or_in_the_way_is_refused(finish
 def test_a_teacher_with_another_architecture_of_the_same_name_is_refused(finished, tmp_path):
     blocks = (WIDE[0], replace(WIDE[1], pool=(2, 1)), *WIDE[2:])
     experiment = replace(SMALL, teacher=replace(TEACHER, blocks=blocks))
-    run = replace(new_run(tmp_path), experiment=experiment)
+    run = new_run(tmp_path, experiment=experiment)
     with run.directory:
         assert "networks.teacher.blocks.2.pool null, now [2, 1]" in refusal(take_teacher, run, finished)
 
@@ -569,9 +570,9 @@ def test_a_narrower_teacher_is_another_network_and_is_called_so_everywhere(finis
         f"teacher ({name})",
         *(f"{s} (deep)" for s in STAGES[1:]),
     ]
-    assert name in report.results_table(run.summary())
+    assert name in report.results_table(runner.summary(run))
     assert json.loads((finished / "summary.json").read_text())["teacher"] == name
-    assert plan.outline(run, {"teacher": run.stages["teacher"][1]})[0]["trains"] == name
+    assert plan.outline(run, {"teacher": run.plan.stages["teacher"][1]})[0]["trains"] == name
 
 
 def test_a_regressor_that_no_memory_holds_is_refused_before_it_is_allocated():

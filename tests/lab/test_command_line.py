@@ -621,4 +621,4 @@ def test_the_words_of_a_child_are_its_run(light, tmp_path):
     assert (found.seed, found.workers, found.teacher_from) == (3, 2, tmp_path / "t")
     words = child("digits", asked, own, None)
     assert not {"--teacher-from", "--backend"} & {*words} and parse("digits", words[1:]).teacher_from is None
-    assert found.runs / "digits" / "seed3" == own.folder and found.stage == "all"
+    assert found.runs / "digits" / "seed3" == own.directory.folder and found.stage == "all"

@@ -25,7 +25,7 @@ from minifit.data import digits
 from minifit.experiments import DIGITS, Experiment, Study
 from minifit.lab import compare, jobs, pages, plots, publish, report, runner
 from minifit.lab.files import write_json
-from minifit.lab.runner import Run
+from minifit.lab.runner import on_all, set_up, summary
 from minifit.networks import Conv, Network, Output
 from minifit.optimizers import Schedule
 
@@ -261,7 +261,7 @@ def seeds(tmp_path_factory):
     small = Experiment("digits", TEACHER, STUDENT, {"default": DIGITS})
 
     def of(seed, goal):
-        made = Run(runs / f"seed{seed}", "digits", "default", small, CONFIG, seed, dataset, np, 1, False)
+        made = set_up(runs / f"seed{seed}", "digits", "default", small, CONFIG, seed, dataset, np, 1, False)
         runner.train(made, goal, silent)
         return made
 
@@ -287,7 +287,7 @@ def written(seeds, tmp_path_factory):
 
 def test_means_are_over_whole_seeds_and_the_records_are_the_runs_own(seeds, written):
     _, part = written
-    summaries = [run.summary()["stages"] for run in seeds[:2]]
+    summaries = [summary(run)["stages"] for run in seeds[:2]]
     rows = {row["method"]: row for row in part["questions"][0]["rows"]}
     for name in ("teacher", "backprop", "kd", "fitnet"):
         tests = [stages[name]["test_error"] for stages in summaries]
@@ -375,7 +375,7 @@ def test_parts_stand_in_one_table_beside_the_papers_figures(written, tmp_path):
 
 def test_existing_runs_are_compared_without_their_data(seeds, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", None)
-    folders = [str(run.folder) for run in seeds[:2]]
+    folders = [str(run.directory.folder) for run in seeds[:2]]
     assert run.main(["compare", *folders, "--results", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "digits" / "default" / "results.json").read_text())
     assert [record["seed"] for record in found["runs"]] == [0, 1] and "FitNet" in capsys.readouterr().out
@@ -677,14 +677,14 @@ def test_retrained_networks_give_the_test_errors_and_the_chosen_ones_the_validat
     dataset = data.load("digits", train=56, test=16)
     small = Experiment("digits", TEACHER, STUDENT, {"default": DIGITS})
     config = replace(CONFIG, retrain=True, guided_layer=(1, 2), hint_layer=(1, 2), regressor="fc")  # and two hints
-    first = Run(tmp_path / "seed0", "digits", "default", small, config, 0, dataset, np, 1, False)
+    first = set_up(tmp_path / "seed0", "digits", "default", small, config, 0, dataset, np, 1, False)
     runner.train(first, "all", silent)
-    stages = list(first.stages)
-    assert compare.record(first.folder, stages)["missing"] == [f"{name}, on all images" for name in stages]
-    last = first.on_all()
+    stages = list(first.plan.stages)
+    assert compare.record(first.directory.folder, stages)["missing"] == [f"{name}, on all images" for name in stages]
+    last = on_all(first)
     runner.train(last, "all", silent)
     folder, part = published([first], tmp_path / "out")
-    chosen, again = first.summary()["stages"], last.summary()["stages"]
+    chosen, again = summary(first)["stages"], summary(last)["stages"]
     row = part["questions"][0]["rows"][-1]
     assert row["method"] == "fitnet" and row["test_errors"] == [again["fitnet"]["test_error"]]
     assert row["validation_errors"] == [chosen["fitnet"]["validation_error"]]

@@ -49,7 +49,7 @@ def tiny_data():
 
 def run(folder, xp, config=CONFIG):
     experiment = Experiment("noise", TEACHER, STUDENT, {"default": config})
-    return runner.Run(folder, "noise", "default", experiment, config, 0, tiny_data(), xp, 1, progress=False)
+    return runner.set_up(folder, "noise", "default", experiment, config, 0, tiny_data(), xp, 1, progress=False)
 
 
 def trained(folder, xp, config=CONFIG, stop_in=None):
@@ -61,12 +61,12 @@ def trained(folder, xp, config=CONFIG, stop_in=None):
 
     r = run(folder, xp, config)
     with r.directory:
-        task = r.task()
-        for method, _ in r.plan("all"):
+        task = runner.task_of(r)
+        for method, _ in r.plan.up_to("all"):
             walk(method, task, lambda stage: runner.trained(r, stage, tell)[0])
-        stages = {key: stage for key, (_, stage) in r.stages.items()}
+        stages = {key: stage for key, (_, stage) in r.plan.stages.items()}
         rows = [{k: v for k, v in row.items() if k != "estimate"} for row in outline(r, stages)]
-        return {key: files.load(folder / f"{key}.h5")[1] for key in STAGES}, r.summary(), rows
+        return {key: files.load(folder / f"{key}.h5")[1] for key in STAGES}, runner.summary(r), rows
 
 
 @pytest.fixture(scope="module")

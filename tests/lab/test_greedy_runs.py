@@ -8,7 +8,7 @@ from small import CONFIG, SMALL, contents, double_best, interrupt_at, perform, r
 
 from minifit import data, greedy
 from minifit.lab.plan import outline
-from minifit.lab.runner import Run, first_layers, stage_of
+from minifit.lab.runner import first_layers, set_up, stage_of
 
 RECONSTRUCTING = [name for name in (method.name for method in greedy.METHODS) if "supervised" not in name]
 
@@ -24,7 +24,7 @@ def new_run(digits, monkeypatch):
 
     def make(folder, *methods, workers=1, **settings):
         config = replace(CONFIG, microbatch=4, **settings)
-        return Run(folder, "digits", "default", SMALL, config, 0, digits, np, workers, False, methods=methods)
+        return set_up(folder, "digits", "default", SMALL, config, 0, digits, np, workers, False, methods=methods)
 
     return make
 
@@ -40,7 +40,7 @@ def test_workers_and_interruptions_change_no_byte_and_layers_are_handed_on(name,
             perform(cut, tell=interrupt_at(*at))
     assert not any(fresh for _, fresh in list(perform(cut).values())[:-1])
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
-    assert [row["stage"] for row in outline(whole, {key: whole.stages[key][1] for key in made})] == list(made)
+    assert [row["stage"] for row in outline(whole, {key: whole.plan.stages[key][1] for key in made})] == list(made)
     # Each layer starts the last stage as its own stage has left it.
     layers, x = stage_of(whole, last, start=True).network, np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
     for i, key in enumerate((first, second, third), start=1):

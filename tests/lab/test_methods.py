@@ -14,7 +14,7 @@ import run
 from minifit import baselines, data, fitnets
 from minifit.data import digits
 from minifit.lab import publish, runner
-from minifit.lab.runner import Run, stage_of
+from minifit.lab.runner import set_up, stage_of, task_of
 
 TESTS = Path(__file__).resolve().parents[1]
 STAGES = ["teacher", "backprop", "kd", "hint", "fitnet", "joint"]
@@ -59,7 +59,7 @@ def new_run(added):
     dataset = data.load("digits", train=64, test=16)
 
     def make(folder, seed=0, workers=1):
-        return Run(folder, "digits", "default", LIGHT, CONFIG, seed, dataset, np, workers, False)
+        return set_up(folder, "digits", "default", LIGHT, CONFIG, seed, dataset, np, workers, False)
 
     return make
 
@@ -108,7 +108,7 @@ def test_any_number_of_workers_and_any_interruption_end_in_the_same_bytes(new_ru
 
 
 def test_it_starts_as_every_student_does_and_is_of_its_teacher(new_run, tmp_path):
-    task = replace(new_run(tmp_path).task(), trained=frozenset())
+    task = replace(task_of(new_run(tmp_path)), trained=frozenset())
     common = {name: p.copy() for name, p in task.network("student").params.items()}
     perform(new_run(tmp_path), "joint")
     start = stage_of(new_run(tmp_path), "joint", start=True).network.params

@@ -35,7 +35,7 @@ from minifit.data.preprocessing import Unit
 from minifit.experiments import DIGITS, EXPERIMENTS
 from minifit.lab import files, training
 from minifit.lab.plan import outline
-from minifit.lab.runner import Run, stage_of
+from minifit.lab.runner import set_up, stage_of, task_of
 from minifit.networks import build
 from minifit.optimizers import Ramp
 
@@ -49,10 +49,10 @@ def digits():
 
 @pytest.fixture(scope="module")
 def new_run(digits):
-    """A Run of small networks in the folder given."""
+    """A run of small networks in the folder given."""
 
     def make(folder, config=CONFIG, experiment=SMALL, seed=0, dataset=None, workers=1):
-        return Run(folder, "digits", "default", experiment, config, seed, dataset or digits, np, workers, False)
+        return set_up(folder, "digits", "default", experiment, config, seed, dataset or digits, np, workers, False)
 
     return make
 
@@ -96,7 +96,7 @@ def test_a_stage_brings_up_what_it_needs_and_nothing_else(goal, stages, new_run,
 
 
 def rows_of(run):
-    return outline(run, {key: stage for key, (_, stage) in run.stages.items()})
+    return outline(run, {key: stage for key, (_, stage) in run.plan.stages.items()})
 
 
 def test_the_plan_says_what_each_stage_trains_and_how_far_it_is(new_run, finished, tmp_path):
@@ -173,7 +173,7 @@ def test_records_without_weights_are_not_lost_to_other_settings(goal, new_run, t
 
 def drawn(run):
     """The run's task, whose networks start as they do before anything is trained."""
-    return replace(run.task(), trained=frozenset())
+    return replace(task_of(run), trained=frozenset())
 
 
 def test_student_stages_of_a_seed_start_from_the_same_weights_and_other_seeds_from_others(new_run, finished):
@@ -182,7 +182,7 @@ def test_student_stages_of_a_seed_start_from_the_same_weights_and_other_seeds_fr
     assert first.keys() == kd.keys()
     assert all(np.array_equal(first[name], kd[name]) for name in first)
     assert all(np.array_equal(first[name], hint[name]) for name in first if name[0] in "01")
-    different = other.task().network("student").params
+    different = task_of(other).network("student").params
     assert all(not np.array_equal(first[name], different[name]) for name in first if name.endswith("w"))
     teachers = [task.network("teacher").params["1.0.w"] for task in (drawn(run), drawn(run), drawn(other))]
     assert np.array_equal(teachers[0], teachers[1]) and not np.array_equal(teachers[0], teachers[2])
@@ -193,7 +193,7 @@ def test_weights_start_as_the_settings_say(init, new_run, tmp_path):
     config = {"init": init, "init_range": 0.25, "regressor_init_range": 0.125, "guided_layer": (3,), "hint_layer": (2,)}
     config |= {"regressor_init": "uniform" if init == "uniform" else "normal"}
     run = new_run(tmp_path, replace(CONFIG, **config))
-    network = run.task().network("teacher")
+    network = task_of(run).network("teacher")
     perform(run, "teacher")
     w_r = start_of(run, "hint")["3.w"]
     if init == "uniform":
@@ -273,7 +273,7 @@ def test_the_summary_holds_what_came_out_of_each_stage(new_run, finished):
         target = stage.target and stage.target(x)
         loss, errors = fitnets.measure(stage, x, target, labels, record["best_epoch"])
         assert (record["loss"], record["file"]) == (stage.loss.title, f"{name}.h5")
-        method, _ = run.stages[name]
+        method, _ = run.plan.stages[name]
         assert (record["method"], record["title"], record["label"]) == (method.name, method.title, method.label)
         assert record["test_loss"] == pytest.approx(loss, rel=1e-5)
         assert name == "hint" or record["test_error"] == 100 * errors / 16
