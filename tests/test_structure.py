@@ -68,6 +68,7 @@ LAB = (
     "lab.report",
     "lab.pages",
     "lab.plots",
+    "lab.pictures",
     "lab.plan",
     "lab.runner",
     "lab.publish",

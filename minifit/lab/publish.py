@@ -16,7 +16,7 @@ import numpy as np
 from minifit import UserError
 from minifit.backend import to_host
 from minifit.lab import compare as comparison
-from minifit.lab import pages, parallel, plots, report, runner
+from minifit.lab import pages, parallel, pictures, plots, report, runner
 from minifit.lab.compare import TEACHER, figures, in_order
 from minifit.lab.files import write_json, write_text
 from minifit.lab.jobs import Job, run_jobs
@@ -254,7 +254,7 @@ def draw_networks(run, part, title):
     """Draws the pictures that need weights: filters, hints of the first hint stage, mistakes of the last method."""
     run = runner.on_all(run) if run.task.settings.retrain else run
     stages = runner.finished(run)
-    plots.plot_filters(runner.first_layers(run), part / "filters.png", f"First layer, {title}")
+    plots.plot_filters(pictures.first_layers(run), part / "filters.png", f"First layer, {title}")
     for key in (key for key, record in stages.items() if "test_error" not in record):
         if run.plan.stages[key][1].target and draw_hints(run, key, part / "hints.png", title):
             break

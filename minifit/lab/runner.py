@@ -1,7 +1,6 @@
 """Runs an experiment with one seed: walks through each method, and trains or loads, and records, its stages."""
 
 import json
-import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +10,10 @@ from threadpoolctl import threadpool_limits
 
 from minifit import UserError, experiments, networks, stages
 from minifit.backend import TRAINING, refuse_more_than_memory
-from minifit.lab import files, plan, plots, report
+from minifit.lab import files, plan, report
 from minifit.lab.files import digest
 from minifit.lab.parallel import first
+from minifit.lab.pictures import Look, draw
 from minifit.lab.plan import Plan, chosen, counts, microbatch, noted, walk
 from minifit.lab.rundir import RunDirectory, refuse_other_settings
 from minifit.lab.sets import Sets, outputs
@@ -22,10 +22,6 @@ from minifit.lab.training import LANES, DataParallel, fit
 from minifit.model import describe
 from minifit.task import MEASURED, Task
 from reference import paper
-
-SOON = 10  # seconds before the first pictures
-SELDOM = 50  # pictures are drawn again after at least this many times the time that drawing took
-DRAWN = 64  # the number of units shown of a fully connected first layer
 
 
 @dataclass(frozen=True)
@@ -186,54 +182,6 @@ def train(run, goal, say, teacher_from=None):
             say("\n" + report.results_table(summary(run), published(run.heading["experiment"], run.heading["data"])))
         say(f"\nPictures: {folder}/curves.png, {folder}/filters.png")
         say(f"Records: {folder}/summary.json, {folder}/metrics.jsonl")
-
-
-@first
-def draw(run):
-    """Draws curves.png and filters.png."""
-    draw_curves(run)
-    title = f"First layer, {run.sets.data.name}, seed {run.task.seed}"
-    plots.plot_filters(first_layers(run), run.directory.folder / "filters.png", title)
-
-
-def draw_curves(run, stage=None):
-    """Draws curves.png for the finished stages and for `stage`, which is being trained."""
-    task, directory, shown = run.task, run.directory, run.directory.finished()
-    if stage:
-        method, _ = run.plan.stages[stage.key]
-        now = {"method": method.name, "label": method.label, "best_epoch": None, "last": False}
-        shown |= {stage.key: now | ({"test_error": None} if stage.classifies else {})}
-    who = "; ".join(task.networks[name].name for name in ("teacher", "student"))
-    title = f"{run.sets.data.name}, seed {task.seed}: {who}"
-    plots.plot_curves({task.seed: directory.metrics()}, directory.folder / "curves.png", title, shown)
-
-
-class Look:
-    """Draws the pictures after an epoch or a stage, unless drawing would take more than about 2 % of the time."""
-
-    def __init__(self, run):
-        self.run, self.next = run, time.perf_counter() + SOON
-
-    @first
-    def __call__(self, stage=None):
-        """stage: the one that is being trained; None: a stage is finished"""
-        began = time.perf_counter()
-        if began >= self.next:
-            draw_curves(self.run, stage) if stage else draw(self.run)
-            took = time.perf_counter() - began
-            self.next = began + took + SELDOM * took
-
-
-def first_layers(run):
-    """Returns {stage: filters of its first layer} for the finished stages."""
-    found = {}
-    for key in finished(run):
-        stage = run.plan.stages[key][1]
-        if stage.below is None:
-            first, of = next(name for name in stage.network.params if name.endswith("w")), run.task.networks[stage.of]
-            w = run.directory.best(key)[first]
-            found[f"{key} ({of.name})"] = w if w.ndim == 4 else w.reshape(*of.input, -1)[..., :DRAWN]
-    return found
 
 
 def published(name, data):

@@ -8,7 +8,7 @@ from small import light, noise
 
 from minifit import experiments
 from minifit.data import digits
-from minifit.lab import cli, plots, publish, runner, training
+from minifit.lab import cli, pictures, plots, publish, runner, training
 
 AUGMENTED = {"microbatch": 3, "flips": True, "crops": 2}
 
@@ -23,7 +23,8 @@ def lose(stage, epoch):
 
 def main():
     digits.load, experiments.EXPERIMENTS["digits"] = noise, light(**AUGMENTED)
-    runner.draw = runner.draw_curves = publish.draw_networks = plots.plot_errors = plots.plot_curves = lambda *_: None
+    pictures.draw = runner.draw = pictures.draw_curves = lambda *_: None
+    publish.draw_networks = plots.plot_errors = plots.plot_curves = lambda *_: None
     if "LOSE" in os.environ:
         gradient = training.DataParallel.gradient
 

@@ -7,8 +7,9 @@ import pytest
 from small import CONFIG, SMALL, contents, double_best, interrupt_at, perform, refusal
 
 from minifit import data, greedy
+from minifit.lab.pictures import first_layers
 from minifit.lab.plan import outline
-from minifit.lab.runner import first_layers, set_up, stage_of
+from minifit.lab.runner import set_up, stage_of
 
 RECONSTRUCTING = [name for name in (method.name for method in greedy.METHODS) if "supervised" not in name]
 
