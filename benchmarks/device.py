@@ -85,12 +85,6 @@ def timed(step, wait):
     return (time.perf_counter() - began) / count
 
 
-def on_host(found):
-    """(loss, grads) as plain numbers and NumPy arrays, which may leave their process."""
-    loss, grads = found
-    return float(loss), {name: to_host(g) for name, g in grads.items()}
-
-
 class Contestant:
     """Answers for all networks and stages, one after another."""
 

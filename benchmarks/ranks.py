@@ -186,7 +186,7 @@ def predicted(one, batch, measured_at, ranks, latency, bandwidth):
     messages = own * (ranks - 1) + lanes - own
     reducing = latency + CALL * messages + max(out, back) / bandwidth
     gathering = latency * rounds + size * (ranks - 1) / ranks / bandwidth
-    meeting = 3 * rounds * latency + 4 * CALL  # a barrier, then the losses: their sizes, and themselves
+    meeting = 2 * rounds * latency + 3 * CALL  # the losses: their sizes, and themselves
     return computing + meeting + reducing + gathering
 
 

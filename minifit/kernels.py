@@ -1,6 +1,6 @@
 """What a GPU would compute in many launches, in one each: patches, maxout, pooling, updates, augmentation, masks.
 
-Each kernel gives the numbers of the NumPy definition beside which it is called: in patches, layers, optimizers and
+Of finite numbers a kernel gives what the NumPy code gives beside which it is called: in patches, layers, optimizers and
 data.augment. Its text is the body, in C++, of a loop over the elements of its outputs, whose number is `i`; `raw`
 arrays are indexed. The library compiles it when it is first called. `index` is an unsigned type of 32 bits where that
 is enough: a GPU divides these several times as fast.

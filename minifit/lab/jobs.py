@@ -114,8 +114,10 @@ def run_jobs(jobs, at_once, tell, elsewhere=()):
             Thread(target=work, args=(place,), daemon=True).start()  # the end of Python does not wait for it
         wait(ended.values())
     except BaseException:
-        with lock:
-            stopping.append(True)
+        held = lock.acquire(timeout=PATIENCE)  # where nobody reads what is printed, a thread never gives it back
+        stopping.append(True)
+        if held:
+            lock.release()
         processes = list(live)
         for process in processes:
             with suppress(ProcessLookupError):

@@ -2,7 +2,7 @@
 
 A minibatch is cut into microbatches of a few images whose arrays fit the cache, and the microbatches are dealt to
 lanes. Each lane adds up its microbatches in order, then the lanes are added in order. So the sum is the same, bit for
-bit, for any number of workers.
+bit, for any number of workers. A device takes a minibatch whole.
 """
 
 import shutil

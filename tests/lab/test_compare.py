@@ -610,6 +610,35 @@ def test_what_a_job_has_begun_does_not_hold_up_the_next(monkeypatch):
     assert said[1:] == ["a | next"] and took < 15
 
 
+# A comparison whose job prints more than a pipe holds.
+UNREAD = """
+from minifit.lab import jobs
+jobs.PATIENCE = 1
+try:
+    jobs.run_jobs([jobs.Job("a", [["-c", "print('x' * 10**6); import time; time.sleep(100)"]])], 1, print)
+except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+
+
+def test_what_nobody_reads_does_not_hold_up_ctrl_c():
+    process = subprocess.Popen(
+        [sys.executable, "-uc", UNREAD],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        process.stdout.read(1)  # now it prints, and soon the pipe is full
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=15) == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 # A job that begins as run.py does, and then says nothing for a long time.
 SILENT = "import os, time; from minifit.lab import cli; cli.surroundings(); print(os.getpid()); time.sleep(100)"
 PARENT = f"from minifit.lab.jobs import Job, run_jobs; run_jobs([Job('a', [['-uc', {SILENT!r}]])], 1, print)"
