@@ -158,9 +158,9 @@ KERNELS = {
 }
 
 
-def kernel(name, *arrays):
-    """The kernel of that name for such arrays."""
-    return _compiled(array_module(*arrays), name, max(a.size for a in arrays) >= 2**32)
+def kernel(name, largest):
+    """The kernel of that name.   largest: the array with most elements among its own"""
+    return _compiled(array_module(largest), name, largest.size >= 2**32)
 
 
 @cache
@@ -178,14 +178,14 @@ def unfold(x, r, s, pad):
     n, h, w, c = x.shape
     p, q = h + 2 * pad - r + 1, w + 2 * pad - s + 1
     y = xp.empty((n, p, q, r, s, c), x.dtype)
-    return kernel("unfold", x, y)(x, h, w, c, p, q, r, s, pad, y).view(dtype)
+    return kernel("unfold", y)(x, h, w, c, p, q, r, s, pad, y).view(dtype)
 
 
 def fold(y, shape, pad):
     """patches.fold"""
     x = array_module(y).empty(shape, y.dtype)
     _, h, w, c = shape
-    return kernel("fold", y, x)(y, h, w, c, *y.shape[1:5], pad, x)
+    return kernel("fold", y)(y, h, w, c, *y.shape[1:5], pad, x)
 
 
 def augment(x, choices):
@@ -216,7 +216,7 @@ def maxout_backward(dy, winner, pieces):
     """dx of layers.Maxout."""
     k = dy.shape[-1]
     dz = array_module(dy).empty((*dy.shape[:-1], pieces * k), dy.dtype)
-    return kernel("maxout_backward", dy, dz)(dy, winner, k, pieces, dz)
+    return kernel("maxout_backward", dz)(dy, winner, k, pieces, dz)
 
 
 def pool(x, p, q, size, stride):
@@ -231,7 +231,7 @@ def pool_backward(dy, cache, size, stride):
     """dx of layers.MaxPool2d."""
     (n, h, w, c), winner = cache
     dx = array_module(dy).empty((n, h, w, c), dy.dtype)
-    return kernel("pool_backward", dy, dx)(dy, winner, h, w, c, *dy.shape[1:3], size, stride, dx)
+    return kernel("pool_backward", dx)(dy, winner, h, w, c, *dy.shape[1:3], size, stride, dx)
 
 
 def max_norm(w, limit):
@@ -242,9 +242,9 @@ def max_norm(w, limit):
 
 def rmsprop(w, m, g, lr, decay, floor):
     """A step of optimizers.RMSProp."""
-    kernel("rmsprop", w, m, g)(g, lr, decay, 1 - decay, floor, w, m)
+    kernel("rmsprop", w)(g, lr, decay, 1 - decay, floor, w, m)
 
 
 def sgd(w, v, g, lr, momentum):
     """A step of optimizers.SGD."""
-    kernel("sgd", w, v, g)(g, lr, momentum, w, v)
+    kernel("sgd", w)(g, lr, momentum, w, v)

@@ -20,7 +20,14 @@ FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scop
 def wide(request, monkeypatch):
     """Indices of 64 bits belong to arrays of 2^32 elements; here small ones have them too."""
     if request.param:
-        monkeypatch.setattr(kernels, "kernel", lambda name, *a: kernels._compiled(array_module(*a), name, True))
+        monkeypatch.setattr(
+            kernels, "kernel", lambda name, largest: kernels._compiled(array_module(largest), name, True)
+        )
+
+
+def test_indices_of_64_bits_begin_where_32_end(monkeypatch):
+    monkeypatch.setattr(kernels, "_compiled", lambda xp, name, large: large)
+    assert [kernels.kernel("fold", np.broadcast_to(np.float32(0), n)) for n in (2**32 - 1, 2**32)] == [False, True]
 
 
 def same(found, expected):
