@@ -340,6 +340,17 @@ def _operator(name, reflected=False, in_place=False):
     return call
 
 
+# What a kernel finds in CUDA without asking. Headers of the host would take most of the time to compile.
+CUDA = """
+typedef __PTRDIFF_TYPE__ ptrdiff_t; typedef __SIZE_TYPE__ size_t;
+template <class A> A min(A a, A b) { return b < a ? b : a; }
+template <class A> A max(A a, A b) { return a < b ? b : a; }
+inline float sqrt(float x) { return __builtin_sqrtf(x); }
+inline double sqrt(double x) { return __builtin_sqrt(x); }
+struct Complex { double re, im; Complex(double x = 0) : re(x), im(0) {} };
+"""
+
+
 class ElementwiseKernel:
     """A loop over the elements of its outputs, which are always given. Indices of raw arrays are checked."""
 
@@ -382,11 +393,9 @@ class ElementwiseKernel:
 
     @cache  # noqa: B019  kernels live as long as the module that made them
     def _compiled(self, types, scalars):
-        names = {"complex128": "std::complex<double>", "float32": "float", "float64": "double", "int32": "int"}
+        names = {"complex128": "Complex", "float32": "float", "float64": "double", "int32": "int"}
         names |= {"uint16": "unsigned short", "uint8": "unsigned char", "uint64": "unsigned long long"}
-        lines = ["#include <algorithm>", "#include <cmath>", "#include <complex>", "#include <cstddef>"]
-        lines += ["using std::max; using std::min; using std::sqrt;"]
-        lines += ["template <class A> struct Raw { A *a; size_t n; bool *wrong;"]
+        lines = [CUDA, "template <class A> struct Raw { A *a; size_t n; bool *wrong;"]
         lines += ["A &operator[](size_t i) const { if (i < n) return a[i]; *wrong = true; return a[0]; } };"]
         lines += [f"typedef {names[t]} {k};" for k, t in types]
         pointers = ", ".join(f"void *p{j}" for j in range(len(self.params)))
