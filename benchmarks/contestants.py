@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.work import LR, MOMENTUM, SEED, built, examples, stage
 from minifit.lab import speed
-from minifit.lab.parallel import Team
+from minifit.lab.parallel import Team, end
 from minifit.lab.sets import Examples
 from minifit.lab.training import DataParallel
 from minifit.layers import max_norms
@@ -38,7 +38,7 @@ class Child:
             self.pipe.send((method, arguments))
             answer, error = self.pipe.recv()
         except (EOFError, OSError):
-            self.process.join()
+            end([self.process])
             raise RuntimeError(f"the process measured ended (exit code {self.process.exitcode})") from None
         if error:
             raise RuntimeError(f"the process measured failed:\n{error}")
@@ -51,7 +51,7 @@ class Child:
         self.pipe.close()
         if exception[0] is not None:
             self.process.terminate()
-        self.process.join()
+        end([self.process])
 
 
 def _serve(pipe, make, arguments):

@@ -1,8 +1,11 @@
 """The benchmarks' own arithmetic, turns and processes; PyTorch's twin only where there is PyTorch."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,6 +145,13 @@ def test_a_child_that_dies_is_reported():
         child.process.kill()
         with pytest.raises(RuntimeError, match="ended"):
             child("step")
+
+
+def test_a_stopped_child_does_not_hang_the_end():
+    began = time.monotonic()
+    with Child(Minifit, SMALL, 4, 4, 1) as child:
+        os.kill(child.process.pid, signal.SIGSTOP)
+    assert time.monotonic() - began < 30 and child.process.exitcode == -signal.SIGKILL
 
 
 def test_minifit_is_measured_with_its_memory():
