@@ -1,7 +1,6 @@
 """Reads and writes the files of a run: weights and state, and records in JSON."""
 
 import hashlib
-import json
 import platform
 import subprocess
 from functools import cache
@@ -15,7 +14,7 @@ from minifit.files import digest, load, load_record, opened, restore, save, writ
 from minifit.schema import check, parse
 
 __all__ = ["commit", "digest", "load", "load_record", "read_json", "restore", "save", "write_atomically"]
-__all__ += ["write_json", "write_text"]
+__all__ += ["write_text"]
 
 
 def read_json(path, schema):
@@ -37,10 +36,6 @@ def read_text(path):
             return file.read().decode()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-
-
-def write_json(path, value):
-    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path, text):

@@ -18,9 +18,9 @@ from minifit.backend import to_host
 from minifit.lab import compare as comparison
 from minifit.lab import pages, parallel, pictures, plots, report, runner
 from minifit.lab.compare import TEACHER, figures, in_order
-from minifit.lab.files import write_json, write_text
+from minifit.lab.files import write_text
 from minifit.lab.jobs import Job, run_jobs
-from minifit.lab.records import read_metrics, read_results
+from minifit.lab.records import read_metrics, read_results, write_record
 from minifit.lab.rundir import by_method, differences
 from minifit.lab.sets import Examples, outputs, sees_bytes
 from minifit.settings import walk, words
@@ -204,7 +204,7 @@ def publish(part, found, run, html, tell):
 
 def write_part(part, found):
     """Writes results.json and the pictures that follow from records; other pictures stay as they are."""
-    write_json(part / "results.json", found)
+    write_record(part / "results.json", found)
     title = f"{found.get('data', found['experiment'])}, preset {found['preset']}"
     rows = [row | {"group": q["question"]} for q in found["questions"] for row in q["rows"]]
     if any(row[f"{error}_errors"] for row in rows for error in ("test", "validation")):

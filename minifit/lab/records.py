@@ -1,7 +1,13 @@
-"""The records of a run and of a comparison, in JSON: their schemas, checked whole when a file is read."""
+"""The records of a run and of a comparison, in JSON: their schemas, checked whole when a file is read.
+
+A record ends with "sha256", the digest of all that it says, so that one that was changed by hand reaches no table.
+"""
+
+import hashlib
+import json
 
 from minifit import UserError
-from minifit.lab.files import read_json, read_text
+from minifit.lab.files import read_json, read_text, write_text
 from minifit.schema import ANY, AT_LEAST_0, BOOL, COUNT, NUMBER, PERCENT, POSITIVE, TEXT, Kind, check, parse
 from minifit.stages import SETTINGS
 
@@ -42,6 +48,28 @@ RESULTS = {
 }
 
 
+def seal(record):
+    """Returns the digest of a record: the SHA-256 of its JSON, with sorted keys and without "sha256" itself."""
+    said = {name: value for name, value in record.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def write_record(path, record):
+    """Writes a record with its digest."""
+    write_text(path, json.dumps(record | {"sha256": seal(record)}, indent=2) + "\n")
+
+
+def _read(path, schema, advice=""):
+    """Returns the record in a file, without its digest. UserError if it does not fit the schema, or was changed."""
+    return _unsealed(path, read_json(path, schema | {"sha256": TEXT}), advice)
+
+
+def _unsealed(path, found, advice=""):
+    if found["sha256"] != seal(found):
+        raise UserError(f"{path}: was changed after it was written: its sha256 is another. Put it back{advice}")
+    return {name: value for name, value in found.items() if name != "sha256"}
+
+
 def read_config(folder):
     """Returns the config.json of a run directory. UserError for one that an earlier minifit wrote."""
     path = folder / "config.json"
@@ -50,12 +78,12 @@ def read_config(folder):
         raise UserError(
             f"{folder} was written by an earlier minifit, whose settings have other names. Name another --runs folder"
         )
-    return read_json(path, CONFIG)
+    return _read(path, CONFIG)
 
 
 def read_summary(path):
     """Returns a summary.json. UserError for any other file."""
-    found = read_json(path, SUMMARY)
+    found = _read(path, SUMMARY, ", or remove it if the weights are there: it is then written again")
     for name, stage in found["stages"].items():
         if stage["best_epoch"] > stage["epochs"]:
             raise UserError(f"{path}: the best epoch of {name} is {stage['best_epoch']}, of {stage['epochs']}")
@@ -79,13 +107,13 @@ def read_metrics(path):
 def read_results(path):
     """Returns a results.json. UserError for any other file."""
     try:
-        found = read_json(path, RESULTS)
+        found = read_json(path, RESULTS | {"sha256": TEXT})
         if "teacher" in found:  # a run had begun
             check({name: value for name, value in found.items() if name in HEAD}, HEAD)
-        return found
     except ValueError as error:
         said = "not the results of a comparison, or those of an earlier minifit"
         raise UserError(f"{path}: {said} ({str(error).removeprefix(f'{path}: ')})") from None
+    return _unsealed(path, found)
 
 
 def lasting(figures):

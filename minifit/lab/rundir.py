@@ -22,9 +22,9 @@ from minifit import UserError, __version__, baselines, stages
 from minifit.backend import describe
 from minifit.files import open_own
 from minifit.lab import files
-from minifit.lab.files import commit, digest, write_json, write_text
+from minifit.lab.files import commit, digest, write_text
 from minifit.lab.parallel import first
-from minifit.lab.records import FORMAT, lasting, read_config, read_metrics, read_summary
+from minifit.lab.records import FORMAT, lasting, read_config, read_metrics, read_summary, write_record
 
 ROUNDED = 0.15  # seconds by which the sum of a stage's epochs, which has one decimal, may differ
 
@@ -78,7 +78,7 @@ class RunDirectory:
         if not begun:
             made_by = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
             config = {"format": FORMAT, "settings": self.settings} | made_by | describe(self.xp)
-            write_json(self.folder / "config.json", config)
+            write_record(self.folder / "config.json", config)
 
     def _refuse_lost_lines(self, stage, epochs):
         """Raises UserError if metrics.jsonl, with these epochs, lacks one that the file of a stage has."""
@@ -212,7 +212,7 @@ class RunDirectory:
             stages.add_figures(self.checkpoint(stage), lasting(record), heading_of(summary))
         found |= {stage: record}
         names = [name for name in dict.fromkeys((*self.stages, *found)) if name in found]
-        write_json(path, summary | {"stages": by_method({name: found[name] for name in names})})
+        write_record(path, summary | {"stages": by_method({name: found[name] for name in names})})
 
     def metrics(self):
         """Returns the record of every epoch, as a dictionary."""
@@ -246,7 +246,7 @@ class RunDirectory:
         path = self.folder / "summary.json"
         if stage in (listed := self._listed()):
             others = {name: record for name, record in listed.items() if name != stage}
-            write_json(path, read_summary(path) | {"stages": others})
+            write_record(path, read_summary(path) | {"stages": others})
         done = self._record(stage)["epoch"] if self.checkpoint(stage).exists() else 0
         kept = [line for line, record in self.lines() if record["stage"] != stage or record["epoch"] <= done]
         write_text(self.folder / "metrics.jsonl", "".join(kept))

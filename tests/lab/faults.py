@@ -27,6 +27,7 @@ from small import light, noise
 from minifit import experiments
 from minifit.data import digits
 from minifit.lab import cli, files, parallel, plots, publish, runner
+from minifit.lab.records import seal
 
 RUN, HALF = Path("runs/digits/seed0"), Path("half/digits/seed0")
 GO_ON = "digits", "--runs", "runs", "--workers", "1"
@@ -158,8 +159,11 @@ def changed(tree, place, value):
     return tree
 
 
-def record(path, place, value):
-    """Harm: another value in a JSON file; in metrics.jsonl the first of the place's keys is the line."""
+def record(path, place, value, sealed=True):
+    """Harm: another value in a JSON file; in metrics.jsonl the first of the place's keys is the line.
+
+    sealed: whether the digest that the file ends with is made to fit
+    """
 
     def harm(folder):
         file = folder / path
@@ -168,7 +172,10 @@ def record(path, place, value):
             lines[place[0]] = " ".join(written(changed(parse(lines[place[0]]), place[1:], value)).split())
             file.write_text("\n".join(lines) + "\n")
         else:
-            file.write_text(written(changed(parse(file.read_text()), place, value)))
+            tree = changed(parse(file.read_text()), place, value)
+            if sealed and isinstance(tree, dict) and place[-1] != "sha256":
+                tree["sha256"] = seal(tree)
+            file.write_text(written(tree))
 
     return harm
 
@@ -380,6 +387,16 @@ def weights():
         said = f"{RUN / path}: has" if place[-1] == "seconds" else f"differs from {path}"
         for words in (COMPARE,) if settings else (GO_ON, COMPARE):  # to go on, settings are compared with today's
             yield Case("weights", f"an edited {place[-1]} in {path}, {words[0]}", harm, words, (2,), said)
+        by_hand, said = record(RUN / path, place, value, sealed=False), f"{path}: was changed after it was written"
+        alone = lambda folder, harm=by_hand: (harm(folder), without_weights(folder))  # noqa: E731
+        for name, harm in {"by hand": by_hand, "without weights": alone}.items():
+            yield Case("weights", f"an edited {place[-1]} in {path}, {name}", harm, COMPARE, (2,), said)
+
+    table = Path("results/digits/default/results.json")
+    by_hand = {("runs", 0, "stages", "kd", "test_error"): 0.0, ("runs", 0, "seed"): 7, ("data",): "x"}
+    for place, value in by_hand.items():
+        harm = record(table, place, value, sealed=False)
+        yield Case("weights", f"an edited {place[-1]} in results.json", harm, AGAIN, (2,), "results.json: was changed")
 
     def untimed(folder):
         record(RUN / "summary.json", ["stages", "kd", "seconds"], 9.9)(folder)
@@ -396,6 +413,12 @@ def weights():
         yield Case(
             "weights", f"an edited error alone, {words[0]}", without_figures, words, (2,), "kd.h5: has no figures"
         )
+
+
+def without_weights(folder):
+    """Harm: the weights of a run are gone, as in results/runs."""
+    for path in (folder / RUN).glob("*.h5"):
+        path.unlink()
 
 
 def odd_files():

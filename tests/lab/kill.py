@@ -4,8 +4,9 @@
     python tests/lab/kill.py 200 fitnet nin    the same, over the stages of these methods
     python tests/lab/kill.py 20 --ranks        20 kills of one of two ranks, which mpiexec starts
 
-A run that is killed is started again until it ends. Then its files of stages must be the same, byte for byte, and its
-records the same apart from times. The networks are small, and a moment is drawn anew each time.
+A run is killed up to once in each of its epochs, a random moment after the epoch before was logged, and started again
+until it ends. Then its files of stages must be the same, byte for byte, and its records the same apart from times. The
+networks are small.
 """
 
 import collections
@@ -65,39 +66,56 @@ def forked(folder, words):
         os._exit(status)
 
 
-def ended(child, seconds):
-    """Returns the exit status of a process; None if it is still at work after some seconds."""
+def moment(folder, lines, seconds):
+    """Waits until a run has logged this many epochs, and for some seconds more; yields while it waits."""
+    log = folder / "runs/digits/seed0/metrics.jsonl"
+    while lines and not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+        yield
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if (found := os.waitpid(child, os.WNOHANG))[0]:
-            return os.waitstatus_to_exitcode(found[1])
+        yield
+
+
+def ended(poll, waiting):
+    """Returns the exit status of a process; None if it is still at work at the end of `waiting`."""
+    began = time.monotonic()
+    for _ in waiting:
+        if (status := poll()) is not None:
+            return status
+        if time.monotonic() > began + LONGEST:
+            return None
         time.sleep(0.002)
     return None
 
 
-def one_process(folder, words, seconds):
-    """Runs a command, and kills it after some seconds; returns its status, None where it was killed."""
+def one_process(folder, words, waiting):
+    """Runs a command, and kills it at the end of `waiting`; returns its status, None where it was killed."""
     child = forked(folder, words)
-    status = ended(child, seconds)
+
+    def poll():
+        done, status = os.waitpid(child, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if done else None
+
+    status = ended(poll, waiting)
     if status is None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     return status
 
 
-def two_ranks(folder, words, seconds):
+def two_ranks(folder, words, waiting):
     """As `one_process`, with mpiexec; one rank is killed."""
     command = [MPIEXEC, "-n", "2", sys.executable, str(ROOT / "tests/lab/ranks.py"), *words]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with open(folder / "said", "a") as said:
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=said)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(seconds)
-        ranks = [int(path.name) for path in Path("/proc").glob("[0-9]*") if rank_of(path, process.pid)]
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(random.choice(ranks) if ranks else process.pid, signal.SIGKILL)
-        process.wait(LONGEST)
-    return None
+        status = ended(process.poll, waiting)
+        if status is None:
+            ranks = [int(path.name) for path in Path("/proc").glob("[0-9]*") if rank_of(path, process.pid)]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(random.choice(ranks) if ranks else process.pid, signal.SIGKILL)
+            process.wait(LONGEST)
+    return status
 
 
 def rank_of(path, launcher):
@@ -126,6 +144,12 @@ def left(folder):
     return found
 
 
+def seconds(folder):
+    """Returns how long each epoch of a run took."""
+    log = (folder / "runs/digits/seed0/metrics.jsonl").read_text()
+    return [json.loads(line)["seconds"] for line in log.splitlines()]
+
+
 def without(record):
     return {name: value for name, value in record.items() if name not in OF_THE_DAY}
 
@@ -149,28 +173,33 @@ def main(words):
         whole = Path(place) / "whole"
         whole.mkdir()
         began = time.monotonic()
-        status = start(whole, command, LONGEST)
+        status = start(whole, command, moment(whole, 0, LONGEST))
         if status != 0:
             sys.exit(f"the run that nobody kills ended with {status}: {(whole / 'said').read_text()}")
         took, right = time.monotonic() - began, left(whole)
-        latest = took if start is two_ranks else took / 4  # ranks begin with seconds of imports
-        print(f"a run takes {took:.0f} s and leaves {len(right['metrics'])} epochs", flush=True)
+        stages = [line["stage"] for line in right["metrics"]]
+        times = [took / 4, *seconds(whole)[1:], 0.1]  # of the next epoch; a run begins with imports and a plan
+        print(f"a run takes {took:.0f} s and leaves {len(stages)} epochs", flush=True)
         while kills < wanted:
             folder, runs = Path(place) / str(runs), runs + 1
             folder.mkdir()
-            while True:
-                status = start(folder, command, rng.uniform(0, latest) if kills < wanted else LONGEST)
-                if status == 0:
-                    break
+            for lines in sorted(rng.sample(range(len(stages) + 1), min(len(stages) + 1, wanted - kills))):
+                status = start(folder, command, moment(folder, lines, rng.uniform(0, times[lines])))
                 if status is not None:
-                    sys.exit(f"after {kills} kills it ended with {status}: {(folder / 'said').read_text()}")
+                    break
                 kills += 1
                 places[at(folder)] += 1
                 print(f"{kills}: killed in {at(folder)}", flush=True)
+            else:
+                status = start(folder, command, moment(folder, 0, LONGEST))
+            if status != 0:
+                sys.exit(f"after {kills} kills it ended with {status}: {(folder / 'said').read_text()}")
             found = left(folder)
             wrong = [name for name in right | found if right.get(name) != found.get(name)]
             if wrong:
                 sys.exit(f"after {kills} kills these differ: {', '.join(wrong)}")
+    missed = [name for name in dict.fromkeys(stages) if name not in places]
+    print(f"{len(places.keys() & {*stages})} stages of {len({*stages})} met; not met: {', '.join(missed) or 'none'}")
     print(f"{kills} kills of {runs} runs, in {', '.join(f'{n} of {name}' for name, n in places.items())}: same files")
     return 0
 

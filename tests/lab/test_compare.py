@@ -24,7 +24,7 @@ from minifit import UserError, data, experiments
 from minifit.data import digits
 from minifit.experiments import DIGITS, Experiment, Study
 from minifit.lab import compare, jobs, pages, plots, publish, report, runner
-from minifit.lab.files import write_json
+from minifit.lab.records import write_record
 from minifit.lab.runner import on_all, set_up, summary
 from minifit.networks import Conv, Network, Output
 from minifit.optimizers import Schedule
@@ -363,7 +363,7 @@ def test_parts_stand_in_one_table_beside_the_papers_figures(written, tmp_path):
     _, part = written
     for name in ("paper", "default"):
         (tmp_path / name).mkdir()
-        write_json(tmp_path / name / "results.json", part | {"preset": name, "experiment": "mnist", "data": "MNIST"})
+        write_record(tmp_path / name / "results.json", part | {"preset": name, "experiment": "mnist", "data": "MNIST"})
     publish.write_page(tmp_path)
     lines = (tmp_path / "README.md").read_text().splitlines()
     assert [line.partition(".")[0] for line in lines[2:6:2]] == ["Our settings", "The paper's settings"]
@@ -388,28 +388,28 @@ def one_seed(seeds, tmp_path_factory):
 
 
 def other_settings(path):
-    path.write_text(path.read_text().replace('"tau": 3.0', '"tau": 2.0'))
+    write_record(path, json.loads(path.read_text().replace('"tau": 3.0', '"tau": 2.0')))
 
 
 def other_images(path):
     found = json.loads(path.read_text())
-    write_json(path, found | {"settings": found["settings"] | {"images": "of other digits"}})
+    write_record(path, found | {"settings": found["settings"] | {"images": "of other digits"}})
 
 
 def other_run(path):
     found = json.loads(path.read_text())
     found["runs"][0]["stages"]["kd"]["seconds"] += 1
-    write_json(path, found)
+    write_record(path, found)
 
 
 def more_seeds(path):
     found = json.loads(path.read_text())
     seventh = found["runs"][0] | {"seed": 7}
-    write_json(path, found | {"runs": [*found["runs"], seventh]})
+    write_record(path, found | {"runs": [*found["runs"], seventh]})
 
 
 def earlier(path):
-    write_json(path, {"command": "", "methods": {}, "seeds": []})
+    write_record(path, {"command": "", "methods": {}, "seeds": []})
 
 
 @pytest.mark.parametrize(
@@ -739,7 +739,7 @@ def test_the_committed_results_are_what_their_records_give(page, tmp_path):
     parts = publish.parts_of(page)
     for name, found in parts.items():
         (tmp_path / name).mkdir()
-        write_json(tmp_path / name / "results.json", compare.gather(*compare.again(found)))
+        write_record(tmp_path / name / "results.json", compare.gather(*compare.again(found)))
         for picture in (page / name).glob("*.png"):
             (tmp_path / name / picture.name).touch()
     publish.write_page(tmp_path)

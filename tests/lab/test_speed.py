@@ -9,7 +9,7 @@ from test_compare import member, stage
 
 from minifit import files, networks
 from minifit.lab import compare, export, speed, teachers
-from minifit.lab.files import write_json
+from minifit.lab.records import write_record
 from minifit.lab.speed import Contender
 from minifit.model import load
 
@@ -18,7 +18,7 @@ def test_the_table_of_an_experiment_has_sizes_accuracies_and_a_speed_up_of_every
     errors = {"teacher": 0.5, "backprop": 0.9, "kd": 0.7}
     run = member(0, **{name: stage(name, test_error=error) for name, error in errors.items()})
     (tmp_path / "mnist" / "default").mkdir(parents=True)
-    write_json(tmp_path / "mnist" / "default" / "results.json", compare.gather([run], "command"))
+    write_record(tmp_path / "mnist" / "default" / "results.json", compare.gather([run], "command"))
     status, out, err = command(capsys, "speed", "mnist", "--seconds", 0.01, "--results", tmp_path)
     assert (status, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
@@ -74,7 +74,7 @@ def test_a_given_teacher_has_the_error_that_the_run_of_its_student_found(tmp_pat
 def test_results_that_are_damaged_are_named_and_unfinished_ones_pass(tmp_path, capsys):
     path = tmp_path / "mnist" / "default" / "results.json"
     path.parent.mkdir(parents=True)
-    write_json(path, compare.gather([member(0, missing=["teacher"])], "command"))
+    write_record(path, compare.gather([member(0, missing=["teacher"])], "command"))
     assert speed.recorded(tmp_path / "mnist") == (None, None)
     path.write_text('{"a":')
     assert str(path) in refused(capsys, "speed", "mnist", "--results", tmp_path)

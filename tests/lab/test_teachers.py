@@ -14,6 +14,7 @@ from small import EXPERIMENTS, LIGHT
 from minifit import UserError, audit, data, experiments, files, fitnets, gradcheck, layers, networks
 from minifit.data.preprocessing import Unit
 from minifit.lab import runner, teachers
+from minifit.lab.records import write_record
 from minifit.lab.sets import Examples
 from minifit.lab.teachers import FromFile, FromOnnx, Given, Pixels, given
 from minifit.regressors import pieces_of
@@ -354,11 +355,11 @@ def test_the_stages_are_trained_by_the_documented_command_and_its_accuracy_comes
     assert status == 0
 
     whole = (folder / "summary.json").read_text()
-    (folder / "summary.json").write_text(json.dumps(summary | {"teacher_error": 1.0}))
+    write_record(folder / "summary.json", summary | {"teacher_error": 1.0})
     for edited in (words, ["compare", folder]):
         said = command(capsys, *edited)[2]
         assert f"summary.json: teacher_error {float(errors)}, in summary.json 1.0. Remove" in said
-    (folder / "summary.json").write_text(json.dumps(summary | {"teacher_error": 1.0, "stages": {}}))
+    write_record(folder / "summary.json", summary | {"teacher_error": 1.0, "stages": {}})
     assert command(capsys, *words)[0] == 0 and json.loads((folder / "summary.json").read_text()) == json.loads(whole)
 
     # measured on a processor that rounds otherwise: the error stays what it was
@@ -367,7 +368,7 @@ def test_the_stages_are_trained_by_the_documented_command_and_its_accuracy_comes
         saved_record["heading"]["teacher_error"] = 58.5
         files.save(folder / f"{stage}.h5", saved_record, **groups)
     (folder / "fitnet.h5").unlink()
-    (folder / "summary.json").write_text(json.dumps(summary | {"teacher_error": 58.5}))
+    write_record(folder / "summary.json", summary | {"teacher_error": 58.5})
     assert command(capsys, *words)[0] == 0
     assert json.loads((folder / "summary.json").read_text())["teacher_error"] == 58.5
     assert files.load_record(folder / "fitnet.h5")["heading"]["teacher_error"] == 58.5
