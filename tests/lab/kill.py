@@ -66,10 +66,15 @@ def forked(folder, words):
         os._exit(status)
 
 
+def logged(folder):
+    """Returns how many epochs a run has logged."""
+    log = folder / "runs/digits/seed0/metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
 def moment(folder, lines, seconds):
     """Waits until a run has logged this many epochs, and for some seconds more; yields while it waits."""
-    log = folder / "runs/digits/seed0/metrics.jsonl"
-    while lines and not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+    while logged(folder) < lines:
         yield
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -172,18 +177,22 @@ def main(words):
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
         whole.mkdir()
-        began = time.monotonic()
+        began = time.time()
         status = start(whole, command, moment(whole, 0, LONGEST))
         if status != 0:
             sys.exit(f"the run that nobody kills ended with {status}: {(whole / 'said').read_text()}")
-        took, right = time.monotonic() - began, left(whole)
+        took, right = time.time() - began, left(whole)
+        planned = (whole / "runs/digits/seed0/config.json").stat().st_mtime - began
         stages = [line["stage"] for line in right["metrics"]]
-        times = [took / 4, *seconds(whole)[1:], 0.1]  # of the next epoch; a run begins with imports and a plan
+        first, *others = seconds(whole)
+        times = [planned + first, *others, 0.1]  # until the next epoch is logged
         print(f"a run takes {took:.0f} s and leaves {len(stages)} epochs", flush=True)
         while kills < wanted:
             folder, runs = Path(place) / str(runs), runs + 1
             folder.mkdir()
             for lines in sorted(rng.sample(range(len(stages) + 1), min(len(stages) + 1, wanted - kills))):
+                if lines and logged(folder) >= lines:
+                    continue  # the kill before came later than planned
                 status = start(folder, command, moment(folder, lines, rng.uniform(0, times[lines])))
                 if status is not None:
                     break
