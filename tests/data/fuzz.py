@@ -119,7 +119,8 @@ def a_mat():
 def a_summary():
     path = ROOT / "results" / "runs" / "mnist" / "seed0" / "summary.json"
     found = json.loads(path.read_text())
-    return json.dumps(found | {"stages": dict([*found["stages"].items()][:1])}).encode()
+    found["stages"] = dict([*found["stages"].items()][:1])
+    return json.dumps(found | {"sha256": records.seal(found)}).encode()
 
 
 def a_model():

@@ -2,7 +2,7 @@
 
     python tests/lab/kill.py 200               200 kills of one process, over the stages of all methods
     python tests/lab/kill.py 200 fitnet nin    the same, over the stages of these methods
-    python tests/lab/kill.py 20 --ranks        20 kills of one of two ranks, which mpiexec starts
+    python tests/lab/kill.py 100 --ranks       100 kills of one of two ranks, which mpiexec starts
 
 A run is killed up to once in each of its epochs, a random moment after the epoch before was logged, and started again
 until it ends. Then its files of stages must be the same, byte for byte, and its records the same apart from times. The
@@ -116,24 +116,24 @@ def two_ranks(folder, words, waiting):
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=said)
         status = ended(process.poll, waiting)
         if status is None:
-            ranks = [int(path.name) for path in Path("/proc").glob("[0-9]*") if rank_of(path, process.pid)]
+            ranks = [pid for pid in below(process.pid) if is_rank(pid)]
             with contextlib.suppress(ProcessLookupError):
                 os.kill(random.choice(ranks) if ranks else process.pid, signal.SIGKILL)
             process.wait(LONGEST)
     return status
 
 
-def rank_of(path, launcher):
-    """Whether a process is one of the ranks of a launcher."""
-    try:
-        if b"ranks.py" not in (path / "cmdline").read_bytes() or int(path.name) == launcher:
-            return False
-        while (parent := int((path / "stat").read_text().rpartition(")")[2].split()[1])) > 1:
-            if parent == launcher:
-                return True
-            path = Path("/proc") / str(parent)
-    except (OSError, ValueError):
-        pass
+def below(pid):
+    """Returns the processes that a process has begun, and those that these have begun."""
+    with contextlib.suppress(OSError):
+        begun = [int(i) for path in Path(f"/proc/{pid}/task").glob("*/children") for i in path.read_text().split()]
+        return [*begun, *(i for child in begun for i in below(child))]
+    return []
+
+
+def is_rank(pid):
+    with contextlib.suppress(OSError):
+        return b"ranks.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 
@@ -168,9 +168,9 @@ def at(folder):
 
 def main(words):
     wanted, start = int(words[0]), two_ranks if "--ranks" in words else one_process
-    command = ["digits", "--runs", "runs"]
     named = [word for word in words[1:] if word != "--ranks"]
-    command += [] if start is two_ranks else ["--workers", "2", "--method", *(named or methods())]
+    command = ["digits", "--runs", "runs", "--method", *(named or methods())]
+    command += [] if start is two_ranks else ["--workers", "2"]
     seed = random.randrange(2**32)
     rng, kills, runs, places = random.Random(seed), 0, 0, collections.Counter()
     print(f"random.Random({seed}): {' '.join(command)}", flush=True)
