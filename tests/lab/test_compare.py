@@ -54,6 +54,9 @@ def contents(folder, *kinds):
     return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
+DRAWN = (publish, "draw_networks"), (plots, "plot_errors"), (plots, "plot_curves")
+
+
 def silent(*words):
     pass
 
@@ -271,10 +274,12 @@ def seeds(tmp_path_factory):
         return [of(0, "all"), of(1, "all"), of(2, "teacher")]
 
 
-def published(seeds, folder, html=True):
+def published(seeds, folder, html=True, pictures=True):
     """The results of runs, none of which is trained on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish, "run_jobs", lambda *_: {})
+        for module, name in () if pictures else DRAWN:
+            patch.setattr(module, name, silent)
         members = [publish.Member(run, []) for run in seeds]
         publish.compare(members, folder, "python run.py compare digits", html=html, tell=silent)
     return folder / "digits", json.loads((folder / "digits" / "default" / "results.json").read_text())
@@ -384,7 +389,7 @@ def test_existing_runs_are_compared_without_their_data(seeds, tmp_path, monkeypa
 
 @pytest.fixture(scope="module")
 def one_seed(seeds, tmp_path_factory):
-    return published(seeds[:1], tmp_path_factory.mktemp("one"), html=False)[0].parent
+    return published(seeds[:1], tmp_path_factory.mktemp("one"), html=False, pictures=False)[0].parent
 
 
 def other_settings(path):
@@ -433,7 +438,7 @@ def test_results_of_anything_else_are_never_replaced(change, said, seeds, one_se
 
 def test_more_seeds_of_the_same_settings_extend_the_results(seeds, one_seed, tmp_path):
     shutil.copytree(one_seed, tmp_path, dirs_exist_ok=True)
-    _, part = published(seeds[:2], tmp_path)
+    _, part = published(seeds[:2], tmp_path, pictures=False)
     assert part["questions"][0]["rows"][0]["seeds"] == [0, 1]
 
 
@@ -446,7 +451,8 @@ def compared(tmp_path_factory):
     return folder, arguments
 
 
-def test_seeds_at_once_are_bit_for_bit_those_one_at_a_time(compared, tmp_path):
+def test_seeds_at_once_are_bit_for_bit_those_one_at_a_time(compared, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "draw", silent)
     for seed in ("0", "1"):
         assert run.main(["digits", "--seed", seed, "--runs", str(tmp_path), *tiny()]) == 0
     mine, theirs = contents(tmp_path, "h5"), contents(compared[0] / "runs", "h5")
@@ -662,6 +668,8 @@ def refusal(capsys, arguments):
 
 
 def test_arms_share_the_teacher_of_a_seed_and_are_paired_with_the_base(tmp_path, monkeypatch):
+    for module, name in DRAWN:
+        monkeypatch.setattr(module, name, silent)
     words = ["--seeds", "1", "--stage", "kd", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "out")]
     arguments = ["compare", "digits", *words, "--arm", "tau=1,student_tau=2", *tiny()]
     assert run.main(arguments) == 0

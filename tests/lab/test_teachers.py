@@ -336,6 +336,7 @@ SIZES = ["--train", "60", "--validation", "20", "--test", "100", "--stage1.epoch
 
 def test_the_stages_are_trained_by_the_documented_command_and_its_accuracy_comes_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "digits", LIGHT)
+    monkeypatch.setattr(runner, "draw", lambda _: None)
     model, runs = digits_teacher(tmp_path / "means.onnx"), tmp_path / "runs"
     words = ["digits", *SIZES, "--teacher", model, "--hint-tensor", "hidden", "--runs", runs]
     status, out, err = command(capsys, *words)
