@@ -105,7 +105,7 @@ class Config:
     student_tau: float | None = setting(
         "soften the student's outputs in eq. 2 by another temperature; auto: tau", ABOVE_0
     )
-    lam: Ramp = setting("scale the teacher's part of eq. 2 by this", at_least(0), common=True)
+    lam: Ramp = setting("weigh the teacher against labels by X", at_least(0), common=True)
 
     teacher: Schedule = field(metadata={"group": "training", "teacher": True})
     stage1: Schedule  # the hint stage

@@ -62,7 +62,7 @@ COMPARE = (
 class Options(experiments.Config):
     """The settings of an experiment, and the other options of a command that trains."""
 
-    preset: str = setting("take these settings", default="default", group="run", common=True)
+    preset: str = setting("begin with these settings", default="default", group="run", common=True)
     stage: str = setting("train this stage and the stages it needs", default="all", common=True)
     teacher_spec: str | None = setting("use this .onnx or .h5 teacher; auto: train one", default=None, common=True)
     hint_tensor: tuple[str, ...] = setting("take the hint from this tensor of an ONNX teacher", default=())
@@ -79,7 +79,9 @@ class Options(experiments.Config):
     workers: int = setting(
         "use N processes; results do not depend on it", at_least(1), default=available(), common=True
     )
-    backend: str = setting("compute with this library", one_of(*BACKENDS), default="numpy")
+    backend: str = setting(
+        "compute with this library: NumPy on the CPU, CuPy on a GPU", one_of(*BACKENDS), default="numpy"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,9 @@ class Audit:
     )
     draws: int = setting("draw this many problems for each row", at_least(1), default=15, common=True)
     seed: int = setting("draw other problems", at_least(0), default=0, common=True)
-    backend: str = setting("compute with this library", one_of(*BACKENDS), default="numpy", common=True)
+    backend: str = setting(
+        "compute with this library: NumPy on the CPU, CuPy on a GPU", one_of(*BACKENDS), default="numpy", common=True
+    )
 
 
 def parse(name, arguments, kind=OneSeed, command="run.py"):

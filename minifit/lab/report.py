@@ -11,7 +11,7 @@ import textwrap
 from itertools import pairwise
 from pathlib import Path
 
-from minifit.lab.compare import ERRORS, TEACHER, figures, in_order
+from minifit.lab.compare import ERRORS, figures, in_order
 from reference.paper import ABOUT
 
 NUMBER = re.compile(r"[~<>+-]?\d[\d.,]*( ?(K|M|G|%|s|min|h))?( \d\d (s|min))?( of \d[\d,]*)?")
@@ -237,7 +237,7 @@ def page(parts, published, pictures):
         blocks += part_blocks(name, part)
         blocks += [("picture", path, caption) for path, caption in pictures[name]]
     first = next(iter(parts.values()))
-    networks = f"{first['student']} from {first['teacher']}" if TEACHER in first else "no run has begun"
+    networks = f"{first['student']} from {first['teacher']}" if "teacher" in first else "no run has begun"
     return f"{first['experiment']}: {networks}", blocks
 
 
@@ -272,7 +272,7 @@ def part_blocks(name, part):
     """Returns the blocks of one comparison without its pictures: settings, seeds, tables."""
     several_arms = len(part["arms"]) > 1
     blocks = [("heading", f"{TITLES.get(name, name)} (preset {part['preset']})"), ("code", part["command"])]
-    if TEACHER in part:
+    if "teacher" in part:
         sizes = f"{part['train_images']:,} training, {part['validation_images']:,} validation"
         about = f"{part['data']}: {sizes} and {part['test_images']:,} test images. Teacher: {part['teacher']}. "
         blocks.append(("text", f"{about}Student: {part['student']}. {made_by(part)}".strip()))

@@ -318,7 +318,8 @@ def take_teacher(run, source):
 
     def shapes(setting):
         group = setting.partition(".")[0]
-        return group in shaping or group == "network" or setting.startswith(("networks.teacher.", "epochs.teacher"))
+        own = {f"epochs.{key}" for key in settings}
+        return group in shaping or group == "network" or setting.startswith("networks.teacher.") or setting in own
 
     source, directory = Path(source), run.directory
     settings = {key: stage_settings(run, key) for key, (_, stage) in run.plan.stages.items() if stage.of == "teacher"}

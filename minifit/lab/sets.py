@@ -91,13 +91,18 @@ class Sets:
         """The file of the whitening statistics of the training images; None without whitening."""
         if self.config.preprocessing != "whitened":
             return None
-        return self.cache / f"whitening-{files.digest([self.stored['train'][0]])}.h5"
+        return self.cache / f"whitening-{self.digest}.h5"
+
+    @cached_property
+    def digest(self):
+        """The digest of the training images."""
+        return files.digest([self.stored["train"][0]])
 
     @cached_property
     def prepare(self):
         """The preparation of images: bytes to network inputs. Only the training images decide it."""
         if self.statistics:
-            return first(whitening)(self.statistics, self.stored["train"][0])
+            return first(whitening)(self.statistics, self.stored["train"][0], self.digest)
         return {"unit": Unit(), "local": Local(), "local-red": Local(channels=1)}[self.config.preprocessing]
 
     def __getitem__(self, part):
@@ -201,14 +206,14 @@ def outputs(network, examples, workers, progress=False):
     return given
 
 
-def whitening(path, images, scale=55.0, regularisation=0.1):
-    """Returns `fit` of the training images, and keeps its statistics in the HDF5 file `path`.
+def whitening(path, images, digest, scale=55.0, regularisation=0.1):
+    """Returns `fit` of the training images, which have this digest, and keeps its statistics in the HDF5 file `path`.
 
     A resumed run reads the kept statistics and so sees the same bits. An eigendecomposition on another machine, or with
     more threads, may round differently. A damaged file, or one made from other images or settings, is replaced.
     """
     settings = {"scale": scale, "regularisation": regularisation, "minifit": __version__}
-    source = {"images": files.digest([images]), "shape": list(images.shape), "dtype": str(images.dtype), **settings}
+    source = {"images": digest, "shape": list(images.shape), "dtype": str(images.dtype), **settings}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(open_own(path.with_name(f".{path.name}.lock"), os.O_RDWR), "r+") as lock:

@@ -2,7 +2,6 @@
 
 import os
 import tracemalloc
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +9,8 @@ import scipy.linalg
 import strict
 
 from minifit import UserError
-from minifit.data import Dataset, cifar, preprocessing
+from minifit.data import cifar, preprocessing
 from minifit.data.preprocessing import ZCA, Local, Unit, Whitened, contrast, fit, local_contrast
-from minifit.experiments import MNIST
-from minifit.lab.sets import Sets
 from reference import preprocessing as reference
 
 REAL = os.environ.get("MINIFIT_DATA")
@@ -266,22 +263,6 @@ def test_whitened_is_the_references_contrast_and_the_inverse_root_of_its_covaria
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * max(1, abs(wanted).max()))
     np.testing.assert_array_equal(fit(train)(test), fit(train, 55.0, 0.1)(test))
-
-
-@pytest.mark.parametrize("name", ["unit", "local", "local-red", "whitened"])
-def test_each_setting_gives_its_preparation(name, tmp_path):
-    train, test = bytes_(30), bytes_(4, seed=1)
-    wanted = {
-        "unit": test / 255.0,
-        "local": locally(test, (0, 1, 2)),
-        "local-red": locally(test, (0,)),
-        "whitened": whitened(train[:20], test, 55.0, 0.1),  # the other ten validate
-    }[name]
-    labels = np.arange(30) % 10
-    config = replace(MNIST, preprocessing=name, train=20, validation=10, test=4)
-    sets = Sets(Dataset("a set", train, labels, test, labels[:4]), config, tmp_path)
-    x, _, _ = sets["test"].batch(np.arange(4))
-    np.testing.assert_allclose(x, wanted, rtol=0, atol=1e-5 * max(1, abs(wanted).max()))
 
 
 PREPARATIONS = {

@@ -1,18 +1,26 @@
 """The file that keeps what whitening takes of the training images: used, replaced, and never half of another."""
 
 import multiprocessing
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
+from test_preprocessing import bytes_ as photographs
+from test_preprocessing import locally, whitened
 
 from minifit import UserError
-from minifit.data import preprocessing
+from minifit.data import Dataset, preprocessing
+from minifit.experiments import MNIST
 from minifit.lab import files, sets
 
 
 def bytes_(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 4, 5, 3), np.uint8)
+
+
+def whitening(path, images, *parameters, **named):
+    return sets.whitening(path, images, files.digest([images]), *parameters, **named)
 
 
 @pytest.fixture
@@ -36,15 +44,15 @@ def same(one, two):
 
 def test_a_cache_is_made_used_and_left_alone(tmp_path, fits):
     train, cache = bytes_(100), tmp_path / "new" / "zca.h5"
-    first = sets.whitening(cache, train)
+    first = whitening(cache, train)
     stamp = cache.stat().st_mtime_ns
-    same(sets.whitening(cache, train), first)
+    same(whitening(cache, train), first)
     assert len(fits) == 1 and cache.stat().st_mtime_ns == stamp
     same(first, preprocessing.fit(train))
 
 
 def test_a_cache_says_what_it_was_fitted_on(tmp_path):
-    sets.whitening(tmp_path / "zca.h5", bytes_(100))
+    whitening(tmp_path / "zca.h5", bytes_(100))
     record, groups = files.load(tmp_path / "zca.h5")
     fitted = record["fitted on"]
     assert fitted["shape"] == [100, 4, 5, 3] and fitted["scale"] == 55 and fitted["regularisation"] == 0.1
@@ -71,11 +79,11 @@ OTHERWISE = {
 @pytest.mark.parametrize("change", OTHERWISE)
 def test_a_cache_fitted_on_something_else_is_rebuilt(tmp_path, fits, change):
     train, cache = bytes_(100), tmp_path / "zca.h5"
-    sets.whitening(cache, train)
+    whitening(cache, train)
     other, parameters = OTHERWISE[change][0](train), OTHERWISE[change][1]
-    same(sets.whitening(cache, other, **parameters), preprocessing.fit(other, **parameters))
+    same(whitening(cache, other, **parameters), preprocessing.fit(other, **parameters))
     assert len(fits) == 2
-    same(sets.whitening(cache, other, **parameters), preprocessing.fit(other, **parameters))
+    same(whitening(cache, other, **parameters), preprocessing.fit(other, **parameters))
     assert len(fits) == 2
 
 
@@ -112,10 +120,10 @@ def no_record(path):
 @pytest.mark.parametrize("damage", [cut, empty, no_hdf5, one_number, an_array_less, other_contents, no_record])
 def test_a_damaged_cache_is_rebuilt(tmp_path, fits, damage):
     train, cache = bytes_(100), tmp_path / "zca.h5"
-    first = sets.whitening(cache, train)
+    first = whitening(cache, train)
     whole = cache.read_bytes()
     damage(cache)
-    same(sets.whitening(cache, train), first)
+    same(whitening(cache, train), first)
     assert len(fits) == 2 and cache.read_bytes() == whole
 
 
@@ -123,7 +131,7 @@ def test_a_cache_that_cannot_be_kept_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file" / "zca.h5", tmp_path):
         with pytest.raises(UserError) as caught:
-            sets.whitening(cache, bytes_(10))
+            whitening(cache, bytes_(10))
         assert str(cache) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -135,7 +143,7 @@ def test_of_three_runs_that_start_together_one_fits_and_all_see_the_same(tmp_pat
         fitted = []
         sets.fit = lambda *arguments: fitted.append(1) or preprocessing.fit(*arguments)
         ready.wait(20)
-        prepare = sets.whitening(tmp_path / "zca.h5", train)
+        prepare = whitening(tmp_path / "zca.h5", train)
         results.put((len(fitted), prepare))
 
     processes = [context.Process(target=run) for _ in range(3)]
@@ -147,3 +155,19 @@ def test_of_three_runs_that_start_together_one_fits_and_all_see_the_same(tmp_pat
     assert sum(count for count, _ in got) == 1
     for _, prepare in got:
         same(prepare, preprocessing.fit(train))
+
+
+@pytest.mark.parametrize("name", ["unit", "local", "local-red", "whitened"])
+def test_each_setting_gives_its_preparation(name, tmp_path):
+    train, test = photographs(30), photographs(4, seed=1)
+    wanted = {
+        "unit": test / 255.0,
+        "local": locally(test, (0, 1, 2)),
+        "local-red": locally(test, (0,)),
+        "whitened": whitened(train[:20], test, 55.0, 0.1),  # the other ten validate
+    }[name]
+    labels = np.arange(30) % 10
+    config = replace(MNIST, preprocessing=name, train=20, validation=10, test=4)
+    made = sets.Sets(Dataset("a set", train, labels, test, labels[:4]), config, tmp_path)
+    x, _, _ = made["test"].batch(np.arange(4))
+    np.testing.assert_allclose(x, wanted, rtol=0, atol=1e-5 * max(1, abs(wanted).max()))
