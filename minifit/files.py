@@ -212,6 +212,8 @@ def reading(path):
     """Turns what is wrong with a file of weights into one line."""
     try:
         yield
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         message = f"{path}: not a whole minifit file ({error}); remove it to train again"
         raise UserError(message.replace("\n", " ")) from None

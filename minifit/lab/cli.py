@@ -286,10 +286,12 @@ def train(name, words):
         for network in run.task.networks.values():
             if network is not runner.given(run):
                 say(plan.network_table(network) + "\n")
+    of_all = asked.teacher_from and asked.teacher_from / "all"
+    if asked.retrain and of_all and not of_all.is_dir():
+        raise UserError(f"--teacher-from {asked.teacher_from}: has no {of_all.name}/, as --retrain needs")
     runner.train(run, asked.stage, say, asked.teacher_from)
     if asked.retrain:
         say("\nAgain, on all images, for the epochs that were best:\n")
-        of_all = asked.teacher_from and asked.teacher_from / "all"
         runner.train(runner.on_all(run), asked.stage, say, of_all)
     return 0
 
@@ -446,7 +448,10 @@ def main(words):
         known(name, [*experiments.EXPERIMENTS, *commands])
         return train(name, rest)
     except UserError as error:
-        return parallel.ranks.end(f"run.py: {error}", 2, sys.stderr)
+        line = str(error).replace("\n", "\\n")  # of a word, or of a file's name
+        return parallel.ranks.end(f"run.py: {line}", 2, sys.stderr)
+    except PermissionError as error:
+        return parallel.ranks.end(f"run.py: {refused(error)}", 2, sys.stderr)
     except (TrainingError, WorkerLost) as error:
         return parallel.ranks.end(f"run.py: {error}", 1, sys.stderr)
     except KeyboardInterrupt:

@@ -11,8 +11,8 @@ from math import sqrt
 import numpy as np
 
 from minifit import UserError, baselines
-from minifit.lab.records import read_config, read_summary
-from minifit.lab.rundir import RunDirectory, flat
+from minifit.lab.records import read_config
+from minifit.lab.rundir import RunDirectory, flat, on_all_images, refuse_other_settings
 from minifit.settings import words
 
 CONFIDENCE = 0.95  # of the intervals
@@ -69,16 +69,20 @@ def record(folder, stages=None, settings=None):
     """
     there = settings is None or (folder / "config.json").exists()
     config = read_config(folder) if there else {}
-    summary = read_summary(folder / "summary.json") if (folder / "summary.json").exists() else {"stages": {}}
     settings = settings or config["settings"]
+    summary = RunDirectory(folder, (), settings, None).summary()
     names = list(summary["stages"]) if stages is None else list(stages)
     found = {"stages": RunDirectory(folder, tuple(names), settings, None).finished()}
     missing = [name for name in names if name not in found["stages"]]
     if settings["retrain"]:
-        found["all"] = RunDirectory(folder / "all", tuple(names), settings, None).finished()
+        again = RunDirectory(folder / "all", tuple(names), on_all_images(settings), None)
+        found["all"] = again.finished()
+        if found["all"]:
+            others = read_config(again.folder)["settings"]
+            refuse_other_settings(again.folder, {n: v for n, v in others.items() if n != "images"}, again.settings)
         missing += [f"{name}, on all images" for name in names if name not in found["all"]]
     made_by = {name: value for name, value in config.items() if name not in ("format", "settings")}
-    head = {name: value for name, value in summary.items() if name not in ("seed", "preset", "stages")}
+    head = {name: value for name, value in summary.items() if name not in ("seed", "preset", "settings", "stages")}
     own = {"arm": "", "seed": settings["seed"], "folder": str(folder), "missing": missing}
     return own | made_by | {"settings": flat(settings), "head": head} | found
 
@@ -91,7 +95,10 @@ def figures(stages, again=None):
     found = {}
     for stage in [*stages.values(), *(again or {}).values()]:
         found.setdefault(stage["method"], []).append(stage)
-    whole = {name: any("test_error" in r and r.get("last", True) for r in records) for name, records in found.items()}
+    whole = {
+        name: any(r.get("test_error") is not None and r.get("last", True) for r in records)
+        for name, records in found.items()
+    }
     return {name: _figures(records) for name, records in found.items() if whole[name]}
 
 

@@ -13,8 +13,8 @@ from minifit import UserError, __version__
 from minifit.files import digest, load, load_record, opened, restore, save, write_atomically
 from minifit.schema import check, parse
 
-__all__ = ["commit", "digest", "load", "load_record", "read_json", "restore", "save", "write_atomically"]
-__all__ += ["write_text"]
+__all__ = ["commit", "digest", "load", "load_record", "read_bytes", "read_json", "restore", "save"]
+__all__ += ["write_atomically", "write_text"]
 
 
 def read_json(path, schema):
@@ -32,10 +32,18 @@ def read_json(path, schema):
 def read_text(path):
     """Returns the text of a file. UserError if it cannot be read."""
     try:
+        return read_bytes(path).decode()
+    except UnicodeError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def read_bytes(path):
+    """Returns the bytes of a file. UserError if it cannot be read, or is none."""
+    try:
         with opened(path) as file:
-            return file.read().decode()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def write_text(path, text):

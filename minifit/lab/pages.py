@@ -7,6 +7,7 @@ It is a list of blocks: ("heading", text), ("text", text), ("code", text), ("tab
 import base64
 from html import escape
 
+from minifit.lab.files import read_bytes
 from minifit.lab.report import table
 
 STYLE = """
@@ -57,7 +58,7 @@ def html(title, blocks, folder):
             lines.append(_html_table(*content))
         elif kind == "picture":
             path, caption = content
-            data = base64.b64encode((folder / path).read_bytes()).decode()
+            data = base64.b64encode(read_bytes(folder / path)).decode()
             image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
             lines.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
         else:

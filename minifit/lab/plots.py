@@ -58,6 +58,7 @@ def label_of(stage, stages):
 def heading(figure, title, subtitle):
     """Writes a title and a subtitle in the top left corner, placed in inches."""
     width, height = figure.get_size_inches()
+    title = title.replace("$", r"\$")  # the name of a file is no formula
     figure.text(0.15 / width, 1 - 0.15 / height, title, fontsize=12, fontweight="bold", va="top")
     figure.text(0.15 / width, 1 - 0.42 / height, subtitle, fontsize=8.5, color=GREY, va="top")
 

@@ -7,6 +7,7 @@ RESULTS/<experiment>/report.html                              the same page as o
 Tables and most pictures are made from records. Only the pictures of filters, hints and mistakes need networks.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,14 +237,23 @@ def write_page(folder, html=False):
 
 def parts_of(folder):
     """Returns {name: comparison} for the parts of a results folder."""
-    names = [path.parent.name for path in folder.glob("*/results.json")]
+    try:
+        with os.scandir(folder) as found:
+            names = [entry.name for entry in found if Path(entry, "results.json").exists()]
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     names = [*(name for name in report.TITLES if name in names), *sorted({*names} - report.TITLES.keys())]
     return {name: read_part(folder / name / "results.json") for name in names}
 
 
 def read_part(path):
     """Returns the comparison in a results.json. All its figures are found again from the records of its runs."""
-    found = read_results(path)
+    found, (experiment, part) = read_results(path), path.parts[-3:-1]
+    of = found.get("experiment", experiment), part if part in ("arms", "studies") else found.get("preset", part)
+    if of != (experiment, part):
+        raise UserError(f"{path}: of {of[0]}, preset {of[1]}; such results belong in {of[0]}/{of[1]}/")
     try:
         return comparison.gather(*comparison.again(found))
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError, StopIteration) as error:

@@ -12,6 +12,7 @@ from minifit.schema import ANY, AT_LEAST_0, BOOL, COUNT, NUMBER, PERCENT, POSITI
 from minifit.stages import SETTINGS
 
 FORMAT = 2  # version of config.json and of the files beside it
+BESIDE = ", or remove it if the weights are there: it is then written again"
 RESULTS_FORMAT = 2  # version of results.json
 OF_THE_DAY = "commit", "seconds", "from"  # of a stage's figures, those that do not follow from its training
 
@@ -27,7 +28,7 @@ STAGE = {
 }
 HEAD = {"experiment": TEXT, "data": TEXT, "teacher": TEXT, "student": TEXT, "teacher_error?": PERCENT}
 HEAD |= {f"{part}_images": COUNT for part in ("train", "validation", "test")}
-SUMMARY = {"preset": TEXT, "seed": COUNT, **HEAD, "stages": {"*": STAGE}}
+SUMMARY = {"preset": TEXT, "seed": COUNT, **HEAD, "settings": TEXT, "stages": {"*": STAGE}}
 EPOCH = {
     **{"stage": TEXT, "epoch": POSITIVE, "train_loss": NUMBER, "validation_loss?": NUMBER},
     **{"validation_error?": PERCENT, "lr": AT_LEAST_0, "seconds": AT_LEAST_0, "*": NUMBER},
@@ -85,7 +86,7 @@ def read_config(folder):
 
 def read_summary(path):
     """Returns a summary.json. UserError for any other file."""
-    found = _read(path, SUMMARY, ", or remove it if the weights are there: it is then written again")
+    found = _read(path, SUMMARY, BESIDE)
     for name, stage in found["stages"].items():
         if stage["best_epoch"] > stage["epochs"]:
             raise UserError(f"{path}: the best epoch of {name} is {stage['best_epoch']}, of {stage['epochs']}")

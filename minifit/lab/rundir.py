@@ -24,7 +24,7 @@ from minifit.files import open_own
 from minifit.lab import files
 from minifit.lab.files import commit, digest, write_text
 from minifit.lab.parallel import first
-from minifit.lab.records import FORMAT, lasting, read_config, read_metrics, read_summary, write_record
+from minifit.lab.records import BESIDE, FORMAT, lasting, read_config, read_metrics, read_summary, seal, write_record
 
 ROUNDED = 0.15  # seconds by which the sum of a stage's epochs, which has one decimal, may differ
 
@@ -76,6 +76,9 @@ class RunDirectory:
             if self.checkpoint(stage).exists():
                 self._refuse_lost_lines(stage, self.metrics())
         if not begun:
+            for path in map(self.checkpoint, self.stages):  # config.json is gone, but what a stage was made from is not
+                if path.exists():
+                    refuse_other_settings(path, settings_in(stages.load_record(path)), self.settings)
             made_by = {"minifit": __version__, "commit": commit(), "python": platform.python_version()}
             config = {"format": FORMAT, "settings": self.settings} | made_by | describe(self.xp)
             write_record(self.folder / "config.json", config)
@@ -153,7 +156,7 @@ class RunDirectory:
             return self._listed()
         if not (listed := self._listed()):
             return {}
-        heading, epochs = heading_of(read_summary(self.folder / "summary.json")), self.metrics()
+        heading, epochs = heading_of(self.summary()), self.metrics()
         config = self.folder / "config.json"
         settings = read_config(self.folder)["settings"] if config.exists() else {}
         told = settings, heading, epochs
@@ -173,7 +176,7 @@ class RunDirectory:
             mend += f" by the same command with --teacher-from {identity['from']}"
         if not {"figures", "heading"} <= record.keys():
             raise UserError(f"{self.checkpoint(stage)}: has no figures, and summary.json has. {mend}")
-        own = {name: value for name, value in identity["settings"].items() if name not in ("epochs", "network")}
+        own = settings_in(record)
         said = lasting(figures) | {name: value for name, value in figures.items() if name == "from"}
         for of_file, beside, path, advice in (
             (own, settings or own, "config.json", "Put back the one that was changed"),
@@ -196,8 +199,17 @@ class RunDirectory:
 
     def _listed(self):
         """Returns the stages in summary.json, with or without weights."""
-        path = self.folder / "summary.json"
-        return read_summary(path)["stages"] if path.exists() else {}
+        return self.summary()["stages"]
+
+    def summary(self):
+        """Returns what is in summary.json. UserError if it is of another run than config.json."""
+        path, config = self.folder / "summary.json", self.folder / "config.json"
+        if not path.exists():
+            return {"stages": {}}
+        found = read_summary(path)
+        if config.exists() and found["settings"] != seal(read_config(self.folder)["settings"]):
+            raise UserError(f"{path}: of a run with other settings than config.json has. Put it back{BESIDE}")
+        return found
 
     @first
     def add(self, summary, stage, record):
@@ -206,13 +218,14 @@ class RunDirectory:
         The error of a given teacher stays as it was first measured: on another processor it may be another.
         """
         path, found = self.folder / "summary.json", self.finished()
-        known = read_summary(path) if found else {}  # the files of these stages say the same
+        known = self.summary() if found else {}  # the files of these stages say the same
         summary = summary | {name: known[name] for name in ("teacher_error",) if name in known}
         if self.checkpoint(stage).exists():
             stages.add_figures(self.checkpoint(stage), lasting(record), heading_of(summary))
         found |= {stage: record}
         names = [name for name in dict.fromkeys((*self.stages, *found)) if name in found]
-        write_record(path, summary | {"stages": by_method({name: found[name] for name in names})})
+        of = {"settings": seal(self.settings), "stages": by_method({name: found[name] for name in names})}
+        write_record(path, summary | of)
 
     def metrics(self):
         """Returns the record of every epoch, as a dictionary."""
@@ -246,7 +259,7 @@ class RunDirectory:
         path = self.folder / "summary.json"
         if stage in (listed := self._listed()):
             others = {name: record for name, record in listed.items() if name != stage}
-            write_record(path, read_summary(path) | {"stages": others})
+            write_record(path, self.summary() | {"stages": others})
         done = self._record(stage)["epoch"] if self.checkpoint(stage).exists() else 0
         kept = [line for line, record in self.lines() if record["stage"] != stage or record["epoch"] <= done]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
@@ -300,7 +313,19 @@ class RunDirectory:
 
 def heading_of(summary):
     """Returns what a summary says of all stages: what is trained on what."""
-    return {name: value for name, value in summary.items() if name != "stages"}
+    return {name: value for name, value in summary.items() if name not in ("settings", "stages")}
+
+
+def settings_in(record):
+    """Returns the settings of the run that wrote the file of a stage with this record."""
+    return {name: value for name, value in record["identity"]["settings"].items() if name not in ("epochs", "network")}
+
+
+def on_all_images(settings):
+    """Returns the settings of the run in all/, which trains on validation images too, without their digest."""
+    images = settings["train"] + settings["validation"]
+    whole = settings | {"train": images, "validation": 0, "retrain": False}
+    return {name: value for name, value in whole.items() if name != "images"}
 
 
 def by_method(stages):

@@ -102,6 +102,10 @@ def told(path):
 def pair(teacher, student):
     """(teacher, student) of two files. A given teacher has the error that the run of its student found."""
     one, other = from_file(teacher), from_file(student)
+    of = [(c.input, c.model.classes) for c in (one, other) if c.model]
+    if len({*of}) > 1:
+        sees = [f"images {image} of {classes} classes" for image, classes in of]
+        raise UserError(f"speed: {teacher} is for {sees[0]}, {student} for {sees[1]}")
     return (one if one.error is not None else replace(one, error=error_as_teacher(one, Path(student)))), other
 
 

@@ -192,7 +192,8 @@ class Onnx:
         elsewhere = {e.value for t in self.proto.graph.initializer for e in t.external_data if e.key == "location"}
         sha = hashlib.sha256()
         for path in (self.path, *(self.path.parent / name for name in sorted(elsewhere))):
-            sha.update(path.read_bytes())
+            with files.opened(path) as file:
+                sha.update(file.read())
         return sha.hexdigest()
 
     def layout(self, channels):

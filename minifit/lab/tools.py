@@ -147,8 +147,10 @@ def predict(words, say):
     places, asked = places_and("predict FILE.h5 INPUT...", about, words, Predict())
     if len(places) < 2:
         raise UserError("predict: wanted a stage's file and images, as in predict RUN/STAGE.h5 digit.png")
-    network = model.load(places[0])
-    inputs = [(place, opened(Path(place), network)) for place in places[1:]]  # errors come before any answer
+    network, notes = model.load(places[0]), []
+    inputs = [(place, opened(Path(place), network, notes)) for place in places[1:]]  # errors come before any answer
+    for note in notes:
+        print(note, file=sys.stderr)
     for place, images in inputs:
         several, start = Path(place).suffix in ARRAYS, 0
         for part in model.sliced(images):
@@ -163,19 +165,22 @@ def predict(words, say):
     return 0
 
 
-def opened(path, network):
-    """Returns the images in a file, one for a picture. Images of an array are read when they are needed."""
+def opened(path, network, notes):
+    """Returns the images in a file, one for a picture. Images of an array are read when they are needed.
+
+    notes: the list to which a line is added for a picture that is resized
+    """
     try:
         with files.opened(path) as file:
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     if path.suffix not in ARRAYS:
-        return picture(path, network.input)
+        return picture(path, network.input, notes)
     if path.suffix == ".npy":
         try:
             images = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OverflowError, OSError, EOFError) as error:
             raise UserError(f"{path}: no array of numbers ({error})".replace("\n", " ")) from None
         if images.ndim == 3 and images.shape == network.input:
             images = images[None]
@@ -192,8 +197,8 @@ def opened(path, network):
     return images
 
 
-def picture(path, shape):
-    """Returns a picture as one image (1, H, W, C), resized and converted if necessary."""
+def picture(path, shape, notes):
+    """Returns a picture as one image (1, H, W, C), resized and converted if necessary; says so in `notes`."""
     from PIL import Image
 
     height, width, channels = shape
@@ -203,12 +208,14 @@ def picture(path, shape):
         with Image.open(path) as found:
             if found.width * found.height > MOST_PIXELS:
                 raise ValueError(f"{found.width}x{found.height} pixels; wanted at most {MOST_PIXELS:,}")
+            if found.mode[0] in "IF":
+                raise ValueError(f"of kind {found.mode}; wanted 8 bits a channel")
             found = found.convert("RGBA" if "transparency" in found.info else found.mode)
             pixels = found.convert(MODES[channels])
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
         raise UserError(f"{path}: not a picture ({' '.join(str(error).split())})") from None
     if pixels.size != (width, height):
-        print(f"{path}: resized from {pixels.height}x{pixels.width} to {height}x{width}", file=sys.stderr)
+        notes.append(f"{path}: resized from {pixels.height}x{pixels.width} to {height}x{width}")
         pixels = pixels.resize((width, height), Image.Resampling.BOX if pixels.width > width else None)
     return np.asarray(pixels, np.uint8).reshape(1, *shape)
 

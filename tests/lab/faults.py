@@ -385,12 +385,20 @@ def weights():
     for (path, *place), value in edited.items():
         harm, settings = record(RUN / path, place, value), path == "config.json"
         said = f"{RUN / path}: has" if place[-1] == "seconds" else f"differs from {path}"
+        said = "of a run with other settings than config.json has" if settings else said
         for words in (COMPARE,) if settings else (GO_ON, COMPARE):  # to go on, settings are compared with today's
             yield Case("weights", f"an edited {place[-1]} in {path}, {words[0]}", harm, words, (2,), said)
-        by_hand, said = record(RUN / path, place, value, sealed=False), f"{path}: was changed after it was written"
-        alone = lambda folder, harm=by_hand: (harm(folder), without_weights(folder))  # noqa: E731
-        for name, harm in {"by hand": by_hand, "without weights": alone}.items():
-            yield Case("weights", f"an edited {place[-1]} in {path}, {name}", harm, COMPARE, (2,), said)
+        if settings:
+            yield Case("weights", f"another {place[-1]} in {path}, without weights", alone(harm), COMPARE, (2,), said)
+        harm, said = record(RUN / path, place, value, sealed=False), f"{path}: was changed after it was written"
+        for name, harmed in {"by hand": harm, "without weights": alone(harm)}.items():
+            yield Case("weights", f"an edited {place[-1]} in {path}, {name}", harmed, COMPARE, (2,), said)
+    for name in ("another run's summary", "another run's summary, without weights"):
+        harm = record(RUN / "summary.json", ["settings"], "0" * 64)
+        harm, said = alone(harm) if "without" in name else harm, "of a run with other settings than config.json has"
+        yield Case("weights", name, harm, COMPARE, (2,), said)
+    untested = alone(record(RUN / "summary.json", ["stages", "kd", "test_error"], None))
+    yield Case("weights", "no test error, without weights", untested, COMPARE, (0,))
 
     table = Path("results/digits/default/results.json")
     by_hand = {("runs", 0, "stages", "kd", "test_error"): 0.0, ("runs", 0, "seed"): 7, ("data",): "x"}
@@ -415,10 +423,15 @@ def weights():
         )
 
 
-def without_weights(folder):
-    """Harm: the weights of a run are gone, as in results/runs."""
-    for path in (folder / RUN).glob("*.h5"):
-        path.unlink()
+def alone(harm):
+    """Harm, and the weights of the run are gone, as in results/runs."""
+
+    def both(folder):
+        harm(folder)
+        for path in (folder / RUN).glob("*.h5"):
+            path.unlink()
+
+    return both
 
 
 def odd_files():
@@ -466,6 +479,8 @@ def odd_files():
         yield Case("files", f"an archive is {name}", tar, ("cifar10-fitnet1", "--data-dir", "tar"), (2,), "tar")
         results = at("results/digits/default/results.json", make)
         yield Case("files", f"results.json is {name}", results, AGAIN, (2,), "results")
+        picture = at("results/digits/default/hints.png", make)
+        yield Case("files", f"hints.png is {name}, --html", picture, (*AGAIN, "--html"), (2,), "hints.png: cannot")
     for name, make in victim.items():
         for path in (".lock", ".metrics.jsonl.tmp", ".fitnet.h5.tmp", ".summary.json.tmp"):
             yield Case("files", f"{path} is {name}", at(HALF / path, make), HALF_ON, (0, 2), path.removeprefix(".")[:7])
@@ -503,6 +518,13 @@ def limits():
         yield Case("limits", name, my, words, status)
     black_words = (*archive, *small_sizes, "--student", "8/8", "--teacher", "8-8", "--workers", "1")
     yield Case("causes", "black images", black, black_words, (2,), "pixels are the same")
+    moved = lambda folder: shutil.copytree(folder / "results/digits", folder / "results/mnist")  # noqa: E731
+    elsewhere = "results", "mnist", "--results", "results"
+    yield Case("causes", "results of another experiment", moved, elsewhere, (2,), "belong in digits/default/")
+    lost = lambda folder: (folder / RUN / "config.json").unlink()  # noqa: E731
+    yield Case("causes", "config.json is gone", lost, (*GO_ON, "--tau", "7"), (2,), "teacher.h5 holds a run with other")
+    newline = "digits", "--runs", "run.py\nruns"
+    yield Case("causes", "a new line in a word", lambda folder: Path(folder, "run.py\nruns").touch(), newline)
     lost = lambda folder: (folder / HALF / "metrics.jsonl").unlink()  # noqa: E731
     yield Case("causes", "metrics.jsonl is gone", lost, HALF_ON, (2,), "metrics.jsonl: has no epoch 1 of teacher")
 

@@ -698,6 +698,7 @@ def test_the_paper_preset_trains_again_on_all_images_and_says_so(small_cifar_100
         (["--preprocessing", "zca"], "whitened"),
         (["--train", "99"], "12 training and 7 test images; --train 99, --validation 4 and --test all want more"),
         (["--teacher-from", "nowhere"], "--teacher-from nowhere: there is no teacher.h5"),
+        (["--teacher-from", "nowhere", "--retrain"], "--teacher-from nowhere: has no all/, as --retrain needs"),
         (["--regressor", "none"], "conv or fc would fit"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -24,7 +24,7 @@ from minifit import UserError, data, experiments
 from minifit.data import digits
 from minifit.experiments import DIGITS, Experiment, Study
 from minifit.lab import compare, jobs, pages, plots, publish, report, runner
-from minifit.lab.records import write_record
+from minifit.lab.records import seal, write_record
 from minifit.lab.runner import on_all, set_up, summary
 from minifit.networks import Conv, Network, Output
 from minifit.optimizers import Schedule
@@ -197,9 +197,11 @@ def test_fifteen_methods_give_tables_and_pictures(tmp_path):
     stages = {name: stage(name, test_error=1.0 + i) for i, name in enumerate(names)}
     found = compare.gather([member(seed, **stages) for seed in (0, 1)], "command", order=names[:2])
     assert len(found["questions"][0]["differences"]) == 14 and found["order"]["methods"] == names[:2]
-    publish.write_part(tmp_path, found)
-    publish.write_page(tmp_path.parent)
-    assert (tmp_path / "errors.png").exists()
+    part = tmp_path / "digits" / "default"
+    part.mkdir(parents=True)
+    publish.write_part(part, found)
+    publish.write_page(part.parent)
+    assert (part / "errors.png").exists()
     assert len({plots.colour_of(name, names) for name in names}) == 15
 
 
@@ -367,10 +369,11 @@ def test_without_a_finished_seed_there_is_a_page_and_no_mean(seeds, tmp_path):
 def test_parts_stand_in_one_table_beside_the_papers_figures(written, tmp_path):
     _, part = written
     for name in ("paper", "default"):
-        (tmp_path / name).mkdir()
-        write_record(tmp_path / name / "results.json", part | {"preset": name, "experiment": "mnist", "data": "MNIST"})
-    publish.write_page(tmp_path)
-    lines = (tmp_path / "README.md").read_text().splitlines()
+        (tmp_path / "mnist" / name).mkdir(parents=True)
+        made = part | {"preset": name, "experiment": "mnist", "data": "MNIST"}
+        write_record(tmp_path / "mnist" / name / "results.json", made)
+    publish.write_page(tmp_path / "mnist")
+    lines = (tmp_path / "mnist" / "README.md").read_text().splitlines()
     assert [line.partition(".")[0] for line in lines[2:6:2]] == ["Our settings", "The paper's settings"]
     assert all("These seeds" in line for line in lines[2:6:2])  # the conclusions come first
     header, _, _, _, _, fitnet = lines[6:12]
@@ -729,6 +732,24 @@ def test_retrained_networks_give_the_test_errors_and_the_chosen_ones_the_validat
     assert row["epochs"]["mean"] == sum(own)
     assert all((folder / "default" / name).exists() for name in publish.PICTURES)
 
+    run, again = first.directory.folder, last.directory.folder
+    for name, other in (("summary.json", run / "summary.json"), ("config.json", run / "config.json")):
+        kept = (again / name).read_bytes()
+        shutil.copy(other, again / name)
+        with pytest.raises(UserError, match="other settings"):
+            compare.record(run)
+        (again / name).write_bytes(kept)
+    assert compare.record(run)["all"].keys() == {*stages}
+    found = json.loads((again / "config.json").read_text())
+    found["settings"]["tau"] = 7.0
+    write_record(again / "config.json", found)
+    for path in again.glob("*.h5"):
+        path.unlink()
+    summary_of_all = json.loads((again / "summary.json").read_text())
+    write_record(again / "summary.json", summary_of_all | {"settings": seal(found["settings"])})
+    with pytest.raises(UserError, match="other settings: tau"):
+        compare.record(run)
+
 
 def test_a_results_folder_that_cannot_be_is_one_line_before_anything_is_trained(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
@@ -744,15 +765,15 @@ PAGES = sorted({path.parents[1] for path in (ROOT / "results").glob("*/*/results
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_committed_results_are_what_their_records_give(page, tmp_path):
     """README.md and results.json; pictures depend on the version of matplotlib."""
-    parts = publish.parts_of(page)
+    parts, here = publish.parts_of(page), tmp_path / page.name
     for name, found in parts.items():
-        (tmp_path / name).mkdir()
-        write_record(tmp_path / name / "results.json", compare.gather(*compare.again(found)))
+        (here / name).mkdir(parents=True)
+        write_record(here / name / "results.json", compare.gather(*compare.again(found)))
         for picture in (page / name).glob("*.png"):
-            (tmp_path / name / picture.name).touch()
-    publish.write_page(tmp_path)
+            (here / name / picture.name).touch()
+    publish.write_page(here)
     theirs = contents(page, "md", "json")
-    assert contents(tmp_path, "md", "json") == theirs and len(theirs) == 1 + len(parts)
+    assert contents(here, "md", "json") == theirs and len(theirs) == 1 + len(parts)
 
 
 def test_the_committed_records_give_the_committed_results():

@@ -75,6 +75,10 @@ def test_what_is_no_image_for_this_network_is_one_line_before_any_answer(path, t
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     np.save(tmp_path / "floats.npy", pictures(2).astype(float))
     np.save(tmp_path / "wide.npy", pictures(2, (12, 12, 1)))
+    Image.fromarray(np.full((12, 11), 300, np.uint16)).save(tmp_path / "deep.png")
+    as_picture(tmp_path / "big.png", np.zeros((24, 22, 1), np.uint8))
+    negative = b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 12, 11, 1), }".ljust(117) + b"\n"
+    (tmp_path / "negative.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(negative).to_bytes(2, "little") + negative)
     np.save(tmp_path / "objects.npy", np.array([{}, None]), allow_pickle=True)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["pixels"] = pictures(1)
@@ -85,10 +89,12 @@ def test_what_is_no_image_for_this_network_is_one_line_before_any_answer(path, t
         "floats.npy": "found float64",
         "wide.npy": "wanted uint8 (N, 12, 11, 1)",
         "objects.npy": "no array of numbers",
+        "negative.npy": "",
+        "deep.png": "wanted 8 bits a channel",
         "other.h5": "has no images",
         "none.png": "No such file",
     }.items():
-        line = refused(capsys, "predict", path, good, tmp_path / name)
+        line = refused(capsys, "predict", path, good, tmp_path / "big.png", tmp_path / name)
         assert reason in line and name in line
     assert "predict: wanted" in refused(capsys, "predict", path)
     assert "does not classify" in refused(

@@ -429,7 +429,7 @@ def test_a_positive_weight_is_red_a_negative_one_blue_and_scale_does_not_matter(
 
 def test_the_same_metrics_give_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
-        plots.plot_curves({0: RUNS["one epoch"]}, tmp_path / name, "title", ONE)
+        plots.plot_curves({0: RUNS["one epoch"]}, tmp_path / name, r"the file a$\x$.npz, which is no formula", ONE)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 

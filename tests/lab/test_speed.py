@@ -18,7 +18,9 @@ def test_the_table_of_an_experiment_has_sizes_accuracies_and_a_speed_up_of_every
     errors = {"teacher": 0.5, "backprop": 0.9, "kd": 0.7}
     run = member(0, **{name: stage(name, test_error=error) for name, error in errors.items()})
     (tmp_path / "mnist" / "default").mkdir(parents=True)
-    write_record(tmp_path / "mnist" / "default" / "results.json", compare.gather([run], "command"))
+    write_record(
+        tmp_path / "mnist" / "default" / "results.json", compare.gather([run], "command") | {"experiment": "mnist"}
+    )
     status, out, err = command(capsys, "speed", "mnist", "--seconds", 0.01, "--results", tmp_path)
     assert (status, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
@@ -74,7 +76,7 @@ def test_a_given_teacher_has_the_error_that_the_run_of_its_student_found(tmp_pat
 def test_results_that_are_damaged_are_named_and_unfinished_ones_pass(tmp_path, capsys):
     path = tmp_path / "mnist" / "default" / "results.json"
     path.parent.mkdir(parents=True)
-    write_record(path, compare.gather([member(0, missing=["teacher"])], "command"))
+    write_record(path, compare.gather([member(0, missing=["teacher"])], "command") | {"experiment": "mnist"})
     assert speed.recorded(tmp_path / "mnist") == (None, None)
     path.write_text('{"a":')
     assert str(path) in refused(capsys, "speed", "mnist", "--results", tmp_path)
@@ -122,6 +124,9 @@ def test_what_cannot_be_measured_is_one_line(tmp_path, capsys):
     path = saved(tmp_path / "a.h5")
     assert "speed x: wanted an experiment" in refused(capsys, "speed", "x")
     assert "speed: wanted" in refused(capsys, "speed")
+    other = saved(tmp_path / "other.h5", small((12, 12, 1)), (12, 12, 1))
+    said = "is for images (12, 11, 1) of 3 classes, " + str(other) + " for images (12, 12, 1) of 3 classes"
+    assert said in refused(capsys, "speed", path, other)
     assert "No such file" in refused(capsys, "speed", path, tmp_path / "b.h5")
     assert "--seconds 0.0: wanted a number above 0" in refused(capsys, "speed", "mnist", "--seconds", 0)
 

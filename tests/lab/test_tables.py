@@ -26,7 +26,10 @@ def test_a_row_without_results_names_a_command_that_exists(tmp_path):
 def test_a_row_has_the_mean_and_interval_of_each_preset_without_the_seeds_and_arms_that_are_not_of_it(tmp_path):
     def write(part, runs, changed=None):
         (tmp_path / "mnist" / part).mkdir(parents=True)
-        write_record(tmp_path / "mnist" / part / "results.json", compare.gather(runs, "command", changed))
+        write_record(
+            tmp_path / "mnist" / part / "results.json",
+            compare.gather(runs, "command", changed) | {"experiment": "mnist"},
+        )
 
     def of(seed, error, arm="", missing=(), **settings):
         return member(seed, arm, missing, settings=settings, fitnet=stage("fitnet", test_error=error))
