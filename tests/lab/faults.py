@@ -480,7 +480,8 @@ def odd_files():
         results = at("results/digits/default/results.json", make)
         yield Case("files", f"results.json is {name}", results, AGAIN, (2,), "results")
         picture = at("results/digits/default/hints.png", make)
-        yield Case("files", f"hints.png is {name}, --html", picture, (*AGAIN, "--html"), (2,), "hints.png: cannot")
+        status, said = ((0,), "") if "itself" in name else ((2,), "hints.png: cannot")  # which exists for nobody
+        yield Case("files", f"hints.png is {name}, --html", picture, (*AGAIN, "--html"), status, said)
     for name, make in victim.items():
         for path in (".lock", ".metrics.jsonl.tmp", ".fitnet.h5.tmp", ".summary.json.tmp"):
             yield Case("files", f"{path} is {name}", at(HALF / path, make), HALF_ON, (0, 2), path.removeprefix(".")[:7])
