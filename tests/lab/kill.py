@@ -116,25 +116,22 @@ def two_ranks(folder, words, waiting):
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=said)
         status = ended(process.poll, waiting)
         if status is None:
-            ranks = [pid for pid in below(process.pid) if is_rank(pid)]
+            ranks = ranks_of(process.pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(random.choice(ranks) if ranks else process.pid, signal.SIGKILL)
             process.wait(LONGEST)
     return status
 
 
-def below(pid):
-    """Returns the processes that a process has begun, and those that these have begun."""
+def ranks_of(pid):
+    """Returns the ranks that a launcher has begun, itself or by others; not the watcher that a rank begins."""
+    found = []
     with contextlib.suppress(OSError):
-        begun = [int(i) for path in Path(f"/proc/{pid}/task").glob("*/children") for i in path.read_text().split()]
-        return [*begun, *(i for child in begun for i in below(child))]
-    return []
-
-
-def is_rank(pid):
-    with contextlib.suppress(OSError):
-        return b"ranks.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
+        for begun in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in begun.read_text().split():
+                is_rank = b"ranks.py" in Path(f"/proc/{child}/cmdline").read_bytes()
+                found += [int(child)] if is_rank else ranks_of(child)
+    return found
 
 
 def left(folder):
