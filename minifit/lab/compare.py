@@ -75,11 +75,12 @@ def record(folder, stages=None, settings=None):
     found = {"stages": RunDirectory(folder, tuple(names), settings, None).finished()}
     missing = [name for name in names if name not in found["stages"]]
     if settings["retrain"]:
-        again = RunDirectory(folder / "all", tuple(names), on_all_images(settings), None)
+        whole = settings | on_all_images(settings["train"], settings["validation"])
+        again = RunDirectory(folder / "all", tuple(names), whole, None)
         found["all"] = again.finished()
         if found["all"]:
-            others = read_config(again.folder)["settings"]
-            refuse_other_settings(again.folder, {n: v for n, v in others.items() if n != "images"}, again.settings)
+            others = read_config(again.folder)["settings"] | {"images": whole["images"]}  # the digest of more images
+            refuse_other_settings(again.folder, others, whole)
         missing += [f"{name}, on all images" for name in names if name not in found["all"]]
     made_by = {name: value for name, value in config.items() if name not in ("format", "settings")}
     head = {name: value for name, value in summary.items() if name not in ("seed", "preset", "settings", "stages")}

@@ -63,7 +63,7 @@ def write_record(path, record):
 def _read(path, schema, advice=""):
     """Returns the record in a file, without its digest. UserError if it does not fit the schema, or was changed."""
     if "sha256" not in read_json(path, {"*": ANY}):
-        raise UserError(f"{path}: has no sha256; an earlier minifit wrote it, or a hand. Name another folder")
+        raise UserError(f"{path}: has no sha256; an earlier minifit wrote it. Name another folder")
     return _unsealed(path, read_json(path, schema | {"sha256": TEXT}), advice)
 
 

@@ -321,11 +321,9 @@ def settings_in(record):
     return {name: value for name, value in record["identity"]["settings"].items() if name not in ("epochs", "network")}
 
 
-def on_all_images(settings):
-    """Returns the settings of the run in all/, which trains on validation images too, without their digest."""
-    images = settings["train"] + settings["validation"]
-    whole = settings | {"train": images, "validation": 0, "retrain": False}
-    return {name: value for name, value in whole.items() if name != "images"}
+def on_all_images(train, validation):
+    """Returns the settings in which the run in all/, which trains on validation images too, differs from its parent."""
+    return {"train": train + validation, "validation": 0, "retrain": False}
 
 
 def by_method(stages):

@@ -15,7 +15,7 @@ from minifit.lab.files import digest
 from minifit.lab.parallel import first
 from minifit.lab.pictures import Look, draw
 from minifit.lab.plan import Plan, chosen, counts, microbatch, noted, walk
-from minifit.lab.rundir import RunDirectory, refuse_other_settings
+from minifit.lab.rundir import RunDirectory, on_all_images, refuse_other_settings
 from minifit.lab.sets import Sets, outputs
 from minifit.lab.teachers import Given
 from minifit.lab.training import LANES, DataParallel, fit
@@ -95,7 +95,7 @@ def settings_of(name, preset, data, task):
 def on_all(run):
     """Returns the run that also trains on the validation images, each stage for the best number of epochs here."""
     directory, task, sets, c = run.directory, run.task, run.sets, run.task.settings
-    config = replace(c, train=c.train + c.validation, validation=0, retrain=False)
+    config = replace(c, **on_all_images(c.train, c.validation))
     named = [directory.settings[name] for name in ("experiment", "preset")]
     about = *named, run.experiment, config, task.seed, sets.data, task.xp, run.workers, run.progress, sets.cache
     epochs = {key: record["best_epoch"] for key, record in finished(run).items()}

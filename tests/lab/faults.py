@@ -525,7 +525,8 @@ def limits():
     lost = lambda folder: (folder / RUN / "config.json").unlink()  # noqa: E731
     yield Case("causes", "config.json is gone", lost, (*GO_ON, "--tau", "7"), (2,), "teacher.h5 holds a run with other")
     newline = "digits", "--runs", "run.py\nruns"
-    yield Case("causes", "a new line in a word", lambda folder: Path(folder, "run.py\nruns").touch(), newline)
+    touched = lambda folder: Path(folder, "run.py\nruns").touch()  # noqa: E731
+    yield Case("causes", "a new line in a word", touched, newline, (2,), r"run.py\nruns")
     lost = lambda folder: (folder / HALF / "metrics.jsonl").unlink()  # noqa: E731
     yield Case("causes", "metrics.jsonl is gone", lost, HALF_ON, (2,), "metrics.jsonl: has no epoch 1 of teacher")
 

@@ -89,7 +89,7 @@ def test_what_is_no_image_for_this_network_is_one_line_before_any_answer(path, t
         "floats.npy": "found float64",
         "wide.npy": "wanted uint8 (N, 12, 11, 1)",
         "objects.npy": "no array of numbers",
-        "negative.npy": "",
+        "negative.npy": "no array of numbers",
         "deep.png": "wanted 8 bits a channel",
         "other.h5": "has no images",
         "none.png": "No such file",
