@@ -13,12 +13,12 @@ import traceback
 import numpy as np
 
 from benchmarks.work import LR, MOMENTUM, SEED, built, examples, stage
+from minifit.composites import weights
 from minifit.lab import speed
 from minifit.lab.parallel import Team, end
 from minifit.lab.sets import Examples
 from minifit.lab.training import DataParallel
-from minifit.layers import max_norms
-from minifit.optimizers import SGD, max_norm
+from minifit.optimizers import SGD, update
 
 PRODUCT = 1536  # rows and columns of the matrices whose product is the ceiling
 
@@ -101,9 +101,9 @@ class Minifit:
         sets = {name: Examples(x, labels, AsTheyAre()) for name, (x, labels) in given.items()}
         self.before = memory(["self"], "VmRSS")
         self.layers = built(network, dtype, xp)
-        self.max_norms = max_norms(self.layers)
         self.optimizer = SGD(LR, MOMENTUM)
         self.parallel = DataParallel(stage(self.layers), sets, microbatch, count)
+        self.updated = list(weights(self.layers))
 
     def __enter__(self):
         self.parallel.__enter__()
@@ -119,9 +119,7 @@ class Minifit:
 
     def _step(self):
         _, grads = self.gradient()
-        self.optimizer.step(self.layers.params, grads)
-        for name, limit in self.max_norms.items():
-            max_norm(self.layers.params[name], limit)
+        update(self.optimizer, self.updated, grads)
         self.steps += 1
 
     def gradient(self):

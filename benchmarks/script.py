@@ -9,19 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.twin import images, maxout, shrink, to_numpy, to_torch
+from minifit.composites import leaves, weights
 from minifit.fitnets import Distillation, Hint, Labels
-from minifit.layers import (
-    Conv2d,
-    Dropout,
-    Flatten,
-    Linear,
-    Maxout,
-    MaxPool2d,
-    ReLU,
-    leaves,
-    lr_scales,
-    max_norms,
-)
+from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU
 
 AT_ONCE = 500  # images of an evaluation
 
@@ -87,7 +77,7 @@ class Script:
         self.x, self.labels = images(x, format, device), torch.from_numpy(labels).to(device)
         self.kept = self.outputs(self.x) if keeps and self.teacher else None
         self.optimizer = _optimizer(stage, self.student.weights)
-        self.limits = [(self.student.weights[name], limit) for name, limit in max_norms(stage.network).items()]
+        self.limits = [(self.student.weights[w.name], w.max_norm) for w in weights(stage.network) if w.max_norm]
 
     def outputs(self, x):
         """The teacher's, which the loss may keep for its backward pass: a copy, as inference_mode demands."""
@@ -163,11 +153,11 @@ class _Rate:
             group[name] = value * (group["scale"] if name == "lr" else 1)
 
 
-def _optimizer(stage, weights):
-    scales, schedule = lr_scales(stage.network), stage.schedule
-    groups = [{"params": [w], "scale": scales.get(name, 1.0)} for name, w in weights.items()]
+def _optimizer(stage, tensors):
+    scales, schedule = {w.name: w.lr_scale for w in weights(stage.network)}, stage.schedule
+    groups = [{"params": [w], "scale": scales[name]} for name, w in tensors.items()]
     if len({group["scale"] for group in groups}) == 1:  # in one group an update takes fewer calls
-        groups = [{"params": list(weights.values()), "scale": groups[0]["scale"]}]
+        groups = [{"params": list(tensors.values()), "scale": groups[0]["scale"]}]
     for group in groups:
         group["lr"] = schedule.lr * group["scale"]
     if schedule.optimizer == "rmsprop":

@@ -24,13 +24,13 @@ from benchmarks.contestants import Child
 from benchmarks.step import FORMATS, machine, positive, ratios, table, take_turns
 from benchmarks.work import SEED
 from minifit import data, experiments, fitnets, networks
+from minifit.composites import leaves, weights
 from minifit.data.preprocessing import ZCA, Whitened
 from minifit.lab.parallel import available
 from minifit.lab.plan import microbatch, noted, walk
 from minifit.lab.runner import set_up, task_of
 from minifit.lab.training import DataParallel
-from minifit.layers import leaves, lr_scales, max_norms
-from minifit.optimizers import max_norm
+from minifit.optimizers import update
 
 EXPERIMENTS = "mnist", "cifar10-fitnet1", "cifar10-fitnet4"
 STAGES = "kd", "hint", "fitnet"
@@ -117,9 +117,9 @@ class Stage:
         self.batch = batch or self.stage.schedule.batch
         examples = run.sets.taught("train", self.stage.target, workers)
         self.keeps = examples.teacher is not None and not callable(examples.teacher)
-        self.optimizer = self.stage.schedule.make(lr_scales(self.stage.network))
-        self.limits, self.rng = max_norms(self.stage.network), np.random.default_rng(SEED)
+        self.optimizer, self.rng = self.stage.schedule.make(), np.random.default_rng(SEED)
         self.parallel = DataParallel(self.stage, {"train": examples}, microbatch(run.task, self.stage), workers)
+        self.updated = list(weights(self.stage.network))
         self.size, self.order = count, iter(())
 
     def __enter__(self):
@@ -141,9 +141,7 @@ class Stage:
         indices, self.order = following(self.order, self.size, self.batch, self.rng)
         choices = self.draw(self.rng, len(indices)) if self.draw else None
         _, grads = self.parallel.gradient(indices, 1, int(self.rng.integers(2**63)), choices)
-        self.optimizer.step(self.parallel.params, grads)
-        for name, limit in self.limits.items():
-            max_norm(self.parallel.params[name], limit)
+        update(self.optimizer, self.updated, grads)
 
 
 class Script:

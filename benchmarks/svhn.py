@@ -19,12 +19,13 @@ import numpy as np
 
 from benchmarks.step import machine, positive, table
 from minifit import data, experiments
+from minifit.composites import weights
 from minifit.data import svhn
 from minifit.lab.parallel import available
 from minifit.lab.plan import microbatch
 from minifit.lab.runner import set_up
 from minifit.lab.training import DataParallel
-from minifit.layers import lr_scales
+from minifit.optimizers import update
 
 STEPS = 12  # minibatches that are timed, after one that is not
 BATCH, BLOCK = 128, 1000
@@ -127,13 +128,13 @@ def work(options):
 def speed(run, stage):
     """Images/s of some minibatches; the teacher is asked for the images of each."""
     examples = replace(run.sets["train"], teacher=stage.target)
-    optimizer, took = stage.schedule.make(lr_scales(stage.network)), []
+    optimizer, took = stage.schedule.make(), []
     with DataParallel(stage, {"train": examples}, microbatch(run.task, stage), run.workers) as parallel:
         order = np.random.default_rng(0).permutation(len(examples))
         for step in range(1 + STEPS):
             began = time.perf_counter()
             _, grads = parallel.gradient(order[step * BATCH % len(order) :][:BATCH], 1, step)
-            optimizer.step(parallel.params, grads)
+            update(optimizer, weights(stage.network), grads)
             took.append(time.perf_counter() - began)
     return STEPS * BATCH / sum(took[1:])
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.work import built, examples, stage
 from minifit import fitnets
-from minifit.layers import max_norms
+from minifit.composites import weights
 from minifit.networks import Conv, Output
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -54,7 +54,7 @@ class Twin:
             w, b = (self.weights[f"{i}.{name}"] for kind in "wb" for name in layer.params if name.endswith(kind))
             self.blocks.append((block, w, b))
             shape = layer(np.zeros((1, *shape), array.dtype)).shape[1:]
-        self.max_norms = [(self.weights[name], limit) for name, limit in max_norms(layers).items()]
+        self.max_norms = [(self.weights[w.name], w.max_norm) for w in weights(layers) if w.max_norm]
         self.optimizer = torch.optim.SGD(self.weights.values(), lr=lr, momentum=momentum, fused=True)
 
     def forward(self, x):

@@ -23,14 +23,13 @@ import numpy as np
 import minifit
 from minifit import UserError, baselines, fitnets, losses
 from minifit.backend import array_module
+from minifit.composites import Autoassociator, Branches, Mean, Sequential, leaves
 from minifit.convolution import FEW
 from minifit.experiments import MNIST_PAPER
 from minifit.gradcheck import Comparison, GradientError, KinkCrossed, comparisons
 from minifit.layers import (
-    Autoassociator,
     Bias,
     Binary,
-    Branches,
     Conv2d,
     Dropout,
     Flatten,
@@ -40,14 +39,11 @@ from minifit.layers import (
     Log,
     Maxout,
     MaxPool2d,
-    Mean,
     ReLU,
     Reshape,
     Scale,
-    Sequential,
     Sigmoid,
     Softmax,
-    leaves,
 )
 from minifit.networks import (
     BinaryOutput,

@@ -11,8 +11,9 @@ from typing import ClassVar
 
 from minifit import fitnets, greedy, networks
 from minifit.backend import array_module, to_host
+from minifit.composites import Branches, Mean, Sequential
 from minifit.fitnets import LABELS, Loss, Method, Stage, eq_2, eq_3, trained_teacher
-from minifit.layers import Branches, Log, Mean, Scale, Sequential, Softmax
+from minifit.layers import Log, Scale, Softmax
 from minifit.losses import hint_loss, log_softmax, squared_hinge
 from minifit.optimizers import Ramp
 
@@ -42,7 +43,7 @@ def mimic_labels(task, train):
 def kd_ensemble(task, train, members=MEMBERS, average="logits"):
     """Trains the student on eq. 2 with an ensemble: averages its logits a_T or, for another `average`, its P_T."""
     teachers, tau = trained_teachers(task, train, members), task.settings.tau
-    mean = Mean(teachers if average == "logits" else [teacher + Softmax(tau) for teacher in teachers])
+    mean = Mean(teachers if average == "logits" else [Sequential([teacher, Softmax(tau)]) for teacher in teachers])
     target = mean if average == "logits" else Sequential([mean, Log(tau)])  # logits from which eq. 1 gives this P_T
     train(Stage("kd-ensemble", task.network("student"), eq_2(task), task.settings.student, target))
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import ClassVar
 
-from minifit.layers import Branches, Layer
+from minifit.composites import Branches
+from minifit.layers import Layer
 from minifit.losses import cross_entropy, distillation_loss, hint_loss
 from minifit.optimizers import Ramp, Schedule
 

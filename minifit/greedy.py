@@ -16,13 +16,14 @@ import numpy as np
 
 from minifit import UserError
 from minifit.backend import array_module
+from minifit.composites import Autoassociator, Sequential
 from minifit.fitnets import LABELS, Loss, Method, Stage
-from minifit.layers import Autoassociator, Sequential, Sigmoid, sigmoid
+from minifit.layers import Sigmoid, sigmoid
 from minifit.losses import reconstruction_loss
 from minifit.networks import Network, Output, SigmoidFullyConnected, for_images, of_sigmoids
 from minifit.optimizers import Schedule
 
-UNITS = 1000, 1000, 1000  # the paper: 3 to 5 layers of 500 to 1000; its laboratory's Deep Learning Tutorials: these
+UNITS = 1000, 1000, 1000  # the paper: 3 to 5 layers of 500 to 1000; the Deep Learning Tutorials: these
 RECONSTRUCTION_LR = 0.1  # of SGD: Deep Learning Tutorials, for auto-associators and RBMs
 LABELS_LR = 0.0005  # of RMSProp, chosen here: SGD at .1, the tutorials' rate, fails from some starts
 

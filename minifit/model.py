@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minifit import UserError, files, layers, stages
+from minifit import UserError, composites, files, layers, stages
 from minifit.backend import array_module
+from minifit.composites import Branches, Composite, Mean, Sequential, leaves
 from minifit.data import preprocessing
 from minifit.data.preprocessing import ZCA, Local, Whitened, contrast, local_contrast
-from minifit.layers import Branches, Composite, Layer, Mean, Sequential, Softmax, leaves
+from minifit.layers import Layer, Softmax
 
 FORMAT = 1  # of the description
 BATCH = 64  # images computed at a time
@@ -163,7 +164,8 @@ def settings(layer):
 def rebuild(described, arrays):
     """Rebuilds the layer that `tree` described, with these arrays as parameters."""
     given = {name: value for name, value in described.items() if name not in ("name", "output")}
-    kind, children = getattr(layers, given.pop("kind")), given.pop("children", None)
+    children = given.pop("children", None)
+    kind = getattr(layers if children is None else composites, given.pop("kind"))
     if not issubclass(kind, Layer):
         raise ValueError(f"{kind.__name__} is no layer")
     if children is not None:

@@ -11,20 +11,8 @@ import numpy as np
 
 from minifit import UserError
 from minifit.backend import TRAINING, array_module, refuse_more_than_memory
-from minifit.layers import (
-    Binary,
-    Conv2d,
-    Dropout,
-    Flatten,
-    GlobalAverage,
-    Linear,
-    Maxout,
-    MaxPool2d,
-    ReLU,
-    Sequential,
-    Sigmoid,
-    leaves,
-)
+from minifit.composites import Sequential, leaves
+from minifit.layers import Binary, Conv2d, Dropout, Flatten, GlobalAverage, Linear, Maxout, MaxPool2d, ReLU, Sigmoid
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """SGD with momentum, RMSProp and max-norm, and the schedules of their rates over the epochs.
 
-`step(params, grads)` updates the arrays in place. Optimisers know names of arrays, but no layers.
-lr_scales: {name: factor of the learning rate} for arrays with a learning rate of their own.
+`step(name, w, g, lr_scale)` updates an array in place by its gradient. Optimisers know names of arrays, but no layers.
+lr_scale: factor of the learning rate, for an array with a learning rate of its own.
 """
 
 from dataclasses import dataclass
@@ -18,23 +18,20 @@ LARGE, PART = 2**20, 2**15  # an array of more elements than LARGE is updated PA
 class SGD:
     """v <- momentum v - lr g;   w <- w + v."""
 
-    def __init__(self, lr, momentum=0.0, lr_scales=None):
-        self.lr, self.momentum, self.lr_scales = lr, momentum, lr_scales or {}
-        self.state = {}
+    def __init__(self, lr, momentum=0.0):
+        self.lr, self.momentum, self.state = lr, momentum, {}
 
-    def step(self, params, grads):
-        for name, w in params.items():
-            xp, lr = array_module(w), self.lr * self.lr_scales.get(name, 1.0)
-            if name not in self.state:
-                self.state[name] = xp.zeros_like(w)
-            v = self.state[name]
-            if xp is not np:
-                kernels.sgd(w, v, grads[name], lr, self.momentum)
-                continue
-            for w_part, v_part, g in _parts(w, v, grads[name]):
-                v_part *= self.momentum
-                v_part -= lr * g
-                w_part += v_part
+    def step(self, name, w, g, lr_scale=1.0):
+        xp, lr = array_module(w), self.lr * lr_scale
+        if name not in self.state:
+            self.state[name] = xp.zeros_like(w)
+        v = self.state[name]
+        if xp is not np:
+            return kernels.sgd(w, v, g, lr, self.momentum)
+        for w_part, v_part, g_part in _parts(w, v, g):
+            v_part *= self.momentum
+            v_part -= lr * g_part
+            w_part += v_part
 
 
 class RMSProp:
@@ -44,23 +41,31 @@ class RMSProp:
     gradients vanish, so it decides whether a network that starts at U(-.005, .005) moves at all.
     """
 
-    def __init__(self, lr, decay=0.9, floor=1e-5, lr_scales=None):
-        self.lr, self.decay, self.floor, self.lr_scales = lr, decay, floor, lr_scales or {}
-        self.state = {}
+    def __init__(self, lr, decay=0.9, floor=1e-5):
+        self.lr, self.decay, self.floor, self.state = lr, decay, floor, {}
 
-    def step(self, params, grads):
-        for name, w in params.items():
-            xp, lr = array_module(w), self.lr * self.lr_scales.get(name, 1.0)
-            if name not in self.state:
-                self.state[name] = xp.zeros_like(w)
-            m = self.state[name]
-            if xp is not np:
-                kernels.rmsprop(w, m, grads[name], lr, self.decay, self.floor)
-                continue
-            for w_part, m_part, g in _parts(w, m, grads[name]):
-                m_part *= self.decay
-                m_part += (1 - self.decay) * g * g
-                w_part -= lr * g / np.maximum(np.sqrt(m_part), self.floor)
+    def step(self, name, w, g, lr_scale=1.0):
+        xp, lr = array_module(w), self.lr * lr_scale
+        if name not in self.state:
+            self.state[name] = xp.zeros_like(w)
+        m = self.state[name]
+        if xp is not np:
+            return kernels.rmsprop(w, m, g, lr, self.decay, self.floor)
+        for w_part, m_part, g_part in _parts(w, m, g):
+            m_part *= self.decay
+            m_part += (1 - self.decay) * g_part * g_part
+            w_part -= lr * g_part / np.maximum(np.sqrt(m_part), self.floor)
+
+
+def update(optimizer, weights, grads):
+    """Updates each array in place: a step at its own rate, and then the limit of its norm.
+
+    weights: (name, array, lr_scale, max_norm or None) of each, as composites.weights has them    grads: {name: array}
+    """
+    for name, w, lr_scale, limit in weights:
+        optimizer.step(name, w, grads[name], lr_scale)
+        if limit:
+            max_norm(w, limit)
 
 
 def _parts(*arrays):
@@ -103,11 +108,9 @@ class Schedule:
     lr_decay: float = setting("divide the learning rate by this after every update", at_least(1), default=1.0)
     momentum: Ramp = setting("give SGD this momentum in each epoch; RMSProp has none", BELOW_1, default=Ramp(0.0))
 
-    def make(self, lr_scales=None):
+    def make(self):
         """Returns the optimiser, set for the first epoch."""
-        if self.optimizer == "rmsprop":
-            return RMSProp(self.lr, lr_scales=lr_scales)
-        return SGD(self.lr, self.momentum.first, lr_scales)
+        return RMSProp(self.lr) if self.optimizer == "rmsprop" else SGD(self.lr, self.momentum.first)
 
     def adjust(self, optimizer, epoch, updates):
         """Sets the rate and momentum of the next update. epoch: its epoch, from 1; updates: how many came before."""

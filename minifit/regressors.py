@@ -6,7 +6,8 @@ import numpy as np
 
 from minifit import UserError
 from minifit.backend import TRAINING, refuse_more_than_memory
-from minifit.layers import Conv2d, Flatten, Linear, ReLU, Reshape, Sequential, leaves
+from minifit.composites import Sequential, leaves
+from minifit.layers import Conv2d, Flatten, Linear, ReLU, Reshape
 from minifit.networks import activation, zeros
 
 KINDS = "conv", "fc", "none"

@@ -6,8 +6,9 @@ from zlib import crc32
 import numpy as np
 
 from minifit import UserError
+from minifit.composites import Sequential
 from minifit.experiments import STREAMS, Config
-from minifit.layers import Layer, Sequential
+from minifit.layers import Layer
 from minifit.networks import Output, build, initialise, unit_variance
 from minifit.regressors import pieces_of, regressor
 

@@ -23,6 +23,7 @@ PAPER = (
     "fast_convolution",
     "convolution",
     "layers",
+    "composites",
     "losses",
     "optimizers",
     "networks",

@@ -13,12 +13,12 @@ from math import prod
 import numpy as np
 
 from minifit import UserError, __version__
+from minifit.composites import Branches, Mean, Sequential
 from minifit.data import preprocessing
 from minifit.data.preprocessing import Local, Unit, Whitened
 from minifit.files import write_atomically
 from minifit.layers import (
     Binary,
-    Branches,
     Conv2d,
     Dropout,
     Flatten,
@@ -27,11 +27,9 @@ from minifit.layers import (
     Log,
     Maxout,
     MaxPool2d,
-    Mean,
     ReLU,
     Reshape,
     Scale,
-    Sequential,
     Sigmoid,
     Softmax,
 )

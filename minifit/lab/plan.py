@@ -10,10 +10,10 @@ from math import prod
 import numpy as np
 
 from minifit import UserError, baselines, fitnets, networks
+from minifit.composites import leaves
 from minifit.lab.report import count, duration, table
 from minifit.lab.sets import Examples, fingerprint
 from minifit.lab.training import DataParallel
-from minifit.layers import leaves
 
 
 class Plan:

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from minifit import UserError, __version__
 from minifit.backend import array_module, to_host
+from minifit.composites import Sequential, leaves
 from minifit.data import augment
 from minifit.data.preprocessing import ZCA, Local, Unit, Whitened, fit
 from minifit.data.progress import Bar
@@ -23,7 +24,7 @@ from minifit.data.stored import join
 from minifit.files import open_own
 from minifit.lab import files
 from minifit.lab.parallel import first, shared, team
-from minifit.layers import Layer, Sequential, leaves
+from minifit.layers import Layer
 
 CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at a time, on a device and on a host
 

@@ -15,22 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from minifit import UserError, experiments, files, model, networks, stages
+from minifit.composites import Mean, leaves
 from minifit.data.preprocessing import Unit
 from minifit.lab import export, publish, report, teachers
 from minifit.lab.parallel import Team, available, shared
-from minifit.layers import (
-    Conv2d,
-    Dropout,
-    Flatten,
-    GlobalAverage,
-    Linear,
-    Maxout,
-    MaxPool2d,
-    Mean,
-    ReLU,
-    Sigmoid,
-    leaves,
-)
+from minifit.layers import Conv2d, Dropout, Flatten, GlobalAverage, Linear, Maxout, MaxPool2d, ReLU, Sigmoid
 from minifit.model import Model, describe
 from minifit.schema import ANY, check
 from reference import paper

@@ -19,10 +19,11 @@ import numpy as np
 
 from minifit import UserError, files, model, networks, spec
 from minifit.backend import array_module, to_host
+from minifit.composites import Sequential
 from minifit.lab import export
 from minifit.lab.options import nearest
 from minifit.lab.parallel import team
-from minifit.layers import Layer, Sequential
+from minifit.layers import Layer
 from minifit.regressors import pieces_of
 
 MARGIN = 0.1  # of the way from chance to no error: a teacher below it has learned nothing, or is shown other pixels

@@ -13,13 +13,13 @@ import numpy as np
 
 from minifit import UserError, stages
 from minifit.backend import array_module, to_host
+from minifit.composites import leaves, weights
 from minifit.data.progress import Bar
 from minifit.fitnets import gradient, measure
 from minifit.lab import files, parallel
 from minifit.lab.parallel import first, return_freed_memory, shared, team
 from minifit.lab.sets import CHUNK, HOST_CHUNK
-from minifit.layers import leaves, lr_scales, max_norms
-from minifit.optimizers import max_norm
+from minifit.optimizers import update
 
 LANES = 8  # the largest number of partial sums of a minibatch; more workers are of no use ...
 LANES_MEMORY = 2**27  # ... fewer, but at least two, if they would take more bytes than this
@@ -153,9 +153,8 @@ def fit(
     Returns a dictionary: epochs run, best epoch, its validation loss and errors.
     """
     schedule = stage.schedule
-    examples, optimizer = DataParallel(stage, sets, microbatch, workers), schedule.make(lr_scales(stage.network))
-    limits = max_norms(stage.network)
-    params, n = examples.params, len(sets["train"])
+    examples, optimizer = DataParallel(stage, sets, microbatch, workers), schedule.make()
+    params, updated, n = examples.params, list(weights(stage.network)), len(sets["train"])
     steps, validated = ceil(n / schedule.batch), len(sets["validation"]) > 0
     state = {"epoch": 0, "best_epoch": 0, "best_loss": None, "best_errors": None, "finished": False}
     best = {}
@@ -186,9 +185,7 @@ def fit(
                     loss, grads = examples.gradient(indices, epoch, int(rng.integers(2**63)), chosen)
                     if not isfinite(loss):
                         raise TrainingError(_diagnosis(stage, sets["train"], indices, loss, epoch, step + 1))
-                    optimizer.step(params, grads)
-                    for name, limit in limits.items():
-                        max_norm(params[name], limit)
+                    update(optimizer, updated, grads)
                     total += loss * len(indices)
                     shown.set_postfix_str(f"loss {total / (shown.n + len(indices)):.4g}", refresh=False)
                     shown.update(len(indices))

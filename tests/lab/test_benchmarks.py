@@ -18,8 +18,9 @@ from benchmarks import device, profile, ranks, stages, step
 from benchmarks.contestants import Ceiling, Child, Minifit, Onnx, memory, turn
 from benchmarks.work import LEAD, built, examples, leads
 from minifit.backend import to_host
+from minifit.composites import Sequential
 from minifit.experiments import EXPERIMENTS
-from minifit.layers import Linear, Sequential, Softmax
+from minifit.layers import Linear, Softmax
 from minifit.networks import MNIST_FITNET, MNIST_TEACHER, Conv, FullyConnected, Network, Output
 
 ROOT = Path(__file__).parents[2]

@@ -13,12 +13,12 @@ from test_cifar import published, small_set, write
 
 import run as command
 from minifit import UserError, data, experiments, networks, regressors
+from minifit.composites import Branches, Sequential, weights
 from minifit.data import augment, preprocessing
 from minifit.data.stored import Rows
 from minifit.experiments import CIFAR10, EXPERIMENTS, Experiment
 from minifit.lab import files, plan, report, runner, sets, training
 from minifit.lab.runner import on_all, set_up, stage_of, take_teacher
-from minifit.layers import Branches, Sequential, lr_scales
 from minifit.networks import Conv, FullyConnected, Network, Output
 from minifit.optimizers import Ramp
 from reference import paper
@@ -355,10 +355,10 @@ def test_the_guided_layers_learn_at_a_rate_of_their_own_in_stage_2(tmp_path):
     assert {name[0] for name in moved(run, "fitnet")} == {"3", "4"}
     assert {name[0] for name in moved(run, "kd")} == set("01234")
     run = new_run(tmp_path, replace(CONFIG, guided_lr_scale=0.25, student_conv_lr_scale=0.5))
-    scales = {stage: lr_scales(run.plan.stages[stage][1].network) for stage in ("fitnet", "kd")}
-    of_blocks = {stage: {name[0]: scale for name, scale in scales[stage].items()} for stage in scales}
-    assert of_blocks["fitnet"] == {"0": 0.125, "1": 0.125, "2": 0.125}
-    assert of_blocks["kd"] == {"0": 0.5, "1": 0.5, "2": 0.5}
+    networks = {stage: run.plan.stages[stage][1].network for stage in ("fitnet", "kd")}
+    of_blocks = {stage: {w.name[0]: w.lr_scale for w in weights(network)} for stage, network in networks.items()}
+    assert of_blocks["fitnet"] == {"0": 0.125, "1": 0.125, "2": 0.125, "3": 1, "4": 1}
+    assert of_blocks["kd"] == {"0": 0.5, "1": 0.5, "2": 0.5, "3": 1, "4": 1}
 
 
 def test_convolutions_learn_at_a_rate_of_their_own_and_a_regressor_at_the_full_one(tmp_path):

@@ -10,6 +10,7 @@ import strict
 from test_cupy import PRECISION, SETTINGS, STAGES, STUDENT, TEACHER, agree, stages_of, xp
 
 from minifit.backend import describe
+from minifit.composites import weights
 from minifit.data import Dataset
 from minifit.data.preprocessing import Unit
 from minifit.experiments import MNIST_PAPER, Experiment
@@ -17,8 +18,7 @@ from minifit.lab import files, runner
 from minifit.lab.plan import outline, walk
 from minifit.lab.sets import Examples
 from minifit.lab.training import DataParallel
-from minifit.layers import max_norms
-from minifit.optimizers import max_norm
+from minifit.optimizers import update
 
 CONFIG = replace(MNIST_PAPER, **SETTINGS)
 
@@ -26,15 +26,13 @@ CONFIG = replace(MNIST_PAPER, **SETTINGS)
 @pytest.mark.parametrize("key", STAGES)
 def test_a_training_step_waits_for_the_device_only_to_look_at_its_labels_and_its_loss(key):
     stage, rng = stages_of(strict, np.float32)[key], np.random.default_rng(0)
-    optimizer, limits = stage.schedule.make(), max_norms(stage.network)
+    optimizer = stage.schedule.make()
     x, labels = rng.integers(0, 256, (8, 12, 12, 1)).astype(np.uint8), rng.integers(0, 10, 8)
     target = None if stage.target is None else stage.target(strict.asarray(x / np.float32(255))).get()
     with DataParallel(stage, {"train": Examples(x, labels, Unit(), target)}, 2, 1) as examples:
         strict.SYNCHRONISATIONS.clear()
         _, grads = examples.gradient(np.arange(8), 1, 7)
-        optimizer.step(stage.network.params, grads)
-        for name, limit in limits.items():
-            max_norm(stage.network.params[name], limit)
+        update(optimizer, weights(stage.network), grads)
         waits = list(strict.SYNCHRONISATIONS)
     looks = {"labels": 1, "eq. 2": 2, "eq. 3": 0}[stage.loss.title]
     assert waits == [*["bool"] * looks, "float"]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from exported import IMAGE, command, drawn, model_of, pictures, refused, saved, small
 
-from minifit import UserError, layers, networks
+from minifit import UserError, composites, layers, networks
+from minifit.composites import Branches, Mean, Sequential
 from minifit.data import preprocessing
 from minifit.data.preprocessing import Local, Unit
 from minifit.lab import export
-from minifit.layers import Branches, Flatten, GlobalAverage, Layer, Linear, Mean, Sequential
+from minifit.layers import Flatten, GlobalAverage, Layer, Linear
 from minifit.model import load
 
 onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
@@ -59,7 +60,8 @@ def test_a_layer_gives_the_same_in_onnxruntime(network):
 
 
 def test_every_layer_can_be_exported_or_is_refused_by_name():
-    kinds = {k for k in vars(layers).values() if isinstance(k, type) and issubclass(k, Layer)}
+    found = [kind for module in (layers, composites) for kind in vars(module).values()]
+    kinds = {kind for kind in found if isinstance(kind, type) and issubclass(kind, Layer)}
     known = {*export.emit.registry}
     assert {k.__name__ for k in kinds - known} == {"Layer", "Composite", "Autoassociator", "Bias"}
     bias = Sequential([layers.Bias(weights(*IMAGE)), *classifier(CONV)])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from minifit import UserError, fitnets
+from minifit.composites import Branches, Mean, Sequential
 from minifit.fitnets import LABELS, Distillation, Hint, Loss, Stage
 from minifit.lab import files, sets, training
 from minifit.lab.sets import Examples, outputs
 from minifit.lab.training import DataParallel, TrainingError, fit, improves, stopped
-from minifit.layers import Branches, Mean, Sequential
 from minifit.networks import Conv, Network, Output, build, initialise
 from minifit.optimizers import Ramp, Schedule
 from minifit.regressors import regressor

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from minifit import fitnets
+from minifit.composites import Branches, Sequential
 from minifit.fitnets import Method, Stage
-from minifit.layers import Branches, Sequential
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from scipy import special
 
 from minifit import baselines, fitnets, gradcheck, greedy
 from minifit.audit import EPOCH, each, joined
+from minifit.composites import Autoassociator, Branches, Mean, Sequential, leaves
 from minifit.layers import (
-    Autoassociator,
     Bias,
     Binary,
-    Branches,
     Conv2d,
     Dropout,
     Flatten,
@@ -26,14 +25,11 @@ from minifit.layers import (
     Log,
     Maxout,
     MaxPool2d,
-    Mean,
     ReLU,
     Reshape,
     Scale,
-    Sequential,
     Sigmoid,
     Softmax,
-    leaves,
 )
 from reference import losses, ops, optimizers, train
 

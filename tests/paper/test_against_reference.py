@@ -13,7 +13,8 @@ from scipy.special import log_softmax as scipys_log_softmax
 
 from minifit import audit, convolution, layers, losses, optimizers
 from minifit import fast_convolution as filtering
-from minifit.layers import Conv2d, Dropout, Maxout, MaxPool2d, Sequential, Softmax
+from minifit.composites import Sequential
+from minifit.layers import Conv2d, Dropout, Maxout, MaxPool2d, Softmax
 from minifit.patches import fold, unfold
 from reference import ops, train
 from reference import optimizers as reference_optimizers
@@ -210,7 +211,7 @@ def test_one_image_is_evaluated_by_another_method_than_it_is_trained_by_with_the
 
     monkeypatch.setattr(layers, "choose", spy)
     conv = layers.Conv2d(rng.normal(size=(8, 8, 24, 48)), rng.normal(size=48), pad=3)
-    net, x = layers.Sequential([conv, *above]), rng.normal(size=(1, 10, 10, 24))
+    net, x = Sequential([conv, *above]), rng.normal(size=(1, 10, 10, 24))
     np.testing.assert_allclose(net(x), net.forward(x)[0], rtol=1e-9, atol=1e-10)
     assert [type(method) for method in seen] == [convolution.Unfolded, filtering.Filtered]
 
@@ -250,19 +251,36 @@ def test_sgd_and_rmsprop_are_the_references_over_several_steps(shape, momentum, 
         (optimizers.RMSProp(0.005), lambda w, g, s: reference_optimizers.rmsprop(w, g, s, 0.005)),
         (optimizers.RMSProp(0.1, 0.5, 1e-2), lambda w, g, s: reference_optimizers.rmsprop(w, g, s, 0.1, 0.5, 1e-2)),
     ):
-        params, w, state = {"w": start.copy()}, start.copy(), np.zeros(shape)
+        w, theirs_w, state = start.copy(), start.copy(), np.zeros(shape)
         for g in gradients:
-            mine.step(params, {"w": g})
-            w, state = theirs(w, g, state)
-            close(params["w"], w)
+            mine.step("w", w, g)
+            theirs_w, state = theirs(theirs_w, g, state)
+            close(w, theirs_w)
 
 
 @pytest.mark.parametrize("make", [optimizers.SGD, optimizers.RMSProp])
-def test_a_scale_multiplies_the_step_of_the_array_that_it_names(make):
-    params = {name: np.zeros(3) for name in "ab"}
-    make(0.5, lr_scales={"a": 0.25}).step(params, {name: np.array([1.0, -2.0, 3.0]) for name in "ab"})
-    np.testing.assert_allclose(params["a"], 0.25 * params["b"], rtol=1e-15)
-    assert params["b"].all()
+def test_an_update_is_a_step_at_the_rate_of_each_array_and_then_the_limit_of_its_norm(make):
+    steps, g = {}, np.array([[1.0], [-2.0], [3.0]])
+    for name, scale, limit in (("plain", 1.0, None), ("scaled", 0.25, None), ("limited", 1.0, 0.05)):
+        steps[name] = w = np.zeros((3, 1))
+        optimizers.update(make(0.5), [(name, w, scale, limit)], {name: g})
+    assert steps["plain"].all()
+    np.testing.assert_allclose(steps["scaled"], 0.25 * steps["plain"], rtol=1e-15)
+    norm = np.sqrt((steps["plain"] ** 2).sum())
+    assert norm > 0.1
+    np.testing.assert_allclose(steps["limited"], steps["plain"] * 0.05 / norm, rtol=1e-15)
+
+
+@pytest.mark.parametrize("make", [lambda: optimizers.SGD(0.1, 0.9), lambda: optimizers.RMSProp(0.1)])
+def test_arrays_of_one_optimizer_have_states_of_their_own(make):
+    together, g = make(), {"a": np.array([1.0, -2.0]), "b": np.array([3.0, 0.5])}
+    both, alone = {name: np.zeros(2) for name in g}, {name: (make(), np.zeros(2)) for name in g}
+    for _ in range(3):
+        optimizers.update(together, [(name, w, 1.0, None) for name, w in both.items()], g)
+        for name, (optimizer, w) in alone.items():
+            optimizer.step(name, w, g[name])
+    for name, (_, w) in alone.items():
+        np.testing.assert_array_equal(both[name], w)
 
 
 @pytest.mark.parametrize("make", [lambda: optimizers.SGD(0.1, 0.9), lambda: optimizers.RMSProp(0.1)])
@@ -271,10 +289,10 @@ def test_a_large_array_is_updated_in_parts_with_the_same_bits(monkeypatch, make,
     def steps():
         rng, optimizer = np.random.default_rng(0), make()
         w = rng.normal(size=(5, 7)).astype(np.float32)
-        params = {"w": w.T if transposed else w}
+        w = w.T if transposed else w
         for _ in range(3):
-            optimizer.step(params, {"w": rng.normal(size=params["w"].shape).astype(np.float32)})
-        return params["w"].tobytes(), optimizer.state["w"].tobytes()
+            optimizer.step("w", w, rng.normal(size=w.shape).astype(np.float32))
+        return w.tobytes(), optimizer.state["w"].tobytes()
 
     whole, seen, parts = steps(), [], optimizers._parts
     monkeypatch.setattr(optimizers, "LARGE", 34)
@@ -286,7 +304,7 @@ def test_a_large_array_is_updated_in_parts_with_the_same_bits(monkeypatch, make,
 
 @pytest.mark.parametrize("optimizer", [optimizers.SGD(0.1, 0.5), optimizers.RMSProp(0.1)], ids=["SGD", "RMSProp"])
 def test_the_state_starts_at_0_whatever_the_weights_are(optimizer):
-    optimizer.step({"w": np.array([np.inf, -1.0], np.float32)}, {"w": np.zeros(2, np.float32)})
+    optimizer.step("w", np.array([np.inf, -1.0], np.float32), np.zeros(2, np.float32))
     assert optimizer.state["w"].tobytes() == np.zeros(2, np.float32).tobytes()
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from properties import EVERY_PROBLEM, all_close, close
 
 from minifit import audit, baselines, losses
+from minifit.composites import leaves
 from minifit.fitnets import gradient
-from minifit.layers import Layer, ReLU, leaves
+from minifit.layers import Layer, ReLU
 from minifit.patches import fold, unfold
 
 SEEDS = st.integers(0, 2**32 - 1)

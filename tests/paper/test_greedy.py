@@ -12,10 +12,11 @@ from scipy.special import expit, xlogy
 
 from minifit import UserError, greedy, networks, optimizers
 from minifit.backend import to_host
+from minifit.composites import Autoassociator, Sequential, weights
 from minifit.experiments import MNIST_PAPER
 from minifit.fitnets import LABELS, Stage, gradient, measure
 from minifit.greedy import RECONSTRUCTION, contrastive_divergence
-from minifit.layers import Autoassociator, Bias, Conv2d, Flatten, Linear, Sequential
+from minifit.layers import Bias, Conv2d, Flatten, Linear
 from minifit.networks import Conv, FullyConnected, Network, Output
 from minifit.task import Task
 from reference import losses as reference_losses
@@ -178,7 +179,7 @@ def walked(name, steps=0, make=None, **settings):
         optimizer, rng = (make or (lambda: optimizers.SGD(0.1)))(), np.random.default_rng(1)
         for epoch in range(1, steps + 1):
             loss, grads = (stage.rule or gradient)(stage, x, None, labels, epoch, rng)
-            optimizer.step(stage.network.params, grads)
+            optimizers.update(optimizer, weights(stage.network), grads)
             before.append(loss)
         stages.append(stage)
         return {"best_epoch": 1}
@@ -252,7 +253,7 @@ def test_a_greedy_stage_moves_its_own_layer_which_is_the_networks_and_no_other(n
         assert (stage.below is None) if i == 0 else list(stage.below) == list(last.network)[:i]
         before = {key: p.copy() for key, p in last.network.params.items()}
         _, grads = (stage.rule or gradient)(stage, x, None, labels, 1, np.random.default_rng(0))
-        optimizers.SGD(0.1).step(stage.network.params, grads)
+        optimizers.update(optimizers.SGD(0.1), weights(stage.network), grads)
         moved = {key for key, p in last.network.params.items() if not np.array_equal(p, before[key])}
         affine = "1" if f"{i}.1.w" in before else "0"
         assert moved == {f"{i}.{affine}.w", f"{i}.{affine}.b"}

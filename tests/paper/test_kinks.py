@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from properties import FAR, far_logits_are_scipys, ties_go_to_the_first
 from scipy import special
 
-from minifit import audit, networks
+from minifit import audit, composites, networks
+from minifit.composites import Autoassociator, Branches, Mean, Sequential
 from minifit.layers import (
-    Autoassociator,
     Binary,
-    Branches,
     Conv2d,
     Dropout,
     Flatten,
@@ -23,12 +22,9 @@ from minifit.layers import (
     Log,
     Maxout,
     MaxPool2d,
-    Mean,
     ReLU,
     Scale,
-    Sequential,
     Softmax,
-    max_norms,
 )
 from minifit.losses import (
     cross_entropy,
@@ -432,7 +428,7 @@ def test_parameters_have_the_same_names_with_and_without_dropout():
         ):
             noisy = networks.build(network, **keep)
             assert list(noisy.params) == list(plain.params)
-            assert max_norms(noisy) == max_norms(plain)
+            assert [w.max_norm for w in composites.weights(noisy)] == [w.max_norm for w in composites.weights(plain)]
             y, cache = noisy[0].forward(np.zeros((1, *network.input), np.float32), np.random.default_rng(0))
             assert noisy[0].weight_gradients(y, cache).keys() == plain[0].params.keys()
 
@@ -468,7 +464,7 @@ def test_a_regressor_is_of_zeros_until_it_is_drawn_and_its_filters_have_the_larg
     assert w.shape[-1] == b.size == (pieces or 1) * (7 if kind == "conv" else 4 * 4 * 7)
     assert w.dtype == b.dtype == np.float32
     assert not w.any() and not b.any()
-    assert max_norms(made) == {name: 0.9 for name in made.params if name.endswith("w")}
+    assert [w.max_norm for w in composites.weights(made)] == [0.9, None]  # of w and of b
     assert made(np.zeros((2, 6, 5, 4), np.float32)).shape == (2, 4, 4, 7)
 
 

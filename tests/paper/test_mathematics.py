@@ -9,7 +9,8 @@ import pytest
 
 import minifit
 from minifit import audit, fitnets, losses, optimizers
-from minifit.layers import Composite, Layer
+from minifit.composites import Composite
+from minifit.layers import Layer
 from minifit.regressors import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,8 +59,8 @@ def test_every_row_of_the_audit_is_on_the_page():
 
 
 def test_every_layer_loss_update_and_regressor_is_on_the_page():
-    layers = [kind for kind in audit.below(Layer) if kind.__module__ == "minifit.layers" and kind is not Composite]
-    wanted = [f"minifit.layers.{kind.__name__}" for kind in layers]
+    layers = [kind for kind in audit.below(Layer) if kind.__module__ in ("minifit.layers", "minifit.composites")]
+    wanted = [f"{kind.__module__}.{kind.__name__}" for kind in layers if kind is not Composite]
     for module in (losses, optimizers):
         for name, member in inspect.getmembers(module, lambda m: inspect.isfunction(m) or inspect.isclass(m)):
             own = member.__module__ == module.__name__ and not name.startswith("_") and "__mutmut" not in name

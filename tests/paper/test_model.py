@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 
 import minifit
-from minifit import UserError, files, networks
-from minifit import layers as all_layers
+from minifit import UserError, composites, files, layers, networks
+from minifit.composites import Branches, Composite, Mean, Sequential
 from minifit.data import preprocessing
 from minifit.data.preprocessing import ZCA, Unit, Whitened
 from minifit.layers import (
     Bias,
     Binary,
-    Branches,
-    Composite,
     Conv2d,
     Dropout,
     Flatten,
@@ -25,11 +23,9 @@ from minifit.layers import (
     Log,
     Maxout,
     MaxPool2d,
-    Mean,
     ReLU,
     Reshape,
     Scale,
-    Sequential,
     Sigmoid,
     Softmax,
 )
@@ -88,7 +84,8 @@ def refusal(path):
 
 
 def test_every_kind_of_layer_is_here():
-    kinds = {k for k in vars(all_layers).values() if isinstance(k, type) and issubclass(k, Layer)}
+    found = [kind for module in (layers, composites) for kind in vars(module).values()]
+    kinds = {kind for kind in found if isinstance(kind, type) and issubclass(kind, Layer)}
     assert kinds - {type(leaf) for leaf in LEAVES} == {k for k in kinds if issubclass(k, Composite) or k is Layer}, (
         "a new layer: add it to LEAVES, and see that its constructor takes what vars() shows of it"
     )

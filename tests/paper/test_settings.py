@@ -143,8 +143,8 @@ def test_a_constant_ramp_says_so_with_one_number():
 
 def test_a_schedule_sets_the_rate_by_epoch_and_by_updates():
     schedule = Schedule("sgd", lr=0.2, epochs=9, patience=9, lr_scale=Ramp(1.0, 0.1, 5), lr_decay=2.0)
-    optimizer = schedule.make({"w": 0.5})
-    assert isinstance(optimizer, SGD) and optimizer.lr == 0.2 and optimizer.lr_scales == {"w": 0.5}
+    optimizer = schedule.make()
+    assert isinstance(optimizer, SGD) and optimizer.lr == 0.2
     for epoch, updates, lr in ((1, 0, 0.2), (1, 3, 0.025), (3, 1, 0.055), (5, 0, 0.02), (9, 1, 0.01)):
         schedule.adjust(optimizer, epoch, updates)
         assert optimizer.lr == pytest.approx(lr, rel=1e-14)
@@ -157,7 +157,7 @@ def test_a_schedule_sets_the_momentum_of_sgd_alone():
     for epoch, momentum in ((1, 0.5), (3, 0.6), (5, 0.7), (9, 0.7)):
         schedule.adjust(optimizer, epoch, 0)
         assert optimizer.momentum == pytest.approx(momentum, rel=1e-14)
-    other = replace(schedule, optimizer="rmsprop").make({"w": 2.0})
-    assert isinstance(other, RMSProp) and other.lr_scales == {"w": 2.0}
+    other = replace(schedule, optimizer="rmsprop").make()
+    assert isinstance(other, RMSProp) and other.lr == 1.0
     replace(schedule, optimizer="rmsprop").adjust(other, 5, 0)
     assert not hasattr(other, "momentum")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from minifit import fitnets
+from minifit.composites import Sequential
 from minifit.experiments import MNIST_PAPER, STREAMS
-from minifit.layers import Linear, Maxout, ReLU, Sequential
+from minifit.layers import Linear, Maxout, ReLU
 from minifit.networks import Conv, Network, Output, build, initialise
 from minifit.task import Task
 
