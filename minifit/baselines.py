@@ -114,7 +114,7 @@ def joint_hint(task, train):
 
 
 METHODS = (  # in the order in which they are listed everywhere
-    *fitnets.METHODS,
+    *fitnets.TABLE_4,
     Method("mimic", "mimic net", "mimic", mimic),
     Method("mimic-conv", "mimic net, convolutional", "mimic conv", partial(mimic, name="mimic-conv", wide=True)),
     Method(
@@ -129,7 +129,7 @@ METHODS = (  # in the order in which they are listed everywhere
     Method("dsn", "deeply-supervised net", "DSN", dsn),
     Method("dsn-student", "student, deeply supervised", "DSN student", dsn_student),
     Method("maxout", "maxout network", "maxout", maxout),
-    *greedy.METHODS,
+    *greedy.LAYERWISE,
     Method("labels-then-labels", "labels, then labels", "labels+labels", labels_then_labels),
     Method("labels-then-kd", "labels, then distillation", "labels+KD", labels_then_kd),
     Method("joint-labels", "labels at two depths at once", "joint labels", joint_labels),

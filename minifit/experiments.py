@@ -30,7 +30,7 @@ class Config:
         common=True,
         teacher=True,
     )
-    test: int | None = setting("test on the first N test images; auto: all", at_least(1), common=True, teacher=True)
+    test: int | None = setting("test on the first N test images; auto: all", at_least(1), teacher=True)
     retrain: bool = setting(
         "then train every stage again on training and validation images, for the epochs that were best"
     )

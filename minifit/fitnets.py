@@ -88,7 +88,7 @@ class Method:
     run: Callable  # (task, train)
 
 
-METHODS = (
+TABLE_4 = (
     Method("teacher", "teacher", "teacher", trained_teacher),
     Method("backprop", "standard back-propagation", "back-prop", backprop),
     Method("kd", "knowledge distillation", "KD", kd),

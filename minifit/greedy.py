@@ -54,7 +54,7 @@ def supervised(task, train, student=False):
     train(start.last_stage("greedy-supervised"))
 
 
-METHODS = (
+LAYERWISE = (
     Method("greedy-autoassociator", "greedy auto-associators", "greedy AA", autoassociator),
     Method("greedy-rbm", "greedy RBMs", "greedy RBM", rbm),
     Method("greedy-supervised", "greedy supervised layers", "greedy sup.", supervised),

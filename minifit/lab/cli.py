@@ -183,7 +183,7 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
             f"{experiment.student.name} learns from {experiment.teacher.name}. The values in brackets are the defaults."
         )
         choices = {"stage": goals_of(experiment, start), "preset": experiment.presets}
-        few = baselines.METHODS if HELP_ALL in arguments else (*fitnets.METHODS,)
+        few = baselines.METHODS if HELP_ALL in arguments else (*fitnets.TABLE_4,)
         more = [] if HELP_ALL in arguments else [f"and {len(baselines.METHODS) - len(few)} more ({HELP_ALL})"]
         choices[start.CHOICE] = [method.name for method in few] + more
         show_help(f"{command} {name}", about, start, arguments, choices)
@@ -240,13 +240,13 @@ def methods_of(experiment, asked):
     else:
         if asked.stage not in goals:
             raise UserError(f"--stage {asked.stage}: wanted {', '.join(goals)}")
-    return () if methods == fitnets.METHODS else tuple(method.name for method in methods)
+    return () if methods == fitnets.TABLE_4 else tuple(method.name for method in methods)
 
 
 def goals_of(experiment, config, methods=None):
     """Returns the values that `--stage` accepts with these settings: methods, their stages, and "all"."""
     task, goals = Task({"teacher": experiment.teacher, "student": experiment.student}, config, 0, draw=False), []
-    for method in fitnets.METHODS if methods is None else methods:
+    for method in fitnets.TABLE_4 if methods is None else methods:
         if keys := plan.noted([method], task):  # a given teacher is not trained
             goals += [*keys, method.name]
     return [*dict.fromkeys(goals), "all"]

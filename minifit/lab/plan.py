@@ -22,7 +22,7 @@ class Plan:
     def __init__(self, task, methods, epochs):
         """methods: the chosen ones    epochs: stage -> number of epochs, if another run has chosen it"""
         self.methods, self.epochs = methods, epochs
-        listed = [m for m in baselines.METHODS if m in methods or m in fitnets.METHODS]
+        listed = [m for m in baselines.METHODS if m in methods or m in fitnets.TABLE_4]
         self.stages = noted(listed, replace(task))  # a copy of a task has no trained teacher
         # method -> the keys of its stages, including stages that it shares with an earlier method
         self.keys = {method: [*noted([method], replace(task))] for method in listed}
@@ -56,7 +56,7 @@ def chosen(names=()):
     for name in names:
         if name not in (known := [method.name for method in baselines.METHODS]):
             raise UserError(f"--method {name}: wanted {', '.join(known)}")
-    return tuple(method for method in baselines.METHODS if method.name in names) if names else fitnets.METHODS
+    return tuple(method for method in baselines.METHODS if method.name in names) if names else fitnets.TABLE_4
 
 
 class _Reached(Exception):

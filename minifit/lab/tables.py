@@ -36,7 +36,7 @@ def lines(row, accuracies, results):
         errors = [100 - error if accuracies else error for error in ours["test_errors"]]
         seeds = several(ours["seeds"])
         found.append([system, published, number(float(np.mean(errors))), interval(errors), seeds, preset])
-    chosen = "" if method in fitnets.METHODS else f" --methods {method.name}"
+    chosen = "" if method in fitnets.TABLE_4 else f" --methods {method.name}"
     command = f"python run.py compare {row.experiment}{chosen}"
     return found or [[system, published, None, None, None, command]]
 

@@ -524,7 +524,7 @@ def test_the_stages_are_those_of_the_methods(monkeypatch, capsys):
         train(fitnets.Stage("ensemble", task.network("student"), fitnets.LABELS, task.settings.student))
 
     method = fitnets.Method("mixed", "a mixture", "mix", ensemble)
-    monkeypatch.setattr(fitnets, "METHODS", (*fitnets.METHODS, method))
+    monkeypatch.setattr(fitnets, "TABLE_4", (*fitnets.TABLE_4, method))
     monkeypatch.setattr(baselines, "METHODS", (*baselines.METHODS, method))
     assert "fitnet, ensemble, mixed, all" in " ".join(helped(capsys, "digits", "--help").split())
     assert parse("digits", ["--stage", "ensemble"]).stage == "ensemble"

@@ -11,7 +11,7 @@ from minifit.lab.pictures import first_layers
 from minifit.lab.plan import outline
 from minifit.lab.runner import set_up, stage_of
 
-RECONSTRUCTING = [name for name in (method.name for method in greedy.METHODS) if "supervised" not in name]
+RECONSTRUCTING = [name for name in (method.name for method in greedy.LAYERWISE) if "supervised" not in name]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def new_run(digits, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("name", [method.name for method in greedy.METHODS])
+@pytest.mark.parametrize("name", [method.name for method in greedy.LAYERWISE])
 def test_workers_and_interruptions_change_no_byte_and_layers_are_handed_on(name, new_run, tmp_path):
     whole, cut = (new_run(tmp_path / str(workers), name, workers=workers) for workers in (1, 2))
     made = perform(whole)

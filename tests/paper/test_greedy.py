@@ -25,7 +25,7 @@ from reference import optimizers as reference_optimizers
 
 STUDENT = Network("student", (4, 3, 1), (Conv(2, 2), Conv(1, 2, pad=1, pool=(2, 2)), FullyConnected(2), Output(2)))
 NETWORKS = {"teacher": STUDENT, "student": STUDENT}
-METHODS = {method.name: method for method in greedy.METHODS}
+METHODS = {method.name: method for method in greedy.LAYERWISE}
 every_method = pytest.mark.parametrize("name", METHODS)
 MAPS = {"features": (5,), "images": (3, 2, 1), "maps": (4, 3, 2)}
 every_kind = pytest.mark.parametrize("kind", MAPS)

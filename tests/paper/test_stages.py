@@ -50,7 +50,7 @@ def walked(task, method, best_epoch=1):
         stages[stage.key] = stage
         return {"best_epoch": best_epoch}
 
-    next(m for m in fitnets.METHODS if m.name == method).run(task, train)
+    next(m for m in fitnets.TABLE_4 if m.name == method).run(task, train)
     return stages
 
 
@@ -149,7 +149,7 @@ def test_hints_and_then_the_fitnet_agree_with_the_two_stage_oracle(rule, pieces,
 def test_each_stage_trains_what_its_line_of_algorithm_1_says():
     task, _, _ = small()
     stages = {}
-    for method in fitnets.METHODS:
+    for method in fitnets.TABLE_4:
         stages |= walked(task, method.name)
     teacher, hint, fitnet = task.teacher, stages["hint"], stages["fitnet"]
     assert list(hint.network)[:2] == list(fitnet.network)[:2]  # the same layers, not copies: line 5
@@ -167,7 +167,7 @@ def test_each_stage_trains_what_its_line_of_algorithm_1_says():
 def test_a_second_pair_is_guided_after_the_first_and_has_a_regressor_of_its_own():
     task, _, _ = small(guided_layer=(1, 2), hint_layer=(1, 1), regressor="fc")
     found = []
-    next(m for m in fitnets.METHODS if m.name == "fitnet").run(
+    next(m for m in fitnets.TABLE_4 if m.name == "fitnet").run(
         task, lambda stage: found.append(stage) or {"best_epoch": 1}
     )
     first, second, last = found[-3:]
