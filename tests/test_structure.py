@@ -54,7 +54,7 @@ LAB = (
     "lab",
     "lab.parallel",
     "lab.jobs",
-    "lab.lifeline",
+    "lab.watchdog",
     "lab.mpi",
     "lab.ranks",
     "lab.files",
@@ -75,7 +75,7 @@ LAB = (
     "lab.publish",
     "lab.tables",
     "lab.speed",
-    "lab.tools",
+    "lab.commands",
     "lab.cli",
     "lab.__main__",  # the command line, under the name by which Python asks for it
 )

@@ -19,8 +19,9 @@ import numpy as np
 
 from minifit import UserError, baselines, data, experiments, fitnets, networks
 from minifit.backend import BACKENDS, use
+from minifit.lab import commands as on_files
 from minifit.lab import compare as comparison
-from minifit.lab import parallel, plan, publish, report, runner, tables, teachers, tools
+from minifit.lab import parallel, plan, publish, report, runner, tables, teachers
 from minifit.lab.files import versions
 from minifit.lab.jobs import PARENT
 from minifit.lab.options import HELP, HELP_ALL, WIDTH, changed, changes, nearest, option_of, options, read, show_help
@@ -427,7 +428,7 @@ def main(words):
     """Runs a command and returns its exit status."""
     commands = {"compare": compare, "results": results, "networks": show_networks, "audit": audit}
     commands |= {"tables": show_tables}
-    commands |= {name: lambda words, do=do: do(words, say) for name, do in tools.COMMANDS.items()}
+    commands |= {name: lambda words, do=do: do(words, say) for name, do in on_files.COMMANDS.items()}
     name, *rest = words or ["--help"]
     try:
         surroundings()

@@ -22,9 +22,9 @@ from mpi4py.futures import MPICommExecutor
 from minifit import UserError
 from minifit.lab import parallel
 from minifit.lab.jobs import run_jobs
-from minifit.lab.lifeline import Lifeline, launcher, start
 from minifit.lab.mpi import RankTeam, told
 from minifit.lab.parallel import Alone, Team
+from minifit.lab.watchdog import Lifeline, launcher, start
 
 PATIENCE = 3  # seconds in which all ranks come to the same error, or else they do not
 LATE = 30  # seconds in which all ranks come to the end of a command, where none has work left

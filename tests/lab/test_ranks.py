@@ -196,9 +196,9 @@ def test_a_fault_of_one_rank_ends_all_with_one_line(body, wanted):
 # Rank 0 on another machine than the launcher, which loses what it says.
 FAR = """
 import os
-from minifit.lab import lifeline, ranks
+from minifit.lab import watchdog, ranks
 if "0" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
-    lifeline.launcher = ranks.launcher = lambda: None
+    watchdog.launcher = ranks.launcher = lambda: None
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 """
 
@@ -217,8 +217,8 @@ echo it has ended >&2
 """
 ONE_RANK = """
 import os, signal
-from minifit.lab import lifeline
-held = lifeline.Lifeline(*lifeline.start("{who} is lost"), "rank 0")
+from minifit.lab import watchdog
+held = watchdog.Lifeline(*watchdog.start("{who} is lost"), "rank 0")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -244,14 +244,14 @@ def test_the_line_reaches_the_terminal_whether_or_not_the_launcher_passes_it_on(
 # Two ranks are killed, one after the other, while the process that watches them has no time to look.
 IN_TURN = """
 import os, signal, sys, time
-from minifit.lab import lifeline
-place = lifeline.start("{who} is lost")
+from minifit.lab import watchdog
+place = watchdog.start("{who} is lost")
 (watcher,) = map(int, open(f"/proc/self/task/{os.getpid()}/children").read().split())
 ranks = []
 for name in ("rank 0", "rank 1"):
     done, told = os.pipe()
     if not (pid := os.fork()):
-        held = lifeline.Lifeline(*place, name)
+        held = watchdog.Lifeline(*place, name)
         os.write(told, b"x")
         signal.pause()
     os.read(done, 1)
@@ -277,8 +277,8 @@ def test_the_line_holds_no_pipe_open_that_nobody_reads(tmp_path):
     launcher = tmp_path / "mpiexec"
     launcher.write_text(PASSES.replace("TO", "&2"))
     launcher.chmod(0o755)
-    asked = "fcntl.fcntl(lifeline._with_stderr(lifeline.launcher())[1], fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY"
-    words = [launcher, sys.executable, "-c", f"import fcntl, os; from minifit.lab import lifeline; print({asked})"]
+    asked = "fcntl.fcntl(watchdog._with_stderr(watchdog.launcher())[1], fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY"
+    words = [launcher, sys.executable, "-c", f"import fcntl, os; from minifit.lab import watchdog; print({asked})"]
     done = subprocess.run(words, cwd=ROOT, env=environment(), timeout=60, capture_output=True)
     assert done.stdout == b"True\n"
 
@@ -565,7 +565,7 @@ def test_help_ends_all_ranks():
 def test_without_mpiexec_nothing_of_it_is_imported():
     code = (
         "import sys; from minifit.lab import cli; cli.main(['networks', '--help']); "
-        "print({'mpi4py', 'minifit.lab.ranks', 'minifit.lab.mpi', 'minifit.lab.lifeline'} & {*sys.modules})"
+        "print({'mpi4py', 'minifit.lab.ranks', 'minifit.lab.mpi', 'minifit.lab.watchdog'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "set()"
