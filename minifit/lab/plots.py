@@ -323,7 +323,10 @@ def plot_hints(images, hints, before, after, path, title):
 
 
 def plot_mistakes(images, labels, said, teacher_said, sure, path, title, most=30):
-    """Draws misclassified images with their label, the student's answer, its probability, and the teacher's answer."""
+    """Draws misclassified images with their label, the student's answer, its probability, and the teacher's answer.
+
+    teacher_said: its answers; None: there is no teacher
+    """
     from matplotlib.figure import Figure
 
     shown, columns = min(most, len(images)), 10
@@ -332,14 +335,17 @@ def plot_mistakes(images, labels, said, teacher_said, sure, path, title, most=30
     figure = Figure(figsize=(width, height))
     order = np.argsort(-np.asarray(sure), kind="stable")[:shown]
     some = f"the {shown} surest" if shown < len(images) else "all of them, the surest first"
-    heading(figure, title, f"{some}; label > student's answer, its probability; T: the teacher's answer")
+    teachers = "" if teacher_said is None else "; T: the teacher's answer"
+    heading(figure, title, f"{some}; label > student's answer, its probability{teachers}")
     for place, i in enumerate(order):
         row, column = divmod(place, columns)
         at = (0.15 + 1.04 * column) / width, 1 - (0.85 + 1.55 * row + 0.95) / height
         axes = figure.add_axes((*at, 0.95 / width, 0.95 / height))
         show(axes, images[i])
-        right = "teacher right" if teacher_said[i] == labels[i] else f"T: {teacher_said[i]}"
         axes.set_title(f"{labels[i]} > {said[i]}, {sure[i]:.2f}", fontsize=8.5, pad=2)
+        if teacher_said is None:
+            continue
+        right = "teacher right" if teacher_said[i] == labels[i] else f"T: {teacher_said[i]}"
         axes.text(0.5, -0.04, right, transform=axes.transAxes, ha="center", va="top", fontsize=7.5, color=GREY)
     save(figure, path)
 

@@ -270,7 +270,7 @@ def draw_networks(run, part, title):
             break
     methods = in_order(figures(stages))
     last = {record["method"]: key for key, record in stages.items() if "test_error" in record}
-    draw_mistakes(run, *(last[method] for method in (methods[-1], methods[0])), part / "mistakes.png", title)
+    draw_mistakes(run, last[methods[-1]], last.get(TEACHER), part / "mistakes.png", title)
 
 
 def draw_hints(run, key, path, title):
@@ -292,16 +292,22 @@ def draw_hints(run, key, path, title):
 
 
 def draw_mistakes(run, key, teacher, path, title):
-    """Draws a stage's mistakes on test images, with the teacher's answers."""
-    student, teacher = (runner.stage_of(run, name).network for name in (key, teacher))
-    teacher = runner.given(run) or teacher
+    """Draws a stage's mistakes on test images, with the teacher's answers.
+
+    teacher: the teacher's stage; None: this run has trained none
+    """
+    student, asked = runner.stage_of(run, key).network, runner.given(run)
+    if teacher and asked is None:
+        asked = runner.stage_of(run, teacher).network
     (images, labels), examples = run.sets.stored["test"], run.sets["test"]
     logits = outputs(student, examples, run.workers)
     logits = logits[-1] if isinstance(logits, tuple) else logits
     said = logits.argmax(axis=-1)
     wrong = np.flatnonzero(said != labels)
     likely = np.exp(logits[wrong] - logits[wrong].max(axis=-1, keepdims=True))
-    asked = Examples(images[wrong], labels[wrong], examples.prepare)
-    teacher_said = outputs(teacher, asked, run.workers).argmax(axis=-1) if len(wrong) else wrong
+    shown = Examples(images[wrong], labels[wrong], examples.prepare)
+    teacher_said = None
+    if asked is not None:
+        teacher_said = outputs(asked, shown, run.workers).argmax(axis=-1) if len(wrong) else wrong
     title = f"{run.plan.stages[key][0].title}'s {len(wrong):,} mistakes of {len(images):,} test images, {title}"
     plots.plot_mistakes(images[wrong], labels[wrong], said[wrong], teacher_said, 1 / likely.sum(axis=-1), path, title)

@@ -140,6 +140,23 @@ def test_it_is_compared_and_published_and_its_records_outlive_it(added, tmp_path
     assert (results / "digits" / "README.md").read_text() == page
 
 
+@pytest.mark.parametrize(("method", "asked"), [("backprop", False), ("kd", True)])
+def test_mistakes_are_drawn_with_the_answers_of_a_teacher_if_there_is_one(
+    method, asked, added, tmp_path, monkeypatch, capfd
+):
+    (tmp_path / "with_joint.py").write_text(SCRIPT)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "with_joint.py")])
+    answers = []
+    monkeypatch.setattr(publish.plots, "plot_mistakes", lambda *given: answers.append(given[2:4]))
+    folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    assert run.main(["compare", "digits", "--seeds", "1", "--methods", method, *folders, *tiny()]) == 0, (
+        capfd.readouterr()
+    )
+    ((student, teacher),) = answers
+    assert (teacher is not None) == asked
+    assert not asked or not np.array_equal(student, teacher)
+
+
 def test_it_is_audited(added, capsys):
     assert run.main(["audit", "--row", "method joint", "--draws", "1"]) == 0
     said = capsys.readouterr().out
