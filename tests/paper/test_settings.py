@@ -157,7 +157,7 @@ def test_a_schedule_sets_the_momentum_of_sgd_alone():
     for epoch, momentum in ((1, 0.5), (3, 0.6), (5, 0.7), (9, 0.7)):
         schedule.adjust(optimizer, epoch, 0)
         assert optimizer.momentum == pytest.approx(momentum, rel=1e-14)
-    other = replace(schedule, optimizer="rmsprop").make()
-    assert isinstance(other, RMSProp) and other.lr == 1.0
+    other = replace(schedule, optimizer="rmsprop", lr=0.25).make()
+    assert isinstance(other, RMSProp) and other.lr == 0.25
     replace(schedule, optimizer="rmsprop").adjust(other, 5, 0)
     assert not hasattr(other, "momentum")
