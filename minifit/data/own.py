@@ -20,7 +20,7 @@ WANTED = "an HDF5 file or .npz with images and labels, or a folder with one fold
 FIELDS = ("images", "labels", "test_images", "test_labels")
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 TEST_SHARE, SEED = 5, 0  # without a test part, a fifth of each class is one; every run has the same
-MOST_CLASSES = 2**31
+MOST_CLASSES, MOST_IMAGES = 2**31, 2**24
 SIDE, CHANNELS = 4096, {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
@@ -47,10 +47,17 @@ def load(path):
     if (counts := np.bincount(labels)).min() < TEST_SHARE:
         few = f"found {counts.min()} of class {counts.argmin()}"
         raise UserError(f"{path}: labels: {few}; wanted {TEST_SHARE} of each at least, or test_images and test_labels")
-    cut = len(order) - max(1, len(order) // TEST_SHARE)
     name = f"{path.name} (1/{TEST_SHARE} of each class drawn for testing, seed {SEED})"
-    train, test = order[:cut], order[cut:]
+    train, test = split(order, labels)
     return name, images.part(train), labels[train], images.part(test), labels[test], ()
+
+
+def split(order, labels):
+    """Returns (training, test) indices in this order: of each class the last fifth, rounded down, is for testing."""
+    ordered, test = labels[order], np.zeros(len(order), bool)
+    for label, count in enumerate(np.bincount(labels)):
+        test[np.flatnonzero(ordered == label)[-(count // TEST_SHARE) :]] = True
+    return order[~test], order[test]
 
 
 def stratified(labels, rng):
@@ -117,6 +124,8 @@ def check(path, found):
             grey = "; a grey image has C = 1" if len(shape) == 3 else ""
             wanted = f"wanted uint8 (N, H, W, C), none of them 0 and C of 1 to 4{grey}"
             raise UserError(f"{path}: {prefix}images: found {images}; {wanted}")
+        if shape[0] > MOST_IMAGES:
+            raise UserError(f"{path}: {prefix}images: found {images}; wanted at most {MOST_IMAGES:,} images")
         if max(sides) > SIDE:
             raise UserError(f"{path}: {prefix}images: found {images}; wanted at most {SIDE} pixels a side")
         if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -241,8 +242,15 @@ class Copy:
         self.file.close()
 
 
+def _whole(path):
+    """Whether there is a copy, and HDF5 finds its end where it should be."""
+    with suppress(UserError):
+        return path.exists() and hdf5(path, ()) == {}
+    return False
+
+
 def copied(place, sources, make, *arguments):
-    """Returns the path of a copy in the cache, which make(place, path, *arguments) writes if it is missing.
+    """Returns the path of a copy in the cache, which make(place, path, *arguments) writes if it is missing or cut off.
 
     sources: the files that the copy is made from; their names, sizes and times of change identify it
     """
@@ -258,7 +266,7 @@ def copied(place, sources, make, *arguments):
         folder.mkdir(parents=True, exist_ok=True)
         with os.fdopen(open_own(folder / f".{key}.lock", os.O_RDWR), "r+") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX)  # of two runs that start together, one copies and the other waits for it
-            if not path.exists():
+            if not _whole(path):
                 temporary = folder / f".{key}.tmp"
                 temporary.unlink(missing_ok=True)
                 try:

@@ -8,6 +8,7 @@ The files are read as streams, because X has 1.6 GB, and copied to a file of the
 """
 
 import hashlib
+import os
 import struct
 import zlib
 from math import prod
@@ -163,6 +164,8 @@ def _matrices(path, file):
         kind, length = struct.unpack("<II", tag.ljust(8, b"\0"))
         if kind not in (COMPRESSED, MATRIX):
             raise UserError(f"{path}: damaged: an element of type {kind} at byte {file.tell() - len(tag)}")
+        if (missing := length - (os.fstat(file.fileno()).st_size - file.tell())) > 0:
+            raise UserError(f"{path}: cut off: {missing:,} bytes of an element are missing")
         here = _Content(path, file, length, packed=kind == COMPRESSED)
         if kind == COMPRESSED:
             kind, inside = struct.unpack("<II", here.take(8))
@@ -260,5 +263,7 @@ class _Content:
             self.take(min(self.left, BLOCK) or len(self.pending))
         if self.inflate and self._more(1):
             raise UserError(f"{self.path}: damaged: an element has more content than it says")
+        if self.inflate and not self.inflate.eof:
+            raise UserError(f"{self.path}: cut off: the end of a compressed element is missing")
         while self._read(BLOCK):
             pass

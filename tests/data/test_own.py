@@ -15,7 +15,7 @@ from PIL import Image
 
 from minifit import UserError, data
 from minifit.data import own, stored
-from minifit.data.stored import Rows
+from minifit.data.stored import Array, Rows
 
 REAL = Path(__file__).resolve().parents[2]
 
@@ -85,8 +85,9 @@ def test_every_kind_of_file_gives_the_same_images_and_the_same_order(kind, chann
     np.testing.assert_array_equal(loaded.test_images[:], images[tests])
     np.testing.assert_array_equal(loaded.test_labels, labels[tests])
     assert sorted([*order, *tests]) == list(range(30))
-    wanted = own.stratified(labels, np.random.default_rng(0))
-    np.testing.assert_array_equal([*order, *tests], wanted)
+    wanted = own.split(own.stratified(labels, np.random.default_rng(0)), labels)
+    for found, indices in zip((order, tests), wanted, strict=True):
+        np.testing.assert_array_equal(found, indices)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,6 +110,27 @@ def test_every_stretch_of_the_order_has_about_its_share_of_each_class(sizes, see
         for label, size in enumerate(sizes):
             share = size * len(stretch) / len(labels)
             assert abs((stretch == label).sum() - share) <= len(sizes)
+
+
+@given(st.lists(st.integers(5, 40), min_size=2, max_size=5), st.integers(0, 99))
+def test_a_fifth_of_each_class_is_for_testing_and_both_parts_keep_the_order(sizes, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    order = own.stratified(labels, np.random.default_rng(seed))
+    train, test = own.split(order, labels)
+    assert np.bincount(labels[test]).tolist() == [size // 5 for size in sizes]
+    place = np.argsort(order)
+    assert sorted([*train, *test]) == list(range(len(labels)))
+    assert (np.diff(place[train]) > 0).all() and (np.diff(place[test]) > 0).all()
+    for label in range(len(sizes)):
+        assert place[train][labels[train] == label].max() < place[test][labels[test] == label].min()
+
+
+def test_more_images_than_a_data_set_has_are_refused_before_they_are_copied():
+    found = {"images": Array((2**24, 1, 1, 1), np.dtype(np.uint8)), "labels": Array((2**24,), np.dtype(np.uint8))}
+    own.check("a.npz", found)
+    found = {name: Array((2**24 + 1, *a.shape[1:]), a.dtype) for name, a in found.items()}
+    with pytest.raises(UserError, match=r"a\.npz: images: found .*; wanted at most 16,777,216 images"):
+        own.check("a.npz", found)
 
 
 def test_pictures_of_every_kind_become_bytes(tmp_path):

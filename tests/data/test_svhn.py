@@ -158,6 +158,12 @@ WRONG = {
     ),
     "bomb": (HEADER + struct.pack("<II", 15, len(BOMB)) + BOMB, "claims 2,147,483,648 bytes and has"),
     "bytes behind zlib": (HEADER + struct.pack("<II", 15, len(PACKED) + 50) + PACKED + bytes(50), "has no y in it"),
+    "a bomb that claims a long file": (HEADER + struct.pack("<II", 15, 2**32 - 8) + BOMB, "cut off: 4,294,"),
+    "cut in the end of zlib": ((HEADER + struct.pack("<II", 15, len(PACKED)) + PACKED)[:-2], "cut off"),
+    "an end of zlib is missing": (
+        HEADER + struct.pack("<II", 15, len(PACKED) - 3) + PACKED[:-3],
+        "cut off: the end of",
+    ),
     "not zlib": (HEADER + struct.pack("<II", 15, 40) + bytes(40), "damaged"),
     "a cell": (HEADER + struct.pack("<II", 14, 16) + struct.pack("<IIII", 6, 8, 1, 0), "damaged"),
     "an element of its own": (
