@@ -5,6 +5,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 from exported import command, refused
 from PIL import Image
 from small import best, metrics
@@ -159,3 +160,28 @@ def test_a_command_that_cannot_begin_is_one_line_and_writes_nothing(tmp_path, ca
     assert "--guided-layer 4: wanted one of the layers 1..3" in refused(capsys, *given, *TINY, "--guided-layer", "4")
     assert "36 training and 8 test images" in refused(capsys, *given, *TINY, "--train", "34")
     assert not (tmp_path / "runs").exists()
+
+
+def test_faces_train_in_all_stages_and_are_called_what_they_are(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    with h5py.File(tmp_path / "faces.h5", "w") as file:
+        file["images"], file["labels"] = rng.integers(0, 256, (60, 16, 16, 1), np.uint8), np.arange(60) % 2
+    epochs = [f"--{part}.epochs=1" for part in ("teacher", "stage1", "student")]
+    words = ["faces", "--data", tmp_path / "faces.h5", "--preset", "paper", *epochs, "--teacher-width-scale", ".1"]
+    status, out, err = command(capsys, *words, "--workers", "1", "--runs", tmp_path)
+    assert status == 0 and err == "" and "faces (stand-in for AFLW)" in out
+    stages = json.loads((tmp_path / "faces" / "seed0" / "summary.json").read_text())["stages"]
+    assert list(stages) == STAGES and stages["fitnet"]["weights"] == 50_960
+
+
+def test_svhn_trains_a_teacher_and_stage_1(tmp_path, capsys):
+    rng = np.random.default_rng(2)
+    for name, count in (("train", 60), ("extra", 40), ("test", 20)):
+        arrays = {"X": rng.integers(0, 256, (32, 32, 3, count), np.uint8), "y": 1 + np.arange(count)[:, None] % 10}
+        scipy.io.savemat(tmp_path / f"{name}_32x32.mat", arrays)
+    few = ["--train", "16", "--validation", "10", "--test", "10", "--teacher-width-scale", ".1"]
+    few += ["--teacher.epochs", "1", "--stage1.epochs", "1", "--workers", "1", "--runs", tmp_path]
+    status, _, err = command(capsys, "svhn", "--stage", "hint", "--data-dir", tmp_path, *few)
+    assert status == 0 and err == ""
+    stages = json.loads((tmp_path / "svhn" / "seed0" / "summary.json").read_text())["stages"]
+    assert list(stages) == ["teacher", "hint"]

@@ -147,6 +147,59 @@ def test_the_digits_paper_preset_is_mnists_on_fewer_images():
     assert {setting for setting in mnist if mnist[setting] != digits[setting]} == {"train", "validation", "test"}
 
 
+def changed(preset, other):
+    """{setting: its value} where a preset differs from another."""
+    mine, theirs = dict(flat(preset)), dict(flat(other))
+    return {name: value for name, value in mine.items() if value != theirs[name]}
+
+
+def source(group):
+    return {name: setting.value for name, setting in paper.TRAINING[group].items()}
+
+
+def test_the_svhn_paper_preset_is_cifar10s_with_svhns_images_preprocessing_and_teacher():
+    svhn, teacher = source("SVHN"), source("SVHN teacher")
+    train, extra, _ = svhn["training, extra and test images"]
+    validation = 10 * sum(svhn["validation images a class, from training and extra"])
+    (_, lr, last_lr, _, end), (_, momentum, last, _, momentum_end) = teacher["learning rate"], teacher["momentum"]
+    found = changed(EXPERIMENTS["svhn"].presets["paper"], EXPERIMENTS["cifar10-fitnet3"].presets["paper"])
+    assert found.pop("hint_layer") == (3,)  # ours, with layer 8 of FitNet 3: the paper has no pair for SVHN
+    assert found.pop("teacher.lr_scale.last") == pytest.approx(last_lr / lr, rel=1e-12)
+    assert svhn["preprocessing"].startswith("global, then local") and found.pop("preprocessing") == "local"
+    assert not svhn["validation images are trained on in the end"] and found.pop("retrain") is False
+    assert found == {
+        "train": train + extra - validation,
+        "validation": validation,
+        "flips": False,
+        "teacher.lr": lr,
+        "teacher.lr_scale.end": end,
+        "teacher.momentum.last": last,
+    }
+    preset = dict(flat(EXPERIMENTS["svhn"].presets["paper"]))
+    assert preset["guided_layer"] == (8,)
+    assert preset["teacher.momentum.first"] == momentum and preset["teacher.momentum.end"] == momentum_end
+    assert preset["teacher_conv_lr_scale"] == teacher["convolutions' share of the learning rate"]
+    assert preset["teacher.patience"] == teacher["patience, epochs"]
+
+
+@pytest.mark.parametrize("name", ["faces", "faces-fitnet2"])
+def test_the_faces_paper_preset_has_the_papers_start_momentum_batch_and_pair(name):
+    aflw, preset = source("AFLW"), dict(flat(EXPERIMENTS[name].presets["paper"]))
+    _, low, width = aflw["initial weights"]
+    assert preset["init"] == "uniform" and preset["init_range"] == width == -low
+    _, first, last, _, end = aflw["momentum"]
+    for part in ("teacher", *STUDENTS):
+        found = {setting: value for setting, value in preset.items() if setting.startswith(f"{part}.momentum")}
+        assert found == ramp(f"{part}.momentum", first, last, end)
+        assert preset[f"{part}.optimizer"] == "sgd" and preset[f"{part}.batch"] == aflw["batch"]
+    assert (preset["guided_layer"], preset["hint_layer"], preset["tau"]) == ((5,), (3,), paper.TEMPERATURE.value)
+    assert preset["dropout_keep"] == preset["dropout_keep_input"] == 1.0
+    assert preset["lam.first"] == 4.0 and preset["lam.last"] == 1.0 and preset["lam.end"] == 500
+    images = sum(aflw["faces and other images"]) * aflw["share trained on"]
+    assert preset["train"] / (preset["train"] + preset["validation"]) == pytest.approx(0.9, abs=1e-4)
+    assert preset["train"] + preset["validation"] <= images and preset["test"] is None
+
+
 def test_rmsprop_has_the_sources_constants():
     defaults = {name: p.default for name, p in inspect.signature(RMSProp).parameters.items()}
     rule = paper.TRAINING["RMSProp"]
@@ -160,6 +213,7 @@ def test_rmsprop_has_the_sources_constants():
         (networks.MNIST_FITNET, "MNIST student"),
         (networks.CIFAR10_TEACHER, "CIFAR-10 teacher"),
         (networks.CIFAR100_TEACHER, "CIFAR-10 teacher"),
+        (networks.SVHN_TEACHER, "SVHN teacher"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
