@@ -203,7 +203,7 @@ def _copy_npz(path, copy):
                     try:
                         content = member.read(n * row)
                     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
-                        raise UserError(f"{path}: {name}: damaged: {error}") from None
+                        raise UserError(f"{path}: {name}: damaged: {error or 'cut off'}") from None
                     if len(content) != n * row:
                         raise UserError(f"{path}: {name}: cut off")
                     out.write(name, np.frombuffer(content, array.dtype).reshape(n, *array.shape[1:]))
