@@ -22,7 +22,7 @@ from minifit.patches import largest, parts
 
 
 class Layer:
-    """The contract of a layer. By default a layer has no parameters and no children; those of `composites` have."""
+    """The contract of a layer. By default a layer has neither parameters nor children."""
 
     params = MappingProxyType({})
     children = MappingProxyType({})

@@ -40,7 +40,7 @@ python run.py digits                   all stages on digits drawn by minifit
 python run.py mnist --stage hint       stage 1 of Algorithm 1, and its teacher
 python run.py mnist --preset paper     the paper's settings
 python run.py cifar10-fitnet1          CIFAR-10; all experiments are listed below
-python run.py compare mnist --seeds 5  all stages of five seeds, compared
+python run.py compare mnist            five seeds compared, in --results DIR
 python run.py compare RUN RUN ...      run directories that exist, compared
 mpiexec -n 4 python run.py mnist       the same, by four processes: see MPI.md
 python run.py results mnist            pages and pictures again, from the records
