@@ -25,7 +25,8 @@ def load(path):
     """
     path = Path(path)
     images, labels, split, group = _read(path)
-    if split is None:
+    drawn = split is None
+    if drawn:
         named = np.random.default_rng(SEED).permutation(np.unique(group))
         split = np.isin(group, named[: max(1, len(named) // TESTS)]).astype(np.int64)
     first, of_group = np.unique(group, return_index=True, return_inverse=True)[1:]
@@ -36,8 +37,11 @@ def load(path):
         raise UserError(f"{path}: split: group {both[0]} is found on both sides; wanted each group on one")
     for part, which in (("training", train), ("test", test)):
         if len(np.unique(labels[which])) < 2:
-            found = "one class among the" if len(which) else "no"
-            raise UserError(f"{path}: labels: found {found} {part} images; wanted faces and others")
+            found = f"{'one class among the' if len(which) else 'no'} {part} images"
+            if drawn:
+                few = f"found {len(named)} of them and no split, so that a tenth, drawn for testing, leaves {found}"
+                raise UserError(f"{path}: group: {few}; wanted more groups (else each image is one), or split")
+            raise UserError(f"{path}: labels: found {found}; wanted faces and others")
     groups = group[train], group[test]
     return NAME, images[train], labels[train], images[test], labels[test], groups
 
@@ -47,6 +51,10 @@ def _read(path):
     if not path.is_file():
         raise UserError(f"--data {path}: {'not a file' if path.exists() else 'no such file'}; wanted {WANTED}")
     found = stored.hdf5(path, FIELDS + own.FIELDS[2:])
+    for name in ("labels", "split"):
+        values = found[name].values if name in found else None
+        if values is not None and len(wrong := values[~np.isin(values, (0, 1))]):
+            raise UserError(f"{path}: {name}: found {wrong[0]}; wanted 0 or 1")
     own.check(path, found)
     if "test_images" in found:
         raise UserError(f"{path}: test_images: found a test part of its own; wanted split, 1 for a test image")
@@ -57,10 +65,6 @@ def _read(path):
     for name, value in values.items():
         if value is None or len(value) != shape[0]:
             raise UserError(f"{path}: {name}: found {found[name]}; wanted whole numbers ({shape[0]},)")
-    for name in ("labels", "split"):
-        wrong = values[name][~np.isin(values[name], (0, 1))] if name in values else []
-        if len(wrong):
-            raise UserError(f"{path}: {name}: found {wrong[0]}; wanted 0 or 1")
     source, found = stored.in_one_piece(path, found)
     images = stored.Rows(source, found["images"].offset, shape)[:]
     group = values.get("group", np.arange(shape[0]))

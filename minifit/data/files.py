@@ -160,10 +160,11 @@ class Limited:
         return block
 
 
-def believable(place, claimed, there, what="bytes"):
-    """Raises UserError if a file claims more bytes than its own can hold when compressed."""
-    if claimed > max(PLENTY, RATIO * there):
-        raise UserError(f"{place}: claims {claimed:,} {what} and has {there:,}; no images compress so well")
+def believable(place, claimed, there, most=PLENTY):
+    """Raises UserError if a file claims more bytes than its own can hold when compressed.   most: always believed"""
+    if claimed > max(most, RATIO * there):
+        wanted = f"wanted at most {RATIO} times as many; drawings that compress better must be stored uncompressed"
+        raise UserError(f"{place}: claims {claimed:,} bytes and has {there:,}; {wanted}")
 
 
 def existing(paths):

@@ -12,13 +12,16 @@ import numpy as np
 
 from minifit import UserError
 from minifit.data import stored
-from minifit.data.files import believable
+from minifit.data.files import PLENTY, believable
 from minifit.data.stored import Array, Rows
 from minifit.files import opened
 
 WANTED = "an HDF5 file or .npz with images and labels, or a folder with one folder of pictures per class"
 FIELDS = ("images", "labels", "test_images", "test_labels")
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+NEEDED = {"images": "uint8 (N, H, W, C)", "labels": "whole numbers (N,)"}
+NEEDED |= {f"test_{name}": wanted for name, wanted in NEEDED.items()}
+DRAWING = 2**20  # bytes of pixels that any picture may have, however small its file: 512 x 512 in four channels
 TEST_SHARE, SEED = 5, 0  # without a test part, a fifth of each class is one; every run has the same
 MOST_CLASSES, MOST_IMAGES = 2**31, 2**24
 SIDE, CHANNELS = 4096, {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
@@ -39,9 +42,8 @@ def load(path):
         tests, test_labels = _images(source, found["test_images"]), found["test_labels"].values.astype(np.int64)
         _check_classes(path, labels)
         if test_labels.max() > labels.max():
-            raise UserError(
-                f"{path}: test_labels: label {test_labels.max()}, where 0 to {labels.max()} are the classes"
-            )
+            wanted = f"0 to {labels.max()}, the classes of labels"
+            raise UserError(f"{path}: test_labels: found {test_labels.max()}; wanted {wanted}")
         return path.name, images.part(order), labels[order], tests, test_labels, ()
     _check_classes(path, labels)
     if (counts := np.bincount(labels)).min() < TEST_SHARE:
@@ -162,11 +164,11 @@ def _zip(path):
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise UserError(f"{path}: damaged, or no .npz: {error}") from None
+        raise UserError(f"{path}: damaged, or no .npz: {error}; wanted {WANTED}") from None
     names = archive.namelist()
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len({*names}) < len(names) else ()
     if twice:
-        raise UserError(f"{path}: names {twice[0]} twice")
+        raise UserError(f"{path}: {twice[0].removesuffix('.npy')}: found twice; wanted it once")
     return archive
 
 
@@ -180,11 +182,11 @@ def _header(path, archive, name):
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, columns_first, dtype = read[version](member)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{place}: damaged, or no array of numbers: {error}") from None
+        raise UserError(f"{place}: damaged, or no array of numbers: {error}; wanted {NEEDED[name]}") from None
     if any(extent < 0 for extent in shape):
-        raise UserError(f"{place}: damaged: its shape is {shape}")
+        raise UserError(f"{place}: damaged: found {shape}; wanted {NEEDED[name]}")
     if columns_first and len(shape) > 1:
-        raise UserError(f"{place}: its columns come first in memory; wanted np.ascontiguousarray of it")
+        raise UserError(f"{place}: found columns first in memory; wanted np.ascontiguousarray of it")
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if dtype.hasobject or size > info.file_size:
         raise UserError(f"{place}: found {dtype} {shape} in {info.file_size:,} bytes; they take {size:,}")
@@ -203,9 +205,9 @@ def _copy_npz(path, copy):
                     try:
                         content = member.read(n * row)
                     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
-                        raise UserError(f"{path}: {name}: damaged: {error or 'cut off'}") from None
+                        raise UserError(f"{path}: {name}: damaged: {error or 'cut off'}; wanted {array}") from None
                     if len(content) != n * row:
-                        raise UserError(f"{path}: {name}: cut off")
+                        raise UserError(f"{path}: {name}: cut off; wanted {array}")
                     out.write(name, np.frombuffer(content, array.dtype).reshape(n, *array.shape[1:]))
                     left -= n
 
@@ -233,7 +235,9 @@ def _copy_pictures(folder, copy, files):
     """Writes pictures of one size and kind to the file `copy`."""
     first = _picture(next(iter(files)))
     shape, total = first.shape, len(files) * first.size
-    believable(folder, total, sum(path.stat().st_size for path in files), "bytes of pixels")
+    believable(
+        f"{folder}: pixels", total, sum(path.stat().st_size for path in files), max(PLENTY, DRAWING * len(files))
+    )
     with stored.Copy(copy, {"images": (len(files), *shape), "labels": (len(files),)}) as out:
         for path, label in files.items():
             picture = _picture(path, shape)
@@ -265,4 +269,4 @@ def _picture(path, wanted=None):
     except UnidentifiedImageError:
         raise UserError(f"{path}: found no picture; wanted {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        raise UserError(f"{path}: a damaged picture: {error}") from None
+        raise UserError(f"{path}: found a damaged picture ({error}); wanted {', '.join(FORMATS)}") from None

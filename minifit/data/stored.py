@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import resource
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -181,7 +181,8 @@ def _hdf5(path, names):
     except UserError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged, or no HDF5 file: {error}") from None
+        wanted = f"wanted an HDF5 file with {' and '.join(names[:2])}" if names else "wanted an HDF5 file"
+        raise UserError(f"{path}: damaged, or no HDF5 file: {error}; {wanted}") from None
 
 
 def _described(path, file, name):
@@ -199,8 +200,20 @@ def _described(path, file, name):
     offset = d.id.get_offset() if not d.chunks and not file.userblock_size else None
     if offset is not None and offset + bytes_ > path.stat().st_size:
         raise UserError(f"{place}: cut off: its {bytes_:,} bytes begin at {offset:,} of {path.stat().st_size:,}")
-    read = d.ndim == 1 and d.dtype.kind in "iu"
-    return Array(d.shape, d.dtype, offset, d[()] if read else None)
+    if d.ndim != 1 or d.dtype.kind not in "iu":
+        return Array(d.shape, d.dtype, offset)
+    with _undamaged(place, d):
+        return Array(d.shape, d.dtype, offset, d[()])
+
+
+@contextmanager
+def _undamaged(place, dataset):
+    """Raises UserError, with the field's name, where HDF5 cannot read a data set."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        found = Array(dataset.shape, dataset.dtype)
+        raise UserError(f"{place}: damaged: {error}; wanted {found}, as the file says") from None
 
 
 def in_one_piece(path, found):
@@ -215,8 +228,9 @@ def copy_hdf5(path, copy, names):
     """Writes those of the names that an HDF5 file has, in one piece each, to the file `copy`."""
     with h5py.File(path, "r") as file, Copy(copy, {name: file[name].shape for name in names if name in file}) as out:
         for name in out.names:
-            for rows in slices(file[name]):
-                out.write(name, rows)
+            with _undamaged(f"{path}: {name}", file[name]):
+                for rows in slices(file[name]):
+                    out.write(name, rows)
 
 
 class Copy:

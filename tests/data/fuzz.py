@@ -103,6 +103,16 @@ def of_svhn(path):
     stored.guarded(lambda path: sum(len(part) for part in svhn._images(path, len(svhn._labels(path)))), path)
 
 
+def of_cifar(path):
+    """Reads the archive, or the loose files of which this is the first."""
+    for name in (*cifar.CIFAR10.train, "test_batch.bin") if path.suffix == ".bin" else ():
+        if name != path.name:
+            (path.parent / name).write_bytes(bytes(3073))
+    loaded = data.load("cifar10", path.parent)
+    for images, labels in ((loaded.images, loaded.labels), (loaded.test_images, loaded.test_labels)):
+        assert images.shape == (len(labels), 32, 32, 3) and len(labels) and labels.max() < 10
+
+
 def in_this_process(function, *arguments, size=0):
     """In place of `stored.guarded`, whose child makes one line of any exception and hides what is reached."""
     try:
@@ -145,7 +155,8 @@ IDX = b"\0\0\x08\x03" + np.array([1, 28, 28], ">u4").tobytes() + bytes(784)
 READERS = {  # name -> (the name of a file, what reads it, a file that is read)
     "idx": ("images", lambda path: mnist._read(path, 3), lambda: IDX),
     "gz": ("images.gz", lambda path: mnist._read(path, 3), lambda: gzip.compress(IDX)),
-    "cifar": ("a.tar.gz", lambda path: list(cifar._contents(cifar.CIFAR10, path)), archive),
+    "cifar": ("cifar-10-binary.tar.gz", of_cifar, archive),
+    "bin": ("data_batch_1.bin", of_cifar, lambda: bytes(3073)),
     "svhn": ("a.mat", of_svhn, a_mat),
     "npz": ("a.npz", of_own, lambda: written(lambda b: np.savez_compressed(b, images=IMAGES, labels=LABELS))),
     "h5": ("a.h5", of_own, lambda: an_h5(images=IMAGES, labels=LABELS)),

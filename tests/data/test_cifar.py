@@ -9,6 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from changes import changed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from servers import BAD, intact, nobody, started
 
 from minifit import UserError, data
@@ -456,6 +459,31 @@ def test_an_archive_with_holes_is_one_line(tmp_path):
     holes = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": str(2**42), "GNU.sparse.map": "0,0"}
     member_ = member(BATCHES[0], 0, pax_headers=holes)
     assert "has holes" in refusal("cifar10", archive(tmp_path, (member_, b"")))
+
+
+@both
+@settings(max_examples=40)
+@given(draw=st.data())
+def test_damaged_files_are_read_or_are_one_line(which, draw, tmp_path_factory):
+    """One of the loose files, the tar inside the archive, or the archive itself."""
+    folder, contents = tmp_path_factory.mktemp("fuzz"), published(which, small_set(which, train=1, test=1))
+    where = draw.draw(st.sampled_from(["loose", "tar", "archive"]))
+    if where == "loose":
+        name = draw.draw(st.sampled_from(NAMES[which]))
+        write(folder, contents | {name: changed(draw.draw, contents[name], 2)})
+    else:
+        content = tar(contents, INSIDE[which])
+        inside = changed(draw.draw, gzip.decompress(content), 512) if where == "tar" else None
+        content = gzip.compress(inside, 1) if where == "tar" else changed(draw.draw, content, 20)
+        write(folder, {ARCHIVE[which]: content})
+    try:
+        loaded = data.load(which, folder)
+    except UserError as error:
+        assert "\n" not in str(error) and str(folder) in str(error)
+        return
+    for images, labels in ((loaded.images, loaded.labels), (loaded.test_images, loaded.test_labels)):
+        assert images.shape == (len(labels), 32, 32, 3) and len(labels) and labels.max() < (10, 100)["100" in which]
+    assert loaded.name.startswith(f"a set in {TITLE[which]}'s format")
 
 
 def test_an_archive_inflates_no_further_than_its_size_allows(tmp_path, monkeypatch):

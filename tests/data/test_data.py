@@ -7,6 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from changes import changed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minifit import UserError, data
 from minifit.data import digits, files, mnist
@@ -364,3 +367,40 @@ def test_a_gz_inflates_no_further_than_its_header_claims(tmp_path, monkeypatch):
     header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2**20, 28, 28))
     (tmp_path / IMAGES).write_bytes(gzip.compress(header))
     assert "claims 822,083,584 bytes and has" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("spelling", ["raw", "gz"])
+@settings(max_examples=40)
+@given(draw=st.data())
+def test_damaged_files_are_read_or_are_one_line(spelling, draw, tmp_path_factory):
+    """Any of the four files, its header and sizes above all, before it is zipped or afterwards."""
+    folder, arrays = tmp_path_factory.mktemp("fuzz"), small_set()
+    write(folder, arrays, SPELLINGS[spelling])
+    name = draw.draw(st.sampled_from(sorted(arrays)))
+    content, zipped = idx(arrays[name]), spelling == "gz"
+    inside = not zipped or draw.draw(st.booleans())
+    content = changed(draw.draw, content if inside else gzip.compress(content), 16)
+    (folder / SPELLINGS[spelling](name)).write_bytes(gzip.compress(content) if inside and zipped else content)
+    try:
+        loaded = data.load("mnist", folder)
+    except UserError as error:
+        assert "\n" not in str(error) and str(folder) in str(error)
+        return
+    for images, labels in ((loaded.images, loaded.labels), (loaded.test_images, loaded.test_labels)):
+        assert images.shape == (len(labels), 28, 28, 1) and len(labels) and labels.max() < 10
+    assert loaded.name.startswith("a set in MNIST's format")
+
+
+@settings(max_examples=40)
+@given(kind=st.integers(0, 255), sizes=st.lists(st.integers(0, 2**32 - 1), max_size=5), tail=st.binary(max_size=99))
+def test_an_idx_file_of_any_structure_is_read_or_is_one_line(kind, sizes, tail, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / IMAGES
+    header = bytes([0, 0, kind if kind > 20 else 8, len(sizes)]) + b"".join(n.to_bytes(4, "big") for n in sizes)
+    for content in (header + tail, gzip.compress(header + tail)):
+        path.write_bytes(content)
+        try:
+            found, _ = mnist._read(path, 3)
+        except UserError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+        else:
+            assert found.shape == tuple(sizes) and found.tobytes() == tail

@@ -5,9 +5,9 @@ from contextlib import suppress
 import h5py
 import numpy as np
 import pytest
+from changes import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_own import numbers
 
 from minifit import UserError, data
 from minifit.data import faces, stored
@@ -161,7 +161,8 @@ WRONG = {
     ),
     "fewer labels": ({"labels": LABELS[1:]}, r"labels: found int64 \(39,\); wanted whole numbers \(40,\)"),
     "half labels": ({"labels": LABELS / 2}, r"labels: found float64 \(40,\); wanted whole numbers \(40,\)"),
-    "negative labels": ({"labels": LABELS - 1}, "labels: found -1; wanted"),
+    "negative labels": ({"labels": LABELS - 1}, "labels: found -1; wanted 0 or 1"),
+    "huge labels": ({"labels": LABELS * 2**40}, "labels: found 1099511627776; wanted 0 or 1"),
     "labels of three": ({"labels": LABELS + 1}, "labels: found 2; wanted 0 or 1"),
     "fewer in the split": ({"split": HALF[1:]}, r"split: found int64 \(39,\); wanted whole numbers \(40,\)"),
     "a split of floats": ({"split": HALF / 1.0}, r"split: found float64 \(40,\); wanted whole numbers \(40,\)"),
@@ -178,7 +179,14 @@ WRONG = {
     "no face to train on": ({"split": HALF, "labels": HALF}, "labels: found one class among the training images"),
     "all for training": ({"split": HALF * 0}, "labels: found no test images; wanted faces and others"),
     "all for testing": ({"split": HALF * 0 + 1}, "labels: found no training images; wanted faces"),
-    "a single group": ({"group": HALF * 0}, "labels: found no training images; wanted faces and"),
+    "a single group": (
+        {"group": HALF * 0},
+        "group: found 1 of them and no split, so that a tenth, drawn for testing, leaves no training images; wanted",
+    ),
+    "four images": (
+        {"images": IMAGES[:4], "labels": LABELS[:4]},
+        "group: found 4 of them and no split, so that a tenth, drawn for testing, leaves one class among the test",
+    ),
     "a test part": (
         {"test_images": np.zeros((4, 16, 16, 1), np.uint8), "test_labels": np.arange(4) % 2},
         "test_images: found a test part of its own; wanted split, 1 for a test image",
@@ -232,7 +240,7 @@ def read_whole(path):
 def test_damaged_files_are_read_or_are_one_line(packed, draw, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "a.h5"
     written(path, packed, images=IMAGES[:8], labels=LABELS[:8], split=HALF[:8], group=np.arange(8) // 2)
-    path.write_bytes(numbers(draw.draw, path.read_bytes()))
+    path.write_bytes(changed(draw.draw, path.read_bytes()))
     read_whole(path)
 
 

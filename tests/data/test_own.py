@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from changes import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -206,7 +207,7 @@ WRONG = {
     ),
     "unknown class in tests": (
         {"images": IMAGES, "labels": LABELS, "test_images": IMAGES, "test_labels": LABELS + 1},
-        "test_labels: label 3, where 0 to 2 are the classes",
+        "test_labels: found 3; wanted 0 to 2, the classes of labels",
     ),
 }
 
@@ -241,7 +242,7 @@ def test_hdf5_that_only_claims_or_lies_elsewhere_is_one_line(tmp_path):
     with h5py.File(claims, "w") as file:
         file.create_dataset("images", (10**7, 100, 100, 3), np.uint8, chunks=(1, 100, 100, 3))
         file["labels"] = LABELS
-    refused(claims, "images: claims 300,000,000,000 bytes and has 0; no images compress so well")
+    refused(claims, "images: claims 300,000,000,000 bytes and has 0; wanted at most 100 times as many; drawings")
     bomb = tmp_path / "bomb.h5"
     with h5py.File(bomb, "w") as file:
         shape = (2**10, 256, 256, 3)
@@ -283,7 +284,16 @@ def test_hdf5_that_only_claims_or_lies_elsewhere_is_one_line(tmp_path):
     refused(tmp_path / "group.h5", "images is no data set; wanted a data set of this file")
     whole = hdf5(tmp_path / "cut.h5", images=IMAGES, labels=LABELS)
     whole.write_bytes(whole.read_bytes()[:-500])
-    refused(whole, "cut.h5: ")
+    refused(whole, "cut.h5: damaged, or no HDF5 file: .*; wanted an HDF5 file with images and labels")
+    for field, found in (("images", r"uint8 \(30, 7, 5, 3\)"), ("labels", r"int64 \(30,\)")):
+        with h5py.File(tmp_path / f"{field}.h5", "w") as file:
+            for name, values in (("images", IMAGES), ("labels", LABELS)):
+                file.create_dataset(name, data=values, chunks=values.shape, fletcher32=name == field)
+            place = file[field].id.get_chunk_info(0).byte_offset
+        content = bytearray((tmp_path / f"{field}.h5").read_bytes())
+        content[place] ^= 1  # which the checksum notices
+        (tmp_path / f"{field}.h5").write_bytes(content)
+        refused(tmp_path / f"{field}.h5", rf"\.h5: {field}: damaged: .*; wanted {found}, as the file says")
 
 
 def test_npz_that_only_claims_or_is_no_array_of_numbers_is_one_line(tmp_path):
@@ -307,21 +317,21 @@ def test_npz_that_only_claims_or_is_no_array_of_numbers_is_one_line(tmp_path):
     archive(images=array(np.array([{}, []], object), allow_pickle=True), labels=labels)
     refused(path, r"images: found object \(2,\)|images: found \|O|images: found object")
     archive(images=b"no array", labels=labels)
-    refused(path, "images: damaged, or no array of numbers")
+    refused(path, r"images: damaged, or no array of numbers: .*; wanted uint8 \(N, H, W, C\)")
     archive(images=array(np.asfortranarray(IMAGES)), labels=labels)
-    refused(path, "images: its columns come first in memory; wanted np.ascontiguousarray of it")
+    refused(path, "images: found columns first in memory; wanted np.ascontiguousarray of it")
     head = array(IMAGES[:1])
     archive(images=head.replace(b"(1, 7", b"(9, 7"), labels=labels)
     refused(path, r"images: found uint8 \(9, 7, 5, 3\) in .* bytes; they take 945")
     archive(images=head.replace(b"(1, 7", b"(-1,7"), labels=labels)
-    refused(path, r"images: damaged: its shape is \(-1, 7, 5, 3\)")
+    refused(path, r"images: damaged: found \(-1, 7, 5, 3\); wanted uint8 \(N, H, W, C\)")
     archive(images=array(IMAGES), labels=labels)
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 255
     path.write_bytes(content)
     refused(path, "a.npz")
     path.write_bytes(b"PK\x03\x04" + bytes(100))
-    refused(path, r"damaged, or no \.npz: File is not a zip file")
+    refused(path, r"damaged, or no \.npz: File is not a zip file; wanted an HDF5 file or")
 
 
 def test_folders_that_do_not_fit_are_one_line(tmp_path):
@@ -349,7 +359,7 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
         data.load("own", file=tmp_path / "deep")
     cut = new("cut") / "class 1" / "0002.png"
     cut.write_bytes(cut.read_bytes()[:60])
-    with pytest.raises(UserError, match=r"0002\.png: a damaged picture"):
+    with pytest.raises(UserError, match=r"0002\.png: found a damaged picture \(.*\); wanted PNG, JPEG"):
         data.load("own", file=tmp_path / "cut")
     Image.new("L", (5000, 5000)).save(new("large") / "class 0" / "0.png")
     with pytest.raises(UserError, match=r"0\.png: found \(5000, 5000, 1\); wanted at most 4096 pixels a side"):
@@ -357,7 +367,7 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
     for label in "ab":
         (tmp_path / "bomb" / label).mkdir(parents=True)
         Image.new("RGB", (4000, 4000)).save(tmp_path / "bomb" / label / "0.png")
-    refused(tmp_path / "bomb", "claims 96,000,000 bytes of pixels and has")
+    refused(tmp_path / "bomb", "bomb: pixels: claims 96,000,000 bytes and has .*; wanted at most 100 times as many")
     os.symlink(tmp_path / "nowhere", new("link") / "class 1" / "b.png")
     with pytest.raises(UserError, match=r"b\.png"):
         data.load("own", file=tmp_path / "link")
@@ -369,21 +379,31 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
         data.load("own", file=tmp_path / "pipe")
 
 
+def test_drawings_may_compress_better_than_photographs(tmp_path, monkeypatch):
+    """A white page of 300x300 has 270,000 bytes, and its PNG a few hundred."""
+    for label in "ab":
+        (tmp_path / "pages" / label).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (300, 300), (255, 255, i)).save(tmp_path / "pages" / label / f"{i}.png")
+    monkeypatch.setattr(own, "PLENTY", 2**20)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.png")) * 100 < 10 * 300 * 300 * 3
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "DRAWING", 2**17)
+        refused(tmp_path / "pages", "pixels: claims 2,700,000 bytes and has .* must be stored uncompressed")
+    assert data.load("own", file=tmp_path / "pages").images.shape == (8, 300, 300, 3)
+    monkeypatch.setattr(own, "DRAWING", 2**17)
+    for path in tmp_path.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    assert data.load("own", file=tmp_path / "pages").images.shape == (8, 300, 300, 3)
+
+
 def test_hdf5_after_a_block_of_others_is_read(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w", userblock_size=1024) as file:
         file["images"], file["labels"] = IMAGES, LABELS
     loaded = data.load("own", file=path)
     np.testing.assert_array_equal(loaded.images[:], IMAGES[loaded.images.index])
-
-
-def numbers(draw, content):
-    """The bytes with a few numbers changed, and perhaps cut off."""
-    content = bytearray(content)
-    for _ in range(draw(st.integers(0, 4))):
-        place, number = draw(st.integers(0, len(content) - 1)), draw(st.integers(0, 255))
-        content[place] = number
-    return content[: draw(st.integers(0, len(content)))] if draw(st.booleans()) else content
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "folder"])
@@ -395,7 +415,7 @@ def test_damaged_files_are_read_or_are_one_line(kind, draw, tmp_path_factory):
         damaged = pictures(path, IMAGES[::10], (0, 0, 1)) / "class 1" / "0002.png"
     else:
         damaged = KINDS[kind](path, images=IMAGES, labels=LABELS)
-    damaged.write_bytes(numbers(draw.draw, damaged.read_bytes()))
+    damaged.write_bytes(changed(draw.draw, damaged.read_bytes()))
     with suppress(UserError):
         loaded = data.load("own", file=path)
         assert loaded.images[:].shape == loaded.images.shape and len(loaded.labels) == len(loaded.images)
@@ -423,4 +443,4 @@ def test_an_npz_that_names_a_member_twice_is_one_line(tmp_path):
     np.savez(path, images=np.zeros((4, 5, 5, 1), np.uint8), labels=np.array([0, 1, 0, 1]))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("labels.npy", archive.read("labels.npy"))
-    refused(path, "names labels.npy twice")
+    refused(path, "labels: found twice; wanted it once")
