@@ -73,9 +73,6 @@ class Options(experiments.Config):
     teacher_std: tuple[float, ...] = setting("then divide the pixels by X", ABOVE_0, default=(1.0,))
     teacher_range: float = setting("scale the pixels for an ONNX teacher to [0, X], X = 1 or 255", ABOVE_0, default=1.0)
     teacher_from: Path | None = setting("copy the teacher from this run directory; auto: train one", default=None)
-    data_dir: Path | None = setting(
-        "read the data set from here; auto: MINIFIT_DATA, the cache, or a download", default=None, common=True
-    )
     runs: Path = setting("write to PATH/EXPERIMENT/seedN", default=Path("runs"), common=True)
     workers: int = setting(
         "use N processes; results do not depend on it", at_least(1), default=available(), common=True
@@ -92,14 +89,31 @@ class OneSeed(Options):
     CHOICE: ClassVar[str] = "method"
 
     seed: int = setting("draw other initial weights and image orders", at_least(0), default=0, common=True)
-    method: tuple[str, ...] = setting("train these methods in place of Table 4's four", default=(), common=True)
+    method: tuple[str, ...] | None = setting("train these methods (auto: Table 4's four)", default=None, common=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """An experiment on digits that are drawn here has no further options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """The further option of an experiment on a published data set."""
+
+    data_dir: Path | None = setting(
+        "read the data set from here; auto: MINIFIT_DATA, the cache, or a download",
+        default=None,
+        group="data",
+        common=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """The further options of an experiment on the user's file."""
+    """The further option of an experiment on the user's file, which must be given."""
 
-    data: Path | None = setting(
+    data: Path = setting(
         "read the images from this file or folder; the README describes it",
         default=None,
         group="your data",
@@ -109,7 +123,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Specs(File):
-    """The further options of an experiment on the user's data set."""
+    """The further options of an experiment on the user's file with networks of their own."""
 
     student_spec: str = setting(
         "build the student from these layers: channels, - between layers, / between groups; a group ends in a pooling",
@@ -123,7 +137,7 @@ class Specs(File):
     )
 
 
-OF_FILES = {"faces": File, "own": Specs}  # by the name of the data set
+MORE = {"digits": Drawn, "faces": File, "own": Specs}  # by the name of the data set; else Folder
 OF_TEACHERS = "teacher_spec", "hint_tensor", "teacher_mean", "teacher_std", "teacher_range"
 
 
@@ -137,8 +151,8 @@ class Several(Options):
     at_once: int = setting(
         "train N seeds at the same time; they share the workers", at_least(1), default=1, common=True
     )
-    methods: tuple[str, ...] = setting(
-        "compare these methods in place of Table 4's four; all of them by the name all", default=(), common=True
+    methods: tuple[str, ...] | None = setting(
+        "compare these methods, all of them by the name all (auto: Table 4's four)", default=None, common=True
     )
     arm: tuple[str, ...] = setting("also train an arm with these settings", SETTINGS, default=(), common=True)
     studies: bool = setting("answer the questions of experiments.STUDIES, from the preset short", default=False)
@@ -172,7 +186,7 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
     """Returns the options of an experiment: a preset's settings, changed by the arguments."""
     experiment, named = experiments.EXPERIMENTS[name], option_of("preset", arguments) or "default"
     kind = told(kind, experiment)
-    if (experiment.data in OF_FILES or option_of("teacher_spec", arguments)) and not HELP & {*arguments}:
+    if (experiment.data in data.FILES or option_of("teacher_spec", arguments)) and not HELP & {*arguments}:
         experiment = experiment_of(name, read(arguments, kind(**vars(experiment.presets["default"]))))
     if named not in experiment.presets:
         raise UserError(f"--preset {named}: wanted {', '.join(experiment.presets)}")
@@ -196,16 +210,16 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
 
 def told(kind, experiment):
     """Returns the class of options, extended by those for the experiment's kind of data."""
-    more = OF_FILES.get(experiment.data)
-    return dataclass(frozen=True, kw_only=True)(type(kind.__name__, (more, kind), {})) if more else kind
+    more = MORE.get(experiment.data, Folder)
+    return dataclass(frozen=True, kw_only=True)(type(kind.__name__, (more, kind), {}))
 
 
 def experiment_of(name, asked):
     """Returns the experiment of that name, adapted to the user's file, SPECs and trained teacher."""
     experiment, trained = experiments.EXPERIMENTS[name], (asked.teacher_spec or "").endswith(teachers.ENDINGS)
-    if experiment.data in OF_FILES:
-        found = read_file(experiment.data, asked.data, asked.data_dir)
-        if OF_FILES[experiment.data] is Specs:
+    if experiment.data in data.FILES:
+        found = read_file(experiment.data, asked.data)
+        if isinstance(asked, Specs):
             spec = experiments.OWN_TEACHER if trained else asked.teacher_spec
             experiment = experiments.of_own(found, asked.student_spec, spec)
         else:
@@ -223,13 +237,13 @@ def experiment_of(name, asked):
 
 
 @cache
-def read_file(name, file, data_dir):
+def read_file(name, file):
     """Reads the data set in the user's file."""
-    return data.load(name, data_dir, file=file)
+    return data.load(name, file=file)
 
 
 def methods_of(experiment, asked):
-    """Returns the names of the methods to train, with the one that has the stage of --stage; empty: Table 4's four."""
+    """Returns the names of the methods to train, with the one that has the stage of --stage; None: Table 4's four."""
     names = getattr(asked, asked.CHOICE)
     methods = baselines.METHODS if names == ("all",) else plan.chosen(names)
     goals = goals_of(experiment, asked, methods)
@@ -241,7 +255,7 @@ def methods_of(experiment, asked):
     else:
         if asked.stage not in goals:
             raise UserError(f"--stage {asked.stage}: wanted {', '.join(goals)}")
-    return () if methods == fitnets.TABLE_4 else tuple(method.name for method in methods)
+    return None if methods == fitnets.TABLE_4 else tuple(method.name for method in methods)
 
 
 def goals_of(experiment, config, methods=None):
@@ -259,9 +273,9 @@ def config_of(asked):
 
 def dataset_of(name, asked):
     of, wanted = experiments.EXPERIMENTS[name].data, {"train": asked.train + asked.validation, "test": asked.test}
-    if of in OF_FILES:
-        return read_file(of, asked.data, asked.data_dir)
-    return data.load(of, asked.data_dir, sys.stderr.isatty(), **wanted)
+    if of in data.FILES:
+        return read_file(of, asked.data)
+    return data.load(of, getattr(asked, "data_dir", None), sys.stderr.isatty(), **wanted)
 
 
 def run_of(name, asked, config, seed, dataset, runs):
@@ -284,9 +298,11 @@ def train(name, words):
     parallel.ranks.agree(lambda: versions() | flat(run.directory.settings))
     parallel.ranks.begun = True
     if isinstance(asked, Specs):
-        for network in run.task.networks.values():
+        settings = run.task.settings
+        marks = {"teacher": (settings.hint_layer, "hint"), "student": (settings.guided_layer, "guided")}
+        for name, network in run.task.networks.items():
             if network is not runner.given(run):
-                say(plan.network_table(network) + "\n")
+                say(plan.network_table(network, *marks.get(name, ())) + "\n")
     of_all = asked.teacher_from and asked.teacher_from / "all"
     if asked.retrain and of_all and not of_all.is_dir():
         raise UserError(f"--teacher-from {asked.teacher_from}: has no {of_all.name}/, as --retrain needs")
@@ -338,8 +354,8 @@ def child(name, asked, run, teacher):
     """Returns the words of the command that trains one run."""
     start = told(OneSeed, run.experiment)(**vars(run.experiment.presets[asked.preset]), preset=asked.preset)
     own = {"seed": run.task.seed, "method": asked.methods, "runs": run.directory.folder.parents[1]}
-    more = [f.name for f in fields(OF_FILES[run.experiment.data])] if run.experiment.data in OF_FILES else []
-    own |= {name: getattr(asked, name) for name in ("data_dir", "backend", *OF_TEACHERS, *more)}
+    more = [f.name for f in fields(MORE.get(run.experiment.data, Folder))]
+    own |= {name: getattr(asked, name) for name in ("backend", *OF_TEACHERS, *more)}
     own |= {"workers": max(1, asked.workers // asked.at_once), "teacher_from": teacher}
     return [name, "--preset", asked.preset, *options(replace(start, **vars(run.task.settings), **own), start)]
 

@@ -48,8 +48,8 @@ def read(arguments, start):
             if given:
                 raise UserError(f"{option}={word}: wanted --{name} or --no-{name}, without a value")
             values[name] = option == flag(name)
-        elif f.type == tuple[str, ...]:
-            values[name] = (*values.get(name, ()), *given)
+        elif kind_of(f) == tuple[str, ...] and given and (kind_of(f) is f.type or given != ["auto"]):
+            values[name] = (*(values.get(name) or ()), *given)
         else:
             values[name] = value_of(name, f, given)
     return changed(start, values)
@@ -138,7 +138,9 @@ def show_help(usage, about, start, arguments, choices):
         if f.metadata["common"] or HELP_ALL in arguments:
             flags, values = groups.setdefault(group, {}).setdefault(f, ([], []))  # one row for all schedules
             flags.append(f"{flag(name)}, --no-{name}" if f.type is bool else flag(name))
-            values.append({True: "yes", False: "no"}[value] if f.type is bool else " ".join(words(value)) or "none")
+            needed = value is None and kind_of(f) is f.type  # the user must name it, so it has no default
+            shown = "" if needed else {True: "yes", False: "no"}[value] if f.type is bool else " ".join(words(value))
+            values.append(shown)
         else:
             hidden = True
     lines = wrap(f"python {usage} [OPTION VALUE ...]", WIDTH) + wrap(about, WIDTH)
@@ -150,7 +152,8 @@ def show_help(usage, about, start, arguments, choices):
             label = f"{', '.join(flags)} {metavar}".rstrip()
             *above, label = wrap(label, WIDTH, initial_indent="  ", subsequent_indent="      ")
             names = f": {', '.join(choices[f.name])}" if f.name in choices else ""
-            first, *more = wrap(f"{f.metadata['help']}{names} [{', '.join(values)}]", WIDTH - COLUMN)
+            default = f" [{', '.join(values)}]" * any(values)
+            first, *more = wrap(f"{f.metadata['help']}{names}{default}", WIDTH - COLUMN)
             lines += (
                 [*above, f"{label:{COLUMN}}{first}"] if len(label) < COLUMN - 1 else [*above, label, INDENT + first]
             )

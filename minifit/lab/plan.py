@@ -14,6 +14,7 @@ from minifit.composites import leaves
 from minifit.lab.report import count, duration, table
 from minifit.lab.sets import Examples, fingerprint
 from minifit.lab.training import DataParallel
+from minifit.layers import Conv2d, Maxout, MaxPool2d
 
 
 class Plan:
@@ -51,9 +52,9 @@ class Plan:
         return keys[: keys.index(key) + 1]
 
 
-def chosen(names=()):
+def chosen(names=None):
     """Returns the methods of these names, in order; without names, those that a run trains by default."""
-    for name in names:
+    for name in names or ():
         if name not in (known := [method.name for method in baselines.METHODS]):
             raise UserError(f"--method {name}: wanted {', '.join(known)}")
     return tuple(method for method in baselines.METHODS if method.name in names) if names else fitnets.TABLE_4
@@ -126,17 +127,40 @@ def lines(run, goal):
     yield plan_table(outline(run, stages))
 
 
-def network_table(network):
-    """Returns a table of a network's layers, with their maps, weights and multiplications."""
+def network_table(network, marked=(), mark=""):
+    """Returns a table of a network's layers, with their maps, weights and multiplications.
+
+    marked: the numbers of the layers that have this mark
+    """
     layers, x, rows = networks.build(network), np.zeros((0, *network.input), np.float32), []
     sizes = networks.count(layers, x)
     for i, (layer, (weights, multiplications)) in enumerate(zip(layers, sizes, strict=True), start=1):
         x = layer(x)
-        kinds = ", ".join(type(leaf).__name__ for leaf in leaves(layer))
-        rows.append([i, kinds, "x".join(map(str, x.shape[1:])), f"{weights:,}", count(multiplications)])
+        kinds = ", ".join(map(described, leaves(layer)))
+        rows.append(
+            [
+                f"{i} ({mark})" if i in marked else i,
+                kinds,
+                "x".join(map(str, x.shape[1:])),
+                f"{weights:,}",
+                count(multiplications),
+            ]
+        )
     total = [None, "all", None, f"{sum(w for w, _ in sizes):,}", count(sum(m for _, m in sizes))]
     header = ["layer", "of", "output", "weights", "mult."]
     return f"{network.name}, for images {network.input}\n" + table([*rows, total], header)
+
+
+def described(layer):
+    """Returns the name of a layer, and its kernel, window or pieces: "Conv2d 3x3", "MaxPool2d 2x2", "Maxout 2"."""
+    size = ""
+    if isinstance(layer, Conv2d):
+        size = " {}x{}".format(*layer.params["w"].shape)
+    elif isinstance(layer, MaxPool2d):
+        size = f" {layer.size}x{layer.size}"
+    elif isinstance(layer, Maxout):
+        size = f" {layer.pieces}"
+    return type(layer).__name__ + size
 
 
 def about_the_teacher(run, stages):

@@ -237,13 +237,16 @@ def page(parts, published, pictures):
         blocks += part_blocks(name, part)
         blocks += [("picture", path, caption) for path, caption in pictures[name]]
     first = next(iter(parts.values()))
-    networks = f"{first['student']} from {first['teacher']}" if "teacher" in first else "no run has begun"
+    networks = "no run has begun"
+    if "teacher" in first:
+        networks = f"{first['student']} from {first['teacher']}, {first['data']}"
     return f"{first['experiment']}: {networks}", blocks
 
 
 def overview(parts, published):
     """Returns Table 4: the paper's figures beside those of each part.   parts: name -> comparison"""
-    header = ["method", "weights", *(["paper %"] if published else [])]
+    data = dict.fromkeys(part["data"] for part in parts.values() if "data" in part)
+    header = [", ".join(["method", *data]), "weights", *(["paper %"] if published else [])]
     for name, part in parts.items():
         header += [
             f"{TITLES.get(name, name).lower()}{' (changed)' * bool(part['changed'])}: test error %",
@@ -348,15 +351,16 @@ def tables(question, part, several_arms):
     """Returns the blocks of one question: methods, test errors per seed (for one arm), differences, conclusion."""
     if not question["rows"]:
         return []
-    methods, blocks = part["methods"], [methods_table(question["rows"], part["methods"], several_arms)]
+    methods, on = part["methods"], f", {part['data']}"
+    blocks = [methods_table(question["rows"], methods, several_arms, on)]
     if not several_arms:
         alone = [row for row in question["rows"] if not one_for_all(row)] or question["rows"]
         errors = [dict(zip(row["seeds"], row["test_errors"], strict=True)) for row in alone]
         seeds = sorted({seed for own in errors for seed in own})
         rows = [[str(seed), *(number(own.get(seed)) for own in errors)] for seed in seeds]
-        blocks.append(("table", ["test error of seed", *(methods[row["method"]]["title"] for row in alone)], rows))
+        blocks.append(("table", [f"test error of seed{on}", *(methods[row["method"]]["title"] for row in alone)], rows))
     if question["differences"]:
-        blocks.append(differences_table(question["differences"], methods, several_arms))
+        blocks.append(differences_table(question["differences"], methods, several_arms, on))
     if part["order"]:
         rule = "Seeds show an order if the interval of each step lies below 0, and refute it if one lies above."
         blocks.append(("text", f"{conclusion(part)} {rule}"))
@@ -384,9 +388,9 @@ def one_for_all(row):
     return row["from"] not in (None, "other runs")
 
 
-def methods_table(rows, methods, several_arms):
-    """Returns a table with one row per method and setting."""
-    header = ["method", "setting", "weights", "mult.", "seeds", "test error", "sd", "validation error", "sd"]
+def methods_table(rows, methods, several_arms, on):
+    """Returns a table with one row per method and setting.   on: ", " and the name of the data set"""
+    header = [f"method{on}", "setting", "weights", "mult.", "seeds", "test error", "sd", "validation error", "sd"]
     header += ["difference", "95 % interval", "epoch chosen", "epochs", "time"]
     lines = []
     for row in rows:
@@ -414,9 +418,9 @@ def interval(difference):
     return " to ".join(number(difference[end], sign=True) for end in ("low", "high"))
 
 
-def differences_table(differences, methods, several_arms):
+def differences_table(differences, methods, several_arms, on):
     """Returns a table with one row per pair of methods: the first one's error less the second one's."""
-    header = ["paired difference", "setting", "pairs"]
+    header = [f"paired difference{on}", "setting", "pairs"]
     header += ["test error", "95 % interval", "p", "validation error", "95 % interval", "p"]
     rows = []
     for pair in differences:

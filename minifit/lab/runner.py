@@ -49,13 +49,25 @@ class Setup:
 
 
 def set_up(
-    folder, name, preset, experiment, config, seed, data, xp, workers, progress=True, cache=None, epochs=(), methods=()
+    folder,
+    name,
+    preset,
+    experiment,
+    config,
+    seed,
+    data,
+    xp,
+    workers,
+    progress=True,
+    cache=None,
+    epochs=(),
+    methods=None,
 ):
     """Returns the Setup of a run.
 
     name: of the experiment    data: data.Dataset    xp: the library, numpy or cupy
     cache: the folder where runs on the same images share whitening statistics; None: `folder`
-    epochs: stage -> number of epochs, if another run has chosen it    methods: names; empty: fitnets.TABLE_4
+    epochs: stage -> number of epochs, if another run has chosen it    methods: names; None: fitnets.TABLE_4
     """
     sets = Sets(data, config, cache or folder)
     task = Task(networks_of(experiment, config), config, seed, xp=xp, draw=False)

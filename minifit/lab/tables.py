@@ -16,11 +16,18 @@ PARTS = "paper", "default", "short", "arms"  # the parts of a results folder tha
 
 
 def tables(results, say):
-    """Prints Tables 1 to 6, Figure 2, and sections 2.4 and 3.1, from the records in a results folder."""
+    """Prints Tables 1 to 6, Figure 2, and sections 2.4, 3.1 and 3.4, from the records in a results folder."""
     for title, (accuracies, rows) in paper.TABLES.items():
         found = [line for row in rows for line in lines(row, accuracies, Path(results))]
         unit = "accuracy %" if accuracies else "error %"
-        header = ["system", f"paper\n{unit}", f"ours\n{unit}", "95 %\ninterval", "seeds", "preset, or the command"]
+        header = [
+            "system",
+            f"paper\n{unit}",
+            f"ours\n{unit}",
+            "95 %\ninterval",
+            "seeds",
+            "preset and data, or the command",
+        ]
         say(f"{title}\n\n{table(found, header)}\n")
     say(f"Table 6. The networks of Figure 2\n\n{table_6()}\n")
     say(f"Section 2.4. The curriculum\n\n{curriculum()}")
@@ -42,12 +49,12 @@ def lines(row, accuracies, results):
 
 
 def figures(folder, method):
-    """Returns {preset: the row of a method with unchanged settings} from the results of an experiment."""
+    """Returns {preset and data: the row of a method with unchanged settings} from the results of an experiment."""
     parts, found = publish.parts_of(folder), {}
     for part in (parts[name] for name in PARTS if name in parts):
         for row in part["questions"][0]["rows"]:
             if row["method"] == method and row["arm"] == "" and row["test_errors"]:
-                found[part["preset"] + " (changed)" * bool(part["changed"])] = row
+                found[part["preset"] + " (changed)" * bool(part["changed"]) + f", {part['data']}"] = row
     return found
 
 

@@ -294,7 +294,11 @@ ONE_LINE = {
     "digits --guided-layer": "--guided-layer: wanted whole numbers",
     "digits --guided-layer 2 4": "--guided-layer 2 4 and --hint-layer 2: wanted pairs",
     "digits --guided-layer 5 --hint-layer 1": "regressor conv: hint (10, 10, 48) is larger than guided (8, 8, 12)",
-    "digits --data-dir .": "--data-dir .: digits are drawn here",
+    "digits --data-dir .": "--data-dir: no such option",
+    "faces --data-dir .": "--data-dir: no such option; did you mean --data?",
+    "own --data-dir=.": "--data-dir: no such option; did you mean --data?",
+    "mnist --method": "--method: wanted names or auto",
+    "compare mnist --arm": "--arm: wanted",
     "digits --runs": "--runs: wanted a path",
     "digits --runs=": "--runs : wanted a path",
     "digits --runs ~nobody9/x": "--runs ~nobody9/x: wanted a path",
@@ -488,8 +492,11 @@ def test_help_is_one_screen_of_the_common_options(name, capsys):
     lines = said.splitlines()
     own_data = "your data" in said  # which has settings of its own
     assert len(lines) <= (50 if own_data else 40) and max(map(len, lines)) <= 80
-    for option in ("--stage", "--preset", "--tau", "--teacher.epochs", "--student.epochs", "--data-dir", "--seed"):
+    for option in ("--stage", "--preset", "--tau", "--teacher.epochs", "--student.epochs", "--seed"):
         assert f" {option}" in said
+    source = "--data" if own_data else "--data-dir" if name != "digits" else None
+    assert [option for option in ("--data", "--data-dir") if f" {option} " in said] == [source] * (source is not None)
+    assert "[none]" not in said and "[]" not in said
     assert "--init-range" not in said and "--help-all shows all options." in said
     assert helped(capsys, name, "-h") == said
 
@@ -573,7 +580,7 @@ def test_every_kind_of_value_is_read_with_a_space_and_with_an_equals_sign(monkey
 def test_a_tilde_is_the_home_of_who_asks(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     option, _, _ = folder.partition("=")
-    found = parse("digits", [folder], cli.Several)
+    found = parse("mnist", [folder], cli.Several)
     assert getattr(found, option[2:].replace("-", "_")) == tmp_path / "x"
 
 

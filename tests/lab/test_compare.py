@@ -330,6 +330,15 @@ def test_the_page_has_what_was_changed_the_verdict_and_the_pictures(written):
         assert (folder / "default" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_page_and_each_of_its_tables_name_the_data(written):
+    folder, _ = written
+    title, *lines = (folder / "README.md").read_text().splitlines()
+    data = json.loads((folder / "default" / "results.json").read_text())["data"]
+    tables = [lines[i - 1] for i, line in enumerate(lines) if line.startswith("| ---")]
+    assert title.endswith(f", {data}") and len(tables) == 4
+    assert all(head.split(" | ")[0].endswith(f", {data}") for head in tables)
+
+
 def test_the_html_needs_no_other_file_and_closes_what_it_opens(written):
     folder, _ = written
     opened, sources = [], []

@@ -1,6 +1,7 @@
 """Data of the user's own, end to end: `run.py own` on an HDF5 file, an .npz and a folder of pictures."""
 
 import json
+import re
 
 import h5py
 import numpy as np
@@ -106,8 +107,35 @@ def test_the_networks_are_those_of_the_specs(run):
     for stage in ("backprop", "kd", "fitnet"):
         assert [*shapes[stage].values()] == student
     assert [*shapes["hint"].values()] == [*student[:2], (5, 4, 2, 12)]  # the regressor: from 5x4x2 to 1x1x6, two pieces
-    assert "teacher 4-6+3, for images (9, 8, 3)" in out and "student 2-2/3x5, for images (9, 8, 3)" in out
     assert "33 images to train on, 3 to validate, 8 to test" in out
+
+
+def test_each_network_is_printed_with_its_layers_weights_and_multiplications_before_it_trains(run):
+    """Counted by hand: R S C weights per filter, biases left out, and as many multiplications per output of a filter."""
+    kind, _, out = run
+    before = out[: out.index(f"{kind} (1/5 of")]  # the plan, which precedes all training
+    assert out.index(f"{kind} (1/5 of") < out.index("teacher epoch 1")
+    tables = {}
+    for table in before.strip().split("\n\n")[:2]:
+        name, _, rule, *rows = table.splitlines()
+        assert name.endswith(", for images (9, 8, 3)") and {*rule} == {"-", " "}
+        tables[name.removesuffix(", for images (9, 8, 3)")] = [re.split(r"  +", row.strip()) for row in rows]
+    assert tables == {
+        "teacher 4-6+3": [
+            ["1", "Conv2d 3x3, Maxout 2, MaxPool2d 2x2", "5x4x4", "216", "15.55K"],
+            ["2 (hint)", "Conv2d 3x3, Maxout 2, MaxPool2d 9x9", "1x1x6", "432", "8.64K"],
+            ["3", "Flatten, Linear, Maxout 5", "3", "90", "90"],
+            ["4", "Linear", "4", "12", "12"],
+            ["-", "all", "-", "750", "24.29K"],
+        ],
+        "student 2-2/3x5": [
+            ["1", "Conv2d 3x3, Maxout 2", "9x8x2", "108", "7.78K"],
+            ["2 (guided)", "Conv2d 3x3, Maxout 2, MaxPool2d 2x2", "5x4x2", "72", "5.18K"],
+            ["3", "Conv2d 5x5, Maxout 2, MaxPool2d 9x9", "1x1x3", "300", "6.00K"],
+            ["4", "Flatten, Linear", "4", "12", "12"],
+            ["-", "all", "-", "492", "18.97K"],
+        ],
+    }
 
 
 def test_the_table_has_the_errors_of_the_records(run):

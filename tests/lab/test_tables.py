@@ -39,9 +39,9 @@ def test_a_row_has_the_mean_and_interval_of_each_preset_without_the_seeds_and_ar
     write("arms", [of(0, 3.0, preset="short"), of(0, 7.0, "tau=1", tau=1.0, preset="short")])
     write("studies", [of(0, 8.0)])
     assert [line[1:] for line in tables.lines(TABLE_4, False, tmp_path)] == [
-        ["0.51", "0.50", None, "0", "paper (changed)"],
-        ["0.51", "1.50", "-4.85 to 7.85", "0 and 1", "default"],
-        ["0.51", "3.00", None, "0", "short"],
+        ["0.51", "0.50", None, "0", "paper (changed), digits"],
+        ["0.51", "1.50", "-4.85 to 7.85", "0 and 1", "default, digits"],
+        ["0.51", "3.00", None, "0", "short, digits"],
     ]
     assert tables.lines(TABLE_4, True, tmp_path)[1][2] == "98.50"  # as accuracy
 
@@ -51,4 +51,7 @@ def test_all_tables_are_printed_from_the_committed_records(capsys):
     said = capsys.readouterr().out
     for title in paper.TABLES:
         assert f"{title}\n" in said
+    faces = said[said.index("Section 3.4") :].partition("\n\n\n")[0].splitlines()
+    ours = [line for line in faces if "changed" in line]
+    assert len(ours) == 5 and all(line.endswith("paper (changed), faces (stand-in for AFLW)") for line in ours)
     assert "Table 6" in said and "Section 2.4" in said
