@@ -111,7 +111,7 @@ def test_the_networks_are_those_of_the_specs(run):
 
 
 def test_each_network_is_printed_with_its_layers_weights_and_multiplications_before_it_trains(run):
-    """Counted by hand: R S C weights per filter, biases left out, and as many multiplications per output of a filter."""
+    """Counted by hand: R S C weights per filter, without biases, and as many multiplications per output."""
     kind, _, out = run
     before = out[: out.index(f"{kind} (1/5 of")]  # the plan, which precedes all training
     assert out.index(f"{kind} (1/5 of") < out.index("teacher epoch 1")
