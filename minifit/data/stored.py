@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
@@ -35,16 +36,14 @@ LONGEST = 24 * 3600  # seconds: Linux waits no longer than some weeks
 
 
 class Rows:
-    """Some rows of an array of bytes in a file; indexing reads them.
+    """Some rows of an array in a file; indexing reads them.
 
-    They behave like an array uint8 (N, ...), but take no memory.
+    They behave like an array (N, ...), of bytes unless another type is named, but take no memory.
     """
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, path, offset, shape, index=None, file=None):
+    def __init__(self, path, offset, shape, index=None, file=None, dtype=np.uint8):
         """offset: of the first byte of an array of this shape    index: which of its rows these are; None: all"""
-        self.path, self.offset, self.whole = path, offset, tuple(shape)
+        self.path, self.offset, self.whole, self.dtype = path, offset, tuple(shape), np.dtype(dtype)
         self.index = np.arange(shape[0]) if index is None else index
         self.file = file or open(path, "rb", buffering=0)  # noqa: SIM115 - as long as its rows
 
@@ -62,8 +61,8 @@ class Rows:
     def __getitem__(self, index):
         """Reads rows into an array; index: a number, a slice, or an array of numbers or of truth values."""
         rows = np.atleast_1d(self.index[index])
-        y = np.empty((len(rows), *self.whole[1:]), np.uint8)
-        size, start = prod(self.whole[1:]), 0
+        y = np.empty((len(rows), *self.whole[1:]), self.dtype)
+        size, start = self.row, 0
         for end in (*np.flatnonzero(np.diff(rows) != 1) + 1, len(rows)):  # neighbours are read together
             if end > start:
                 self._read(memoryview(y[start:end]).cast("B"), self.offset + int(rows[start]) * size)
@@ -77,12 +76,39 @@ class Rows:
                 raise UserError(f"{self.path}: it was cut off while it was read")
             into, position = into[count:], position + count
 
+    @property
+    def row(self):
+        """The bytes of a row."""
+        return prod(self.whole[1:]) * self.dtype.itemsize
+
     def __array__(self, dtype=None, copy=None):
         return self[:] if dtype is None else self[:].astype(dtype)
 
     def part(self, index):
         """Returns some of these rows without reading them."""
-        return Rows(self.path, self.offset, self.whole, self.index[index], self.file)
+        return Rows(self.path, self.offset, self.whole, self.index[index], self.file, self.dtype)
+
+
+class Scratch(Rows):
+    """Rows of a file without a name, which can be written and which ends with the processes that have it open."""
+
+    def __init__(self, folder, shape, dtype):
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - as long as its rows
+        super().__init__(folder, 0, shape, file=file, dtype=dtype)
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(1, len(self) * self.row))
+        except OSError as error:
+            raise UserError(
+                f"{folder}: {len(self) * self.row:,} bytes do not fit on its disk: {error.strerror}"
+            ) from None
+
+    def __setitem__(self, rows, values):
+        """Writes neighbouring rows.   rows: a slice"""
+        left, position = memoryview(np.ascontiguousarray(values, self.dtype)).cast("B"), rows.indices(len(self))[0]
+        position *= self.row
+        while left:
+            count = os.pwrite(self.file.fileno(), left[:SLICE], position)
+            left, position = left[count:], position + count
 
 
 def part(images, index):

@@ -61,9 +61,13 @@ class RankTeam:
         self.ranks.wait(world.Iallgatherv(MPI.IN_PLACE, whole))
         return rows[0]
 
-    def spread(self, parts):
+    def spread(self, arrays, places):
         size = self.ranks.size
-        self.ranks.wait(*(self.ranks.world.Ibcast(a, k % size) for k, arrays in enumerate(parts) for a in arrays))
+        parts = [(k % size, array, place, array[place]) for k, place in enumerate(places) for array in arrays]
+        self.ranks.wait(*(self.ranks.world.Ibcast(part, root) for root, _, _, part in parts))
+        for root, array, place, part in parts:
+            if root != self.ranks.rank:
+                array[place] = part  # which is a copy where the array is in a file
 
 
 def told(names, errors):

@@ -137,8 +137,8 @@ class Team:
             total += rows[k]
         return total
 
-    def spread(self, parts):
-        """Hands every process the arrays parts[k], which job k of the last run has written; here they share them."""
+    def spread(self, arrays, places):
+        """Hands every process what job k of the last run has written to arrays[i][places[k]]; here they share it."""
 
     def _ask(self, i, what):
         try:

@@ -1,8 +1,8 @@
 """Training, validation and test images: kept as bytes, and prepared as batches for a network.
 
 The worker that needs a batch prepares its images (scales them, or normalises their contrast), augments them and shows
-them to the teacher. Whitened images, and the teacher's outputs for images that are not augmented, are computed once and
-kept if they fit the memory that the settings allow.
+them to the teacher. The teacher's outputs for images that are not augmented are computed once and kept in memory, and
+whitened images once in a file without a name, if they fit the space that the settings allow.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from minifit.composites import Sequential, leaves
 from minifit.data import augment
 from minifit.data.preprocessing import ZCA, Local, Unit, Whitened, fit
 from minifit.data.progress import Bar
-from minifit.data.stored import join
+from minifit.data.stored import Scratch, join
 from minifit.files import open_own
 from minifit.lab import files
 from minifit.lab.parallel import first, shared, team
@@ -40,7 +40,7 @@ class Examples:
     labels: np.ndarray
     prepare: object
     teacher: object = None
-    prepared: np.ndarray | None = None  # all images as `prepare` makes them, if they are kept
+    prepared: Scratch | None = None  # all images as `prepare` makes them, if they are kept
 
     def __len__(self):
         return len(self.images)
@@ -60,7 +60,7 @@ class Examples:
         """Returns these examples on another library's device."""
         given = self.teacher if callable(self.teacher) else each(xp.asarray, self.teacher)
         images = xp.asarray(np.asarray(self.images))  # of stored.Rows too
-        prepared = each(xp.asarray, self.prepared)
+        prepared = None if self.prepared is None else xp.asarray(np.asarray(self.prepared))
         return Examples(images, xp.asarray(self.labels), self.prepare.on(xp), given, prepared)
 
 
@@ -110,9 +110,10 @@ class Sets:
         return Examples(*self.stored[part], self.prepare, prepared=self.whitened.get(part))
 
     def whiten(self, part, workers, progress=False):
-        """Computes the whitened images of a part once, if they are kept."""
+        """Computes the whitened images of a part once, if they are kept. Memory holds only those that are asked for."""
         if self.keeps_whitened(part) and part not in self.whitened:
-            self.whitened[part] = outputs(Sequential([]), self[part], workers, progress)
+            examples = self[part]
+            self.whitened[part] = outputs(Sequential([]), examples, workers, progress, partial(Scratch, self.cache))
 
     def keeps_whitened(self, part):
         """Whether the images of a part are whitened, and are kept so."""
@@ -178,8 +179,11 @@ def fingerprint(layer):
     return type(layer).__name__, *((name, fingerprint(child)) for name, child in layer.children.items())
 
 
-def outputs(network, examples, workers, progress=False):
-    """Returns network(x) for all images of a set, on the host, without noise; a tuple for several outputs."""
+def outputs(network, examples, workers, progress=False, keep=shared):
+    """Returns network(x) for all images of a set, on the host, without noise; a tuple for several outputs.
+
+    keep: a function (shape, type) -> what the outputs are written to, and what is returned
+    """
     weights = next(iter(network.params.values()), np.zeros(0, np.float32))
     xp = array_module(weights)
     chunk = HOST_CHUNK if xp is np else CHUNK
@@ -188,7 +192,7 @@ def outputs(network, examples, workers, progress=False):
         return network(xp.asarray(examples.images[part] if sees_bytes(network) else examples.batch(part)[0]))
 
     none = network(xp.zeros((0, *examples.images.shape[1:]), weights.dtype))  # no images are enough to find the shape
-    given = each(lambda y: shared((len(examples), *y.shape[1:]), y.dtype), none)
+    given = each(lambda y: keep((len(examples), *y.shape[1:]), y.dtype), none)
 
     def part(start):
         part = slice(start, start + chunk)
@@ -202,7 +206,7 @@ def outputs(network, examples, workers, progress=False):
             some = jobs[i : i + 50]
             processes.run("outputs", some)
             results = given if isinstance(given, tuple) else (given,)
-            processes.spread([[result[start : start + chunk] for result in results] for start in some])
+            processes.spread(results, [slice(start, start + chunk) for start in some])
             bar.update(min(50 * chunk, len(examples) - bar.n))
     return given
 

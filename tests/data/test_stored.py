@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minifit import UserError, files
 from minifit.data import stored
-from minifit.data.stored import Rows, join, part
+from minifit.data.stored import Rows, Scratch, join, part
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,29 @@ def test_processes_that_read_together_do_not_disturb_each_other(rows):
     if not pid:
         os._exit(wrong)
     assert os.waitpid(pid, 0)[1] == 0 and not wrong
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4", "f8"])
+def test_what_processes_write_to_a_scratch_file_all_of_them_read_and_no_name_is_left(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "SLICE", 50)
+    array = np.random.default_rng(0).integers(0, 256, (23, 3, 2, 4)).astype(dtype)
+    there = Scratch(tmp_path, array.shape, dtype)
+    assert not any(tmp_path.iterdir()) and there.dtype == array.dtype and there.shape == array.shape
+    pid = os.fork()
+    if not pid:
+        there[11:] = array[11:]
+        os._exit(0)
+    there[0:11] = array[:11].astype("f8")
+    assert os.waitpid(pid, 0)[1] == 0
+    np.testing.assert_array_equal(there[:], array)
+    np.testing.assert_array_equal(there[[3, 1, -1]], array[[3, 1, -1]])
+    np.testing.assert_array_equal(there.part(slice(5, 9))[::-1], array[5:9][::-1])
+
+
+def test_a_disk_without_room_for_a_scratch_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"4,611,686,018,427,387,904 bytes do not fit on its disk") as caught:
+        Scratch(tmp_path, (2, 2**59), "f4")
+    assert str(tmp_path) in str(caught.value) and not any(tmp_path.iterdir())
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_one_line(tmp_path):

@@ -257,10 +257,10 @@ def test_whitened_images_are_computed_once_and_kept_if_they_fit(in_a_file, tmp_p
         for _ in range(2):
             examples = run.sets.taught(part, None, 1)
         np.testing.assert_allclose(examples.prepared, run.sets.prepare(examples.images[:]), rtol=1e-5, atol=1e-4)
-        examples.prepared[:] = 7.0
+        examples.prepared[:] = np.full_like(examples.prepared, 7.0)
         assert (examples.batch(np.array([3, 1]))[0] == 7.0).all()
     assert sum(whitened) == 2 * sum(run.sets.sizes.values())  # once here, once for the comparison
-    assert "They are whitened once and kept: 0 MiB." in plan.lines(run, "teacher")
+    assert "They are whitened once and kept in a temporary file: 0 MiB." in plan.lines(run, "teacher")
     run = new_run(tmp_path / "none", replace(CONFIG, targets_memory=0), dataset=dataset)
     assert run.sets.taught("train", None, 1).prepared is None
 

@@ -117,12 +117,14 @@ def test_a_team_of_ranks_computes_what_a_team_does():
         3,
         """
 import numpy as np
-rows, parts = shared((5, 7)), shared((4, 2))
+from minifit.data.stored import Scratch
+rows, parts, there = shared((5, 7)), shared((4, 2)), Scratch(".", (4, 2), "f4")
 def draw(job):
     rows[job] = np.random.default_rng(job).standard_normal(7) * 1e3
     return job, ours.rank
 def fill(job):
     parts[job] = job
+    there[job : job + 1] = np.full((1, 2), job)
 with parallel.team(2, {"draw": draw, "fill": fill, "square": lambda job: job * job}) as team:
     assert team.run("square", range(8)) == [job * job for job in range(8)] and team.run("square", []) == []
     assert team.run("draw", range(5)) == [(0, 0), (1, 1), (2, 2), (3, 0), (4, 1)]
@@ -132,8 +134,9 @@ with parallel.team(2, {"draw": draw, "fill": fill, "square": lambda job: job * j
         wanted += np.float32(np.random.default_rng(job).standard_normal(7) * 1e3)
     assert total.tobytes() == wanted.tobytes()
     team.run("fill", range(4))
-    team.spread([[parts[job]] for job in range(4)])
-    assert parts.tolist() == [[job, job] for job in range(4)]
+    assert (there[:] != parts).sum() == 0 and (parts[1:] == 0).any()  # each rank has only its own
+    team.spread([parts, there], [slice(job, job + 1) for job in range(4)])
+    assert parts.tolist() == there[:].tolist() == [[job, job] for job in range(4)]
 assert first(lambda: ours.rank)() == 0 and ours.each(lambda: ours.rank) == ours.rank
 sys.__stdout__.write(f"{ours.rank}\\n")
 """,
