@@ -95,7 +95,7 @@ def stages(options, count, clock):
             return record
 
         with run.directory:
-            walk(next(m for m in fitnets.TABLE_4 if m.name == "fitnet"), task_of(run), train)
+            walk(next(m for m in fitnets.TABLE_4 if m.run is fitnets.fitnet), task_of(run), train)
         return rows
 
 

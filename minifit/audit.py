@@ -6,21 +6,17 @@ are drawn again if the oracle says that a draw crossed a kink. Each stage of a m
 """
 
 import copy
-import inspect
 import io
 import pickle
-import pkgutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from math import prod
 from zlib import crc32
 
 import numpy as np
 
-import minifit
 from minifit import UserError, baselines, fitnets, losses
 from minifit.backend import array_module
 from minifit.composites import Autoassociator, Branches, Mean, Sequential, leaves
@@ -61,7 +57,7 @@ from minifit.networks import (
     widened,
 )
 from minifit.optimizers import Ramp
-from minifit.regressors import KINDS, regressor
+from minifit.regressors import regressor
 from minifit.task import Task
 
 TRIES = 60  # draws of a network before its row fails because every draw crossed a kink
@@ -532,26 +528,6 @@ def asks(case):
 def regressor_name(kind, pieces):
     nonlinearity = {None: " ReLU", 1: " linear"}.get(pieces, " maxout")
     return f"regressor {kind}" + ("" if kind == "none" else nonlinearity)
-
-
-def without_a_row():
-    """Lists the layers, losses, kinds of regressor and methods in minifit that no row checks. There should be none."""
-    for module in pkgutil.walk_packages(minifit.__path__, "minifit."):
-        import_module(module.name)  # a layer may be anywhere
-    kinds = [kind for kind in below(Layer) if kind.backward is not Layer.backward]  # the others are never trained
-    names = [kind.__name__ for kind in kinds if kind.__module__.startswith("minifit.")]
-    for name, function in inspect.getmembers(losses, inspect.isfunction):
-        own = function.__module__ == losses.__name__ and not name.startswith("_") and "__mutmut" not in name
-        names += [name] if own and name != "log_softmax" else []  # which has no gradient to check
-    names += dict.fromkeys(regressor_name(kind, pieces) for kind in KINDS for pieces in (2, 1, None))
-    names += [method.name for method in baselines.METHODS]
-    asked = set(map(asks, cases()))
-    return [name for name in names if name not in asked]
-
-
-def below(kind):
-    """Returns all subclasses, direct and indirect."""
-    return [found for subclass in kind.__subclasses__() for found in (subclass, *below(subclass))]
 
 
 def examine(case, integer, rng, xp=np):

@@ -80,19 +80,23 @@ def eq_3(task):
 
 @dataclass(frozen=True)
 class Method:
-    """A method: its name on the command line, its name in tables, a short one for plots, and its function."""
+    """A method: its name on the command line, its name in tables, a short one for plots, and its function.
+
+    default: whether it is trained where no methods are named
+    """
 
     name: str
     title: str
     label: str
     run: Callable  # (task, train)
+    default: bool = False
 
 
 TABLE_4 = (
-    Method("teacher", "teacher", "teacher", trained_teacher),
-    Method("backprop", "standard back-propagation", "back-prop", backprop),
-    Method("kd", "knowledge distillation", "KD", kd),
-    Method("fitnet", "FitNet", "FitNet", fitnet),
+    Method("teacher", "teacher", "teacher", trained_teacher, default=True),
+    Method("backprop", "standard back-propagation", "back-prop", backprop, default=True),
+    Method("kd", "knowledge distillation", "KD", kd, default=True),
+    Method("fitnet", "FitNet", "FitNet", fitnet, default=True),
 )
 
 

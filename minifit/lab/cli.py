@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from minifit import UserError, baselines, data, experiments, fitnets, networks
+from minifit import UserError, baselines, data, experiments, networks
 from minifit.backend import BACKENDS, use
 from minifit.lab import commands as on_files
 from minifit.lab import compare as comparison
@@ -198,7 +198,7 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
             f"{experiment.student.name} learns from {experiment.teacher.name}. The values in brackets are the defaults."
         )
         choices = {"stage": goals_of(experiment, start), "preset": experiment.presets}
-        few = baselines.METHODS if HELP_ALL in arguments else (*fitnets.TABLE_4,)
+        few = baselines.METHODS if HELP_ALL in arguments else plan.chosen()
         more = [] if HELP_ALL in arguments else [f"and {len(baselines.METHODS) - len(few)} more ({HELP_ALL})"]
         choices[start.CHOICE] = [method.name for method in few] + more
         show_help(f"{command} {name}", about, start, arguments, choices)
@@ -255,13 +255,13 @@ def methods_of(experiment, asked):
     else:
         if asked.stage not in goals:
             raise UserError(f"--stage {asked.stage}: wanted {', '.join(goals)}")
-    return None if methods == fitnets.TABLE_4 else tuple(method.name for method in methods)
+    return None if methods == plan.chosen() else tuple(method.name for method in methods)
 
 
 def goals_of(experiment, config, methods=None):
     """Returns the values that `--stage` accepts with these settings: methods, their stages, and "all"."""
     task, goals = Task({"teacher": experiment.teacher, "student": experiment.student}, config, 0, draw=False), []
-    for method in fitnets.TABLE_4 if methods is None else methods:
+    for method in plan.chosen() if methods is None else methods:
         if keys := plan.noted([method], task):  # a given teacher is not trained
             goals += [*keys, method.name]
     return [*dict.fromkeys(goals), "all"]

@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from minifit import UserError, baselines, fitnets, networks
+from minifit import UserError, baselines, networks
 from minifit.composites import leaves
 from minifit.lab.report import count, duration, table
 from minifit.lab.sets import Examples, fingerprint
@@ -23,7 +23,7 @@ class Plan:
     def __init__(self, task, methods, epochs):
         """methods: the chosen ones    epochs: stage -> number of epochs, if another run has chosen it"""
         self.methods, self.epochs = methods, epochs
-        listed = [m for m in baselines.METHODS if m in methods or m in fitnets.TABLE_4]
+        listed = [m for m in baselines.METHODS if m in methods or m.default]
         self.stages = noted(listed, replace(task))  # a copy of a task has no trained teacher
         # method -> the keys of its stages, including stages that it shares with an earlier method
         self.keys = {method: [*noted([method], replace(task))] for method in listed}
@@ -57,7 +57,7 @@ def chosen(names=None):
     for name in names or ():
         if name not in (known := [method.name for method in baselines.METHODS]):
             raise UserError(f"--method {name}: wanted {', '.join(known)}")
-    return tuple(method for method in baselines.METHODS if method.name in names) if names else fitnets.TABLE_4
+    return tuple(m for m in baselines.METHODS if (m.name in names if names else m.default))
 
 
 class _Reached(Exception):

@@ -67,7 +67,7 @@ def set_up(
 
     name: of the experiment    data: data.Dataset    xp: the library, numpy or cupy
     cache: the folder where runs on the same images share whitening statistics; None: `folder`
-    epochs: stage -> number of epochs, if another run has chosen it    methods: names; None: fitnets.TABLE_4
+    epochs: stage -> number of epochs, if another run has chosen it    methods: names; None: the default ones
     """
     sets = Sets(data, config, cache or folder)
     task = Task(networks_of(experiment, config), config, seed, xp=xp, draw=False)

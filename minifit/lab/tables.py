@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minifit import baselines, experiments, fitnets, networks
+from minifit import baselines, experiments, networks
 from minifit.lab import publish
 from minifit.lab.compare import CONFIDENCE
 from minifit.lab.report import count, number, several, table
@@ -43,7 +43,7 @@ def lines(row, accuracies, results):
         errors = [100 - error if accuracies else error for error in ours["test_errors"]]
         seeds = several(ours["seeds"])
         found.append([system, published, number(float(np.mean(errors))), interval(errors), seeds, preset])
-    chosen = "" if method in fitnets.TABLE_4 else f" --methods {method.name}"
+    chosen = "" if method.default else f" --methods {method.name}"
     command = f"python run.py compare {row.experiment}{chosen}"
     return found or [[system, published, None, None, None, command]]
 

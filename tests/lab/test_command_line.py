@@ -530,8 +530,7 @@ def test_the_stages_are_those_of_the_methods(monkeypatch, capsys):
     def ensemble(task, train):
         train(fitnets.Stage("ensemble", task.network("student"), fitnets.LABELS, task.settings.student))
 
-    method = fitnets.Method("mixed", "a mixture", "mix", ensemble)
-    monkeypatch.setattr(fitnets, "TABLE_4", (*fitnets.TABLE_4, method))
+    method = fitnets.Method("mixed", "a mixture", "mix", ensemble, default=True)
     monkeypatch.setattr(baselines, "METHODS", (*baselines.METHODS, method))
     assert "fitnet, ensemble, mixed, all" in " ".join(helped(capsys, "digits", "--help").split())
     assert parse("digits", ["--stage", "ensemble"]).stage == "ensemble"

@@ -26,12 +26,12 @@ sys.path[:0] = {[str(TESTS.parent), str(TESTS / "paper"), str(TESTS / "lab")]}
 
 import joint
 import run
-from minifit import baselines, fitnets
+from minifit import baselines
 from minifit.data import digits
 from minifit.lab import runner
 from small import EXPERIMENTS, LIGHT, noise
 
-fitnets.TABLE_4, baselines.METHODS = (*fitnets.TABLE_4, joint.METHOD), (*baselines.METHODS, joint.METHOD)
+baselines.METHODS = (*baselines.METHODS, joint.METHOD)
 EXPERIMENTS["digits"], digits.load, runner.draw = LIGHT, noise, lambda run: None
 sys.exit(run.main(sys.argv[1:]))
 """
@@ -40,8 +40,7 @@ sys.exit(run.main(sys.argv[1:]))
 @pytest.fixture
 def added(monkeypatch):
     """The method among the others, and `digits` with small networks."""
-    for module, name in ((fitnets, "TABLE_4"), (baselines, "METHODS")):
-        monkeypatch.setattr(module, name, (*getattr(module, name), joint.METHOD))
+    monkeypatch.setattr(baselines, "METHODS", (*baselines.METHODS, joint.METHOD))
     monkeypatch.setitem(EXPERIMENTS, "digits", LIGHT)
     monkeypatch.setattr(digits, "load", noise)
 
@@ -89,7 +88,7 @@ def test_its_errors_stand_in_the_table_of_all_methods(added, tmp_path, monkeypat
     monkeypatch.setattr(runner, "draw", lambda run: None)
     assert run.main(["digits", "--runs", str(tmp_path), *tiny()]) == 0
     table = capsys.readouterr().out.partition("\nmethod")[2]
-    titles = [method.title for method in fitnets.TABLE_4]
+    titles = [method.title for method in (*fitnets.TABLE_4, joint.METHOD)]
     assert titles[-1] == "hints and distillation at once"
     firsts = [line.partition("  ")[0] for line in table.split("\n\n")[0].splitlines()[2:]]
     assert [title for title in firsts if title] == titles  # a second line is of a method's second stage

@@ -34,4 +34,4 @@ def joint(task, train):
     train(Stage("joint", network, loss, task.settings.student, Branches(teacher, {h: Sequential([])})))
 
 
-METHOD = Method("joint", "hints and distillation at once", "joint", joint)
+METHOD = Method("joint", "hints and distillation at once", "joint", joint, default=True)
