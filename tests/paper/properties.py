@@ -327,3 +327,8 @@ def outputs_by_reference(loss, ys, targets, labels):
 
 def quiet(problem):
     return replace(problem, seed=None)
+
+
+def below(kind):
+    """Returns all subclasses, direct and indirect."""
+    return [found for subclass in kind.__subclasses__() for found in (subclass, *below(subclass))]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from properties import EVERY_PROBLEM, all_close, close
+from properties import EVERY_PROBLEM, all_close, below, close
 
 import minifit
 from minifit import audit, baselines, losses
@@ -52,11 +52,6 @@ def without_a_row():
     names += [method.name for method in baselines.METHODS]
     asked = set(map(audit.asks, audit.cases()))
     return [name for name in names if name not in asked]
-
-
-def below(kind):
-    """Returns all subclasses, direct and indirect."""
-    return [found for subclass in kind.__subclasses__() for found in (subclass, *below(subclass))]
 
 
 def test_every_layer_loss_and_method_has_a_row():

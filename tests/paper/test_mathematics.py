@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from properties import below
 
 import minifit
 from minifit import audit, fitnets, losses, optimizers
@@ -59,7 +60,7 @@ def test_every_row_of_the_audit_is_on_the_page():
 
 
 def test_every_layer_loss_update_and_regressor_is_on_the_page():
-    layers = [kind for kind in audit.below(Layer) if kind.__module__ in ("minifit.layers", "minifit.composites")]
+    layers = [kind for kind in below(Layer) if kind.__module__ in ("minifit.layers", "minifit.composites")]
     wanted = [f"{kind.__module__}.{kind.__name__}" for kind in layers if kind is not Composite]
     for module in (losses, optimizers):
         for name, member in inspect.getmembers(module, lambda m: inspect.isfunction(m) or inspect.isclass(m)):
