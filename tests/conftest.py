@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, Phase, settings
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, which no test has done yet
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of the commands that tests start would compile minifit anew
+
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ordinary", max_examples=5, derandomize=True, deadline=None, suppress_health_check=slow)
 settings.register_profile("long", max_examples=100, deadline=None, suppress_health_check=slow, print_blob=True)
