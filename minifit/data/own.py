@@ -188,8 +188,10 @@ def _header(path, archive, name):
     if columns_first and len(shape) > 1:
         raise UserError(f"{place}: found columns first in memory; wanted np.ascontiguousarray of it")
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if dtype.hasobject or size > info.file_size:
-        raise UserError(f"{place}: found {dtype} {shape} in {info.file_size:,} bytes; they take {size:,}")
+    if dtype.hasobject:
+        raise UserError(f"{place}: found {dtype} {shape}; wanted {NEEDED[name]}")
+    if size > info.file_size:
+        raise UserError(f"{place}: found {dtype} {shape} in {info.file_size:,} bytes; wanted {size:,} bytes")
     return Array(shape, dtype), member
 
 
@@ -252,7 +254,7 @@ def _picture(path, wanted=None):
     try:
         file = opened(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}; wanted a picture") from None
     try:
         with file, Image.open(file, formats=FORMATS) as picture:
             mode = {"1": "L", "P": "RGBA" if "transparency" in picture.info else "RGB"}.get(picture.mode, picture.mode)
