@@ -298,7 +298,7 @@ def copied(place, sources, make, *arguments):
         found = [path.stat() for path in sources]  # an OSError where links lead in circles
         known = [[str(path.resolve()), s.st_size, s.st_mtime_ns] for path, s in zip(sources, found, strict=True)]
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from None
+        raise UserError(f"{error.filename}: {error.strerror}; wanted a file") from None
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
     folder = Path(pooch.os_cache("minifit")) / "copies"
     path, size = folder / f"{key}.h5", sum(size for _, size, _ in known)

@@ -372,7 +372,7 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"b\.png"):
         data.load("own", file=tmp_path / "link")
     os.symlink("b.png", new("loop") / "class 1" / "b.png")
-    with pytest.raises(UserError, match=r"b\.png: Too many levels of symbolic links; wanted a picture"):
+    with pytest.raises(UserError, match=r"b\.png: Too many levels of symbolic links; wanted a file"):
         data.load("own", file=tmp_path / "loop")
     os.mkfifo(new("pipe") / "class 1" / "b.png")
     with pytest.raises(UserError, match=r"b\.png: a pipe or a device, not a file; wanted a picture"):
