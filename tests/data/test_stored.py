@@ -79,6 +79,7 @@ def test_what_processes_write_to_a_scratch_file_all_of_them_read_and_no_name_is_
     array = np.random.default_rng(0).integers(0, 256, (23, 3, 2, 4)).astype(dtype)
     there = Scratch(tmp_path, array.shape, dtype)
     assert not any(tmp_path.iterdir()) and there.dtype == array.dtype and there.shape == array.shape
+    assert os.readlink(f"/proc/self/fd/{there.file.fileno()}").startswith(str(tmp_path))  # on this disk all the same
     pid = os.fork()
     if not pid:
         there[11:] = array[11:]
