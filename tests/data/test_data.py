@@ -369,6 +369,14 @@ def test_a_gz_inflates_no_further_than_its_header_claims(tmp_path, monkeypatch):
     assert "claims 822,083,584 bytes and has" in refusal(tmp_path)
 
 
+def test_a_file_is_believed_up_to_a_hundred_times_its_bytes_and_a_small_one_further():
+    files.believable("a", 100 * 2**20, 2**20)
+    files.believable("a", files.PLENTY, 0)
+    for claimed, there in ((100 * 2**20 + 1, 2**20), (files.PLENTY + 1, 0)):
+        with pytest.raises(UserError, match=f"a: claims {claimed:,} bytes and has {there:,}; wanted at most 100 times"):
+            files.believable("a", claimed, there)
+
+
 @pytest.mark.parametrize("spelling", ["raw", "gz"])
 @settings(max_examples=40)
 @given(draw=st.data())

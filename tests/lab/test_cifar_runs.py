@@ -15,7 +15,7 @@ import run as command
 from minifit import UserError, data, experiments, networks, regressors
 from minifit.composites import Branches, Sequential, weights
 from minifit.data import augment, preprocessing
-from minifit.data.stored import Rows
+from minifit.data.stored import Rows, Scratch
 from minifit.experiments import CIFAR10, EXPERIMENTS, Experiment
 from minifit.lab import files, plan, report, runner, sets, training
 from minifit.lab.runner import on_all, set_up, stage_of, take_teacher
@@ -257,6 +257,7 @@ def test_whitened_images_are_computed_once_and_kept_if_they_fit(in_a_file, tmp_p
         for _ in range(2):
             examples = run.sets.taught(part, None, 1)
         np.testing.assert_allclose(examples.prepared, run.sets.prepare(examples.images[:]), rtol=1e-5, atol=1e-4)
+        assert isinstance(examples.prepared, Scratch)  # memory holds none of them
         examples.prepared[:] = np.full_like(examples.prepared, 7.0)
         assert (examples.batch(np.array([3, 1]))[0] == 7.0).all()
     assert sum(whitened) == 2 * sum(run.sets.sizes.values())  # once here, once for the comparison

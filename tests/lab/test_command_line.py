@@ -603,6 +603,12 @@ def test_the_words_of_settings_are_read_back_as_the_same_settings(odd, preset):
     assert config_of(parse("mnist", ["--preset", preset, *words, *options(start, config)])) == start
 
 
+def test_methods_are_those_named_and_auto_is_the_default():
+    assert parse("digits", ["--method", "kd", "--method", "backprop"]).method == ("backprop", "kd")
+    assert parse("digits", ["--method", "auto"]).method is parse("digits", []).method is None
+    assert parse("digits", ["--method", "mimic", "--method", "auto", "--method", "kd"]).method == ("kd",)
+
+
 def test_an_arm_is_read_as_the_options_are():
     base = EXPERIMENTS["mnist"].presets["short"]
     found = changes("tau=1,hint-reduction=mean,lam=4 1 9,student.epochs=2,student_tau=auto", base)

@@ -138,6 +138,13 @@ def test_each_network_is_printed_with_its_layers_weights_and_multiplications_bef
     }
 
 
+def test_the_layers_of_the_pair_are_marked_as_they_are_named(tmp_path, capsys):
+    npz(tmp_path / "my.npz")
+    words = [*TINY, "--hint-layer", "1", "--guided-layer", "2", "--stage", "teacher"]
+    status, out, _ = command(capsys, "own", "--data", tmp_path / "my.npz", "--runs", tmp_path, *words)
+    assert status == 0 and re.findall(r"^(\d) +\((\w+)\)", out, re.M) == [("1", "hint"), ("2", "guided")]
+
+
 def test_the_table_has_the_errors_of_the_records(run):
     _, folder, out = run
     stages = json.loads((folder / "summary.json").read_text())["stages"]

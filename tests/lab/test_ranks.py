@@ -97,6 +97,18 @@ def test_ranks_leave_the_bits_of_one_process(n, one, tmp_path):
     assert datasets(tmp_path / "digits" / "seed0") == one
 
 
+def test_ranks_share_what_each_has_whitened_and_asked_the_teacher(tmp_path):
+    """Of 100 and 70 images each of two ranks computes a part; without augmentation both are kept."""
+    words = [SMALL, "digits", "--no-flips", "--crops", "0", "--preprocessing", "whitened", "--stage", "fitnet"]
+    words += ["--train", "100", "--validation", "70"]
+    words += [f"--{part}.epochs=1" for part in ("teacher", "stage1", "student")]
+    alone = subprocess.run([sys.executable, *words, "--runs", tmp_path / "1", "--workers", "1"], env=environment())
+    status, said, complaints = started(command(2, *words, "--runs", tmp_path / "2"))
+    assert (alone.returncode, status, complaints) == (0, 0, []) and "whitened once and kept in a temporary" in said
+    assert "The teacher's outputs are computed once and kept" in said
+    assert datasets(tmp_path / "2" / "digits" / "seed0") == datasets(tmp_path / "1" / "digits" / "seed0")
+
+
 def test_a_killed_rank_is_named_and_other_ranks_with_workers_go_on_from_the_last_epoch(one, tmp_path):
     words = SMALL, "digits", "--runs", tmp_path
     began = time.monotonic()
