@@ -41,9 +41,10 @@ def load(path):
             if drawn:
                 few = f"found {len(named)} of them and no split, so that a tenth, drawn for testing, leaves {found}"
                 raise UserError(f"{path}: group: {few}; wanted more groups (else each image is one), or split")
-            raise UserError(f"{path}: labels: found {found}; wanted faces and others")
+            field = "labels" if len(which) else "split"
+            raise UserError(f"{path}: {field}: found {found}; wanted faces and others on both sides")
     groups = group[train], group[test]
-    return NAME, images[train], labels[train], images[test], labels[test], groups
+    return NAME, images.part(train), labels[train], images.part(test), labels[test], groups
 
 
 def _read(path):
@@ -66,6 +67,6 @@ def _read(path):
         if value is None or len(value) != shape[0]:
             raise UserError(f"{path}: {name}: found {found[name]}; wanted whole numbers ({shape[0]},)")
     source, found = stored.in_one_piece(path, found)
-    images = stored.Rows(source, found["images"].offset, shape)[:]
+    images = stored.Rows(source, found["images"].offset, shape)
     group = values.get("group", np.arange(shape[0]))
     return images, values["labels"].astype(np.int64), values.get("split"), group

@@ -24,7 +24,7 @@ NEEDED |= {f"test_{name}": wanted for name, wanted in NEEDED.items()}
 DRAWING = 2**20  # bytes of pixels that any picture may have, however small its file: 512 x 512 in four channels
 TEST_SHARE, SEED = 5, 0  # without a test part, a fifth of each class is one; every run has the same
 MOST_CLASSES, MOST_IMAGES = 2**31, 2**24
-SIDE, CHANNELS = 4096, {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 
@@ -56,19 +56,25 @@ def load(path):
 
 def split(order, labels):
     """Returns (training, test) indices in this order: of each class the last fifth, rounded down, is for testing."""
-    ordered, test = labels[order], np.zeros(len(order), bool)
-    for label, count in enumerate(np.bincount(labels)):
-        test[np.flatnonzero(ordered == label)[-(count // TEST_SHARE) :]] = True
+    test = np.zeros(len(order), bool)
+    for places in of_classes(labels[order]):
+        test[places[len(places) - len(places) // TEST_SHARE :]] = True
     return order[~test], order[test]
 
 
 def stratified(labels, rng):
     """Returns the images' indices in a random order in which every stretch has about its share of each class."""
     place = np.empty(len(labels))
-    for label in np.unique(labels):
-        of_class = rng.permutation(np.flatnonzero(labels == label))
+    for places in of_classes(labels):
+        of_class = rng.permutation(places)
         place[of_class] = (np.arange(len(of_class)) + rng.random()) / len(of_class)
     return np.argsort(place, kind="stable")
+
+
+def of_classes(labels):
+    """Returns the places of each label that there is, in increasing order, for each label in increasing order."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
 def _opened(path):
@@ -121,23 +127,28 @@ def check(path, found):
         if f"{prefix}images" not in found:
             continue
         images, labels = found[f"{prefix}images"], found[f"{prefix}labels"]
-        shape, sides = images.shape, images.shape[1:3]
+        shape, size = images.shape, int(np.prod(images.shape[1:], dtype=object))
         if images.dtype != "uint8" or len(shape) != 4 or not 1 <= shape[3] <= 4 or not all(shape):
             grey = "; a grey image has C = 1" if len(shape) == 3 else ""
             wanted = f"wanted uint8 (N, H, W, C), none of them 0 and C of 1 to 4{grey}"
             raise UserError(f"{path}: {prefix}images: found {images}; {wanted}")
         if shape[0] > MOST_IMAGES:
             raise UserError(f"{path}: {prefix}images: found {images}; wanted at most {MOST_IMAGES:,} images")
-        if max(sides) > SIDE:
-            raise UserError(f"{path}: {prefix}images: found {images}; wanted at most {SIDE} pixels a side")
+        if size > PLENTY:
+            raise UserError(f"{path}: {prefix}images: found {images}; wanted at most {PLENTY:,} bytes per image")
         if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
             raise UserError(f"{path}: {prefix}labels: found {labels}; wanted whole numbers ({shape[0]},)")
-        for found_one in () if labels.values is None else (labels.values.min(), labels.values.max()):
-            if not 0 <= int(found_one) < MOST_CLASSES:
-                raise UserError(f"{path}: {prefix}labels: found {found_one}; wanted classes 0, 1, 2 ...")
+        if labels.values is not None:
+            check_labels(f"{path}: {prefix}labels", labels.values)
     if "test_images" in found and found["test_images"].shape[1:] != found["images"].shape[1:]:
         wanted = f"(N, {str(found['images'].shape[1:])[1:]}, as images"
         raise UserError(f"{path}: test_images: found {found['test_images']}; wanted {wanted}")
+
+
+def check_labels(place, labels):
+    for found in (labels.min(), labels.max()):
+        if not 0 <= int(found) < MOST_CLASSES:
+            raise UserError(f"{place}: found {found}; wanted classes 0, 1, 2 ...")
 
 
 def _check_classes(path, labels):
@@ -180,6 +191,8 @@ def _header(path, archive, name):
         member = archive.open(info)
         version = np.lib.format.read_magic(member)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read:
+            raise UserError(f"{place}: found an array of version {version}; wanted (1, 0) or (2, 0)")
         shape, columns_first, dtype = read[version](member)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{place}: damaged, or no array of numbers: {error}; wanted {NEEDED[name]}") from None
@@ -210,7 +223,10 @@ def _copy_npz(path, copy):
                         raise UserError(f"{path}: {name}: damaged: {error or 'cut off'}; wanted {array}") from None
                     if len(content) != n * row:
                         raise UserError(f"{path}: {name}: cut off; wanted {array}")
-                    out.write(name, np.frombuffer(content, array.dtype).reshape(n, *array.shape[1:]))
+                    rows = np.frombuffer(content, array.dtype).reshape(n, *array.shape[1:])
+                    if name.endswith("labels"):
+                        check_labels(f"{path}: {name}", rows)
+                    out.write(name, rows)
                     left -= n
 
 
@@ -261,8 +277,12 @@ def _picture(path, wanted=None):
             if mode not in CHANNELS:
                 raise UserError(f"{path}: found a picture of kind {mode}; wanted one of {', '.join(CHANNELS)}")
             shape = (picture.height, picture.width, CHANNELS[mode])
-            if max(shape) > SIDE:
-                raise UserError(f"{path}: found {shape}; wanted at most {SIDE} pixels a side")
+            if np.prod(shape, dtype=object) > PLENTY:
+                raise UserError(f"{path}: found {shape}; wanted at most {PLENTY:,} bytes of pixels")
+            if any("16" in str(tile[-1]) for tile in picture.tile):
+                raise UserError(f"{path}: found 16 bits per channel; wanted 8")
+            if (frames := getattr(picture, "n_frames", 1)) > 1:
+                raise UserError(f"{path}: found {frames} pictures in it; wanted one")
             if wanted and shape != wanted:
                 raise UserError(f"{path}: found a picture {shape}; wanted {wanted}, as the first one")
             return np.asarray(picture.convert(mode)).reshape(shape)

@@ -224,8 +224,10 @@ def _described(path, file, name):
     if d.chunks and prod(d.chunks) * d.dtype.itemsize > PLENTY:
         raise UserError(f"{place} has chunks of {d.chunks}; wanted chunks of at most {PLENTY:,} bytes")
     offset = d.id.get_offset() if not d.chunks and not file.userblock_size else None
+    if bytes_ and not there:
+        raise UserError(f"{place}: found no numbers of the {d.dtype} {d.shape} that it claims; wanted all of them")
     if offset is not None and offset + bytes_ > path.stat().st_size:
-        raise UserError(f"{place}: cut off: its {bytes_:,} bytes begin at {offset:,} of {path.stat().st_size:,}")
+        raise UserError(f"{place}: cut off: found {path.stat().st_size:,} bytes in all; wanted {offset + bytes_:,}")
     if d.ndim != 1 or d.dtype.kind not in "iu":
         return Array(d.shape, d.dtype, offset)
     with _undamaged(place, d):

@@ -180,7 +180,7 @@ def _matrices(path, file):
         number, size, small = here.tag()
         real = len(flags) == 8 and flags[0] in range(6, 16) and not flags[1] & COMPLEX
         if not real or not shape or min(shape) < 0 or number not in NUMBERS:
-            said = "found no matrix of real numbers; wanted X, uint8 (32, 32, 3, N), and y, (N, 1), alone"
+            said = "found no matrix of real numbers; wanted X, uint8 (32, 32, 3, N), and y, (N, 1)"
             raise UserError(f"{path}: {name[:20].decode('latin-1')!r}: {said}")
         form = NUMBERS[number]
         if small is None and size > here.left:

@@ -402,6 +402,8 @@ def show_networks(words):
         weights, multiplications = counted(replace(network, input=(16, 16, 1)))
         grey = f"For grey images it has {weights:,} weights and {report.count(multiplications)} multiplications."
         notes[network] = [grey]
+    supervised = ["A deeply-supervised net has these weights, and heads that are discarded after training."]
+    notes |= {network: supervised for network in networks.OTHERS if network.name.startswith("network in network")}
     rows = []
     for network in (*networks.NETWORKS, *networks.OTHERS):
         theirs, as_built = network in networks.OTHERS, counted(network)

@@ -37,7 +37,8 @@ def read(arguments, start):
     while left:
         option, equals, word = left.pop(0).partition("=")
         if not option.startswith("--"):
-            raise UserError(f"{option!r}: wanted an option, such as {next(iter(known))}")
+            meant = nearest(f"--{option.lstrip('-')}", known) if option.startswith("-") else ""
+            raise UserError(f"{option!r}: wanted an option, such as {next(iter(known))}{meant}")
         if option not in known:
             raise UserError(f"{option}: no such option" + nearest(option, known, f"; {HELP_ALL} lists all"))
         name, f = known[option]

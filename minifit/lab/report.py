@@ -225,7 +225,11 @@ def page(parts, published, pictures):
     parts: name -> comparison    published: method -> the paper's test error    pictures: name -> [(path, caption)]
     """
     single = {name: part for name, part in parts.items() if len(part["arms"]) == 1}
-    concluded = {TITLES.get(name, name): conclusion(part) for name, part in single.items() if part["order"]}
+    concluded = {
+        TITLES.get(name, name) + " (changed)" * bool(part["changed"]): conclusion(part)
+        for name, part in single.items()
+        if part["order"]
+    }
     blocks = [("text", f"{title}. {text}") for title, text in concluded.items()]
     if single:
         blocks.append(overview(single, published))

@@ -177,8 +177,8 @@ WRONG = {
         "split: group 4 is found on both sides; wanted each group on one",
     ),
     "no face to train on": ({"split": HALF, "labels": HALF}, "labels: found one class among the training images"),
-    "all for training": ({"split": HALF * 0}, "labels: found no test images; wanted faces and others"),
-    "all for testing": ({"split": HALF * 0 + 1}, "labels: found no training images; wanted faces"),
+    "all for training": ({"split": HALF * 0}, "split: found no test images; wanted faces and others on both sides"),
+    "all for testing": ({"split": HALF * 0 + 1}, "split: found no training images; wanted faces"),
     "a single group": (
         {"group": HALF * 0},
         "group: found 1 of them and no split, so that a tenth, drawn for testing, leaves no training images; wanted",

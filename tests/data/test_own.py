@@ -2,7 +2,9 @@
 
 import io
 import os
+import struct
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -132,6 +134,24 @@ def test_more_images_than_a_data_set_has_are_refused_before_they_are_copied():
     found = {name: Array((2**24 + 1, *a.shape[1:]), a.dtype) for name, a in found.items()}
     with pytest.raises(UserError, match=r"a\.npz: images: found .*; wanted at most 16,777,216 images"):
         own.check("a.npz", found)
+    found = {"images": Array((2, 2**14, 2**13, 1), np.dtype(np.uint8)), "labels": Array((2,), np.dtype(np.uint8))}
+    with pytest.raises(UserError, match=r"a\.npz: images: found .*; wanted at most 67,108,864 bytes per image"):
+        own.check("a.npz", found)
+
+
+@pytest.mark.parametrize("shape", [(1, 70_000, 1), (5000, 3, 4), (1, 1, 2)])
+def test_images_have_any_size(shape, tmp_path):
+    images, labels = some(shape=shape, count=10, classes=2)
+    loaded = data.load("own", file=npz(tmp_path / "a.npz", images=images, labels=labels))
+    np.testing.assert_array_equal(loaded.images[:], images[loaded.images.index])
+
+
+def test_many_classes_take_no_longer_than_few(monkeypatch):
+    """The labels are searched once for all classes, and not once for each."""
+    labels, searches, search = np.repeat(np.arange(9_000), 5), [], np.flatnonzero
+    monkeypatch.setattr(own.np, "flatnonzero", lambda x: searches.append(1) or search(x))
+    train, test = own.split(own.stratified(labels, np.random.default_rng(0)), labels)
+    assert len(searches) == 2 and sorted(labels[test]) == [*range(9_000)] and len(train) == 4 * 9_000
 
 
 def test_pictures_of_every_kind_become_bytes(tmp_path):
@@ -178,10 +198,6 @@ WRONG = {
     "floats": ({"images": IMAGES / 255, "labels": LABELS}, r"images: found float64 \(30, 7, 5, 3\); wanted uint8"),
     "no pixels": ({"images": IMAGES[:, :0], "labels": LABELS}, r"images: found uint8 \(30, 0, 5, 3\)"),
     "no image": ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"images: found uint8 \(0, 7, 5, 3\)"),
-    "wide": (
-        {"images": np.zeros((2, 1, 5000, 1), np.uint8), "labels": LABELS[:2]},
-        "wanted at most 4096 pixels a side",
-    ),
     "fewer labels": (
         {"images": IMAGES, "labels": LABELS[1:]},
         r"labels: found int64 \(29,\); wanted whole numbers \(30",
@@ -282,6 +298,12 @@ def test_hdf5_that_only_claims_or_lies_elsewhere_is_one_line(tmp_path):
         file.create_group("images")
         file["labels"] = LABELS
     refused(tmp_path / "group.h5", "images is no data set; wanted a data set of this file")
+    with h5py.File(tmp_path / "unwritten.h5", "w") as file:
+        file.create_dataset("images", IMAGES.shape, np.uint8)
+        file["labels"] = LABELS
+    refused(
+        tmp_path / "unwritten.h5", r"images: found no numbers of the uint8 \(30, 7, 5, 3\) that it claims; wanted all"
+    )
     whole = hdf5(tmp_path / "cut.h5", images=IMAGES, labels=LABELS)
     whole.write_bytes(whole.read_bytes()[:-500])
     refused(whole, "cut.h5: damaged, or no HDF5 file: .*; wanted an HDF5 file with images and labels")
@@ -318,6 +340,10 @@ def test_npz_that_only_claims_or_is_no_array_of_numbers_is_one_line(tmp_path):
     refused(path, r"images: found object \(2,\); wanted uint8 \(N, H, W, C\)")
     archive(images=b"no array", labels=labels)
     refused(path, r"images: damaged, or no array of numbers: .*; wanted uint8 \(N, H, W, C\)")
+    archive(images=array(IMAGES).replace(b"NUMPY\x01", b"NUMPY\x03"), labels=labels)
+    refused(path, r"images: found an array of version \(3, 0\); wanted \(1, 0\) or \(2, 0\)")
+    archive(images=array(IMAGES), labels=array(np.r_[LABELS[1:].astype(np.uint64), np.uint64(2**64 - 1)]))
+    refused(path, "labels: found 18446744073709551615; wanted classes 0, 1, 2")
     archive(images=array(np.asfortranarray(IMAGES)), labels=labels)
     refused(path, "images: found columns first in memory; wanted np.ascontiguousarray of it")
     head = array(IMAGES[:1])
@@ -332,6 +358,16 @@ def test_npz_that_only_claims_or_is_no_array_of_numbers_is_one_line(tmp_path):
     refused(path, "a.npz")
     path.write_bytes(b"PK\x03\x04" + bytes(100))
     refused(path, r"damaged, or no \.npz: File is not a zip file; wanted an HDF5 file or")
+
+
+def deep_png():
+    """A PNG of one pixel, with 16 bits for each of red, green and blue."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(7))) + chunk(b"IEND", b"")
 
 
 def test_folders_that_do_not_fit_are_one_line(tmp_path):
@@ -361,9 +397,16 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
     cut.write_bytes(cut.read_bytes()[:60])
     with pytest.raises(UserError, match=r"0002\.png: found a damaged picture \(.*\); wanted PNG, JPEG"):
         data.load("own", file=tmp_path / "cut")
-    Image.new("L", (5000, 5000)).save(new("large") / "class 0" / "0.png")
-    with pytest.raises(UserError, match=r"0\.png: found \(5000, 5000, 1\); wanted at most 4096 pixels a side"):
+    Image.new("L", (9000, 9000)).save(new("large") / "class 0" / "0.png")
+    with pytest.raises(UserError, match=r"0\.png: found \(9000, 9000, 1\); wanted at most 67,108,864 bytes of pixels"):
         data.load("own", file=tmp_path / "large")
+    frames = [Image.fromarray(IMAGES[i]).quantize(4) for i in range(3)]
+    frames[0].save(new("moving") / "class 0" / "0.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=r"0\.gif: found 3 pictures in it; wanted one"):
+        data.load("own", file=tmp_path / "moving")
+    (new("bits") / "class 0" / "0.png").write_bytes(deep_png())
+    with pytest.raises(UserError, match=r"0\.png: found 16 bits per channel; wanted 8"):
+        data.load("own", file=tmp_path / "bits")
     for label in "ab":
         (tmp_path / "bomb" / label).mkdir(parents=True)
         Image.new("RGB", (4000, 4000)).save(tmp_path / "bomb" / label / "0.png")

@@ -257,6 +257,7 @@ ONE_LINE = {
     "digits --student.epoch 2": "--student.epoch: no such option; did you mean --student.epochs?",
     "digits --guided 4": "--guided: no such option; did you mean --guided-layer?",
     "digits more": "'more': wanted an option, such as --train",
+    "digits -tau 3": "'-tau': wanted an option, such as --train; did you mean --tau?",
     "digits --flips more": "'more': wanted an option",
     "digits --tau 1 2": "--tau 1 2: wanted a number above 0",
     "digits --tau warm": "--tau warm: wanted a number above 0",

@@ -383,7 +383,10 @@ def test_parts_stand_in_one_table_beside_the_papers_figures(written, tmp_path):
         write_record(tmp_path / "mnist" / name / "results.json", made)
     publish.write_page(tmp_path / "mnist")
     lines = (tmp_path / "mnist" / "README.md").read_text().splitlines()
-    assert [line.partition(".")[0] for line in lines[2:6:2]] == ["Our settings", "The paper's settings"]
+    assert [line.partition(".")[0] for line in lines[2:6:2]] == [
+        "Our settings (changed)",
+        "The paper's settings (changed)",
+    ]
     assert all("These seeds" in line for line in lines[2:6:2])  # the conclusions come first
     header, _, _, _, _, fitnet = lines[6:12]
     assert "the paper's settings (changed): test error %" in header and "our settings (changed): test" in header
