@@ -486,6 +486,33 @@ def test_damaged_files_are_read_or_are_one_line(which, draw, tmp_path_factory):
     assert loaded.name.startswith(f"a set in {TITLE[which]}'s format")
 
 
+@settings(max_examples=40)
+@given(draw=st.data())
+def test_an_archive_of_any_structure_is_read_or_is_one_line(draw, tmp_path_factory):
+    """Members of any kind and size, under the names of the files, some of them missing."""
+    folder, members = tmp_path_factory.mktemp("fuzz"), []
+    whole = draw.draw(st.booleans())
+    for name in NAMES["cifar10"]:
+        if not whole and not draw.draw(st.integers(0, 5)):
+            continue
+        size = 3073 if whole else draw.draw(st.sampled_from([3073, 6146, 0, 1, 3072]))
+        kind = (
+            tarfile.REGTYPE if whole else draw.draw(st.sampled_from([b"0", b"0", b"0", b"1", b"2", b"3", b"5", b"6"]))
+        )
+        of_folder = draw.draw(st.sampled_from(["", "../", "/", "a/b/"]))
+        content = bytes([draw.draw(st.integers(0, 11))]) * size
+        found = member(name, size, type=kind, linkname="/etc/passwd")
+        found.name = of_folder + name
+        members.append((found, content))
+    archive(folder, *draw.draw(st.permutations(members)))
+    try:
+        loaded = data.load("cifar10", folder)
+    except UserError as error:
+        assert "\n" not in str(error) and str(folder) in str(error)
+    else:
+        assert len(loaded.images) == len(loaded.labels) and loaded.labels.max() < 10 and len(loaded.test_images)
+
+
 def test_an_archive_inflates_no_further_than_its_size_allows(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "PLENTY", 2**20)
     bomb = archive(tmp_path, (member(BATCHES[0], 2**22), bytes(2**22)))

@@ -480,6 +480,29 @@ def test_npz_of_any_structure_is_read_or_is_one_line(draw, tmp_path_factory):
         assert loaded.images.ndim == 4 and loaded.labels.max() >= 1
 
 
+@settings(max_examples=30, deadline=None)
+@given(draw=st.data())
+def test_pictures_of_any_structure_are_read_or_are_one_line(draw, tmp_path_factory):
+    """Folders of pictures, of which one may have another kind, size or format, or be no picture of its name."""
+    draw, folder = draw.draw, tmp_path_factory.mktemp("fuzz") / "pictures"
+    mode, other = (draw(st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])) for _ in "ab")
+    odd, ending = draw(st.integers(0, 19)), draw(st.sampled_from(["png", "bmp", "tiff", "gif", "webp", "ppm", "jpeg"]))
+    for i in range(10):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        size = (3, 4) if i != odd else draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+        picture = Image.new(other if i == odd else mode, size)
+        for kind in ending, "png", "tiff":
+            with suppress(OSError, ValueError, KeyError):  # a format that has no such mode
+                picture.save(folder / "ab"[i % 2] / f"{i}.x", kind)
+                break
+    try:
+        loaded = data.load("own", file=folder)
+    except UserError as error:
+        assert "\n" not in str(error) and str(folder) in str(error)
+    else:
+        assert loaded.images.shape[:3] == (8, 4, 3) and len(loaded.test_images) == 2
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_an_npz_that_names_a_member_twice_is_one_line(tmp_path):
     path = tmp_path / "twice.npz"

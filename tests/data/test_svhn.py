@@ -229,3 +229,33 @@ def test_a_damaged_file_is_read_or_is_one_line(draw, small):
     with suppress(UserError):
         labels, images = whole(path)
         assert len(labels) == len(images) and set(labels.tolist()) <= {*range(10)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(draw=st.data())
+def test_a_file_of_any_structure_is_read_or_is_one_line(draw, tmp_path_factory):
+    """Matrices of any name, kind and shape, in any order, each of which may claim more or less than it has."""
+    draw, path = draw.draw, tmp_path_factory.mktemp("fuzz") / "a.mat"
+    shapes = st.one_of(
+        st.lists(st.integers(-1, 40), max_size=5), st.builds(lambda n: [32, 32, 3, n], st.integers(-1, 2**31 - 1))
+    )
+    shapes = st.one_of(shapes, st.just([32, 32, 3, 2]), st.just([2, 1]))
+    content = HEADER
+    for _ in range(draw(st.integers(0, 4))):
+        name, kind, shape = draw(st.sampled_from([b"X", b"y", b"", b"z"])), draw(st.integers(0, 16)), draw(shapes)
+        numbers = draw(st.sampled_from([bytes(6144), b"\1\2", bytes(16), b""]))
+        claimed = draw(st.one_of(st.none(), st.integers(0, 2**32 - 1)))
+        content += matrix(name, kind, shape, numbers, draw(st.booleans()), claimed)
+    path.write_bytes(content)
+    try:
+        labels, images = whole(path)
+    except UserError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+    else:
+        assert len(labels) == len(images) and images.shape[1:] == (32, 32, 3) and {*labels.tolist()} <= {*range(10)}
+
+
+def test_some_structures_are_read(tmp_path):
+    """Else the test above could not tell a reader from one that refuses everything."""
+    (tmp_path / "a.mat").write_bytes(HEADER + Y3 + matrix(b"z", 9, (1, 1), bytes(8), True) + X3)
+    assert read(tmp_path / "a.mat")[0].tolist() == [1, 2, 0]
