@@ -191,11 +191,11 @@ def _header(path, archive, name):
         member = archive.open(info)
         version = np.lib.format.read_magic(member)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in read:
-            raise UserError(f"{place}: found an array of version {version}; wanted (1, 0) or (2, 0)")
-        shape, columns_first, dtype = read[version](member)
+        shape, columns_first, dtype = read[version](member) if version in read else ((), False, None)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{place}: damaged, or no array of numbers: {error}; wanted {NEEDED[name]}") from None
+    if dtype is None:
+        raise UserError(f"{place}: found an array of version {version}; wanted (1, 0) or (2, 0)")
     if any(extent < 0 for extent in shape):
         raise UserError(f"{place}: damaged: found {shape}; wanted {NEEDED[name]}")
     if columns_first and len(shape) > 1:

@@ -341,7 +341,7 @@ def test_npz_that_only_claims_or_is_no_array_of_numbers_is_one_line(tmp_path):
     archive(images=b"no array", labels=labels)
     refused(path, r"images: damaged, or no array of numbers: .*; wanted uint8 \(N, H, W, C\)")
     archive(images=array(IMAGES).replace(b"NUMPY\x01", b"NUMPY\x03"), labels=labels)
-    refused(path, r"images: found an array of version \(3, 0\); wanted \(1, 0\) or \(2, 0\)")
+    refused(path, r"a\.npz: images: found an array of version \(3, 0\); wanted \(1, 0\) or \(2, 0\)")
     archive(images=array(IMAGES), labels=array(np.r_[LABELS[1:].astype(np.uint64), np.uint64(2**64 - 1)]))
     refused(path, "labels: found 18446744073709551615; wanted classes 0, 1, 2")
     archive(images=array(np.asfortranarray(IMAGES)), labels=labels)
