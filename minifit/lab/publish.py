@@ -49,8 +49,9 @@ class Member:
     goals: tuple = ("all",)  # the methods or stages to train
 
     def record(self):
-        """Returns the present record of the run."""
+        """Returns the present record of the run. UserError if one of its stages is of other settings or networks."""
         run, directory = self.run, self.run.directory
+        runner.refuse_changed(run)
         found = comparison.record(directory.folder, run.plan.ahead(*self.goals), directory.settings)
         head = {name: value for name, value in run.heading.items() if name not in ("seed", "preset")}
         return found | {"arm": self.arm, "head": head}

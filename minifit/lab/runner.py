@@ -133,6 +133,18 @@ def stage_settings(run, key):
     return run.directory.settings | {"epochs": epochs, "network": json.loads(json.dumps(described(network)))}
 
 
+def refuse_changed(run):
+    """Raises UserError if there is the file of a stage with other settings, or of another network, than there is now.
+
+    Networks that methods bring with them are in no other record of a run.
+    """
+    for key in run.plan.stages:
+        path = run.directory.checkpoint(key)
+        if path.exists():
+            written = stages.load_record(path)["identity"]["settings"]
+            refuse_other_settings(path, written, stage_settings(run, key))
+
+
 def finished(run):
     """Returns {key: record} for the finished stages of this run's methods."""
     return {key: record for key, record in run.directory.finished().items() if key in run.plan.stages}

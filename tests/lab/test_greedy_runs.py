@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from small import CONFIG, SMALL, contents, double_best, interrupt_at, perform, refusal
 
-from minifit import data, greedy
+from minifit import UserError, data, greedy
+from minifit.lab import publish
 from minifit.lab.pictures import first_layers
 from minifit.lab.plan import outline
 from minifit.lab.runner import set_up, stage_of
@@ -65,3 +66,12 @@ def test_a_layer_does_not_go_on_above_others_than_it_began_on(new_run, tmp_path)
 def test_whitened_images_are_refused_when_training_and_not_when_a_run_is_made(name, new_run, tmp_path):
     run = new_run(tmp_path, name, preprocessing="whitened")
     assert "--preprocessing unit" in refusal(perform, run)
+
+
+def test_a_comparison_takes_no_stage_of_another_network_that_a_method_brought(new_run, tmp_path, monkeypatch):
+    """The settings of a run do not have such a network; the files of its stages do."""
+    perform(new_run(tmp_path, "greedy-supervised"))
+    assert not publish.Member(new_run(tmp_path, "greedy-supervised"), []).record()["missing"]
+    monkeypatch.setattr(greedy, "UNITS", (12, 9, 8))
+    with pytest.raises(UserError, match=r"supervised\.h5 holds a run with other settings: network\.blocks.* 7, now 8"):
+        publish.Member(new_run(tmp_path, "greedy-supervised"), []).record()
