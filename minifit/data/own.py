@@ -2,9 +2,10 @@
 
 An HDF5 file or .npz has `images` uint8 (N, H, W, C) and `labels` (N,), the classes being 0, 1, 2 ...; it may have
 `test_images` and `test_labels`. A folder has one folder of pictures for each class, in the order of their names. Images
-may have any size and 1 to 4 channels.
+may have any size, up to 64 MiB each, and 1 to 4 channels.
 """
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -25,6 +26,7 @@ DRAWING = 2**20  # bytes of pixels that any picture may have, however small its 
 TEST_SHARE, SEED = 5, 0  # without a test part, a fifth of each class is one; every run has the same
 MOST_CLASSES, MOST_IMAGES = 2**31, 2**24
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+DEEP = re.compile(r";16[BLN]\b|^\('\w+', 65535\)$")  # how Pillow reads 16 bits per channel: PNG and TIFF, or PPM
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 
@@ -279,9 +281,10 @@ def _picture(path, wanted=None):
             shape = (picture.height, picture.width, CHANNELS[mode])
             if np.prod(shape, dtype=object) > PLENTY:
                 raise UserError(f"{path}: found {shape}; wanted at most {PLENTY:,} bytes of pixels")
-            if any("16" in str(tile[-1]) for tile in picture.tile):
+            if any(DEEP.search(str(tile[-1])) for tile in picture.tile):
                 raise UserError(f"{path}: found 16 bits per channel; wanted 8")
-            if (frames := getattr(picture, "n_frames", 1)) > 1:
+            frames = getattr(picture, "n_frames", 1)
+            if frames > 1 and picture.format != "MPO":  # a camera's JPEG, whose other pictures are previews
                 raise UserError(f"{path}: found {frames} pictures in it; wanted one")
             if wanted and shape != wanted:
                 raise UserError(f"{path}: found a picture {shape}; wanted {wanted}, as the first one")

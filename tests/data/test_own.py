@@ -167,6 +167,24 @@ def test_pictures_of_every_kind_become_bytes(tmp_path):
     assert data.load("own", file=folder).images.shape == (8, 6, 4, 3)
 
 
+@pytest.mark.parametrize("ending", ["png", "bmp", "tiff", "gif", "ppm"])
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3), (5, 5, 3), (160, 16, 3), (16, 160)])
+def test_pictures_of_16_pixels_are_not_taken_for_16_bits(shape, ending, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (10, *shape), np.uint8)
+    loaded = data.load("own", file=pictures(tmp_path / "p", images, np.arange(10) // 5, ending=ending))
+    assert loaded.images.shape[:3] == (8, *shape[:2])
+
+
+def test_the_photograph_of_a_cameras_file_of_several_is_read(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(5):
+            photograph, preview = Image.new("RGB", (8, 6), (200, 10, i)), Image.new("RGB", (4, 3))
+            photograph.save(tmp_path / label / f"{i}.jpg", "MPO", save_all=True, append_images=[preview])
+    loaded = data.load("own", file=tmp_path)
+    assert loaded.images.shape == (8, 6, 8, 3) and loaded.images[:][..., 0].min() > 190
+
+
 IMAGES, LABELS = some()
 WRONG = {
     "no images": ({"labels": LABELS}, "has no images; wanted images uint8"),
@@ -407,6 +425,9 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
     (new("bits") / "class 0" / "0.png").write_bytes(deep_png())
     with pytest.raises(UserError, match=r"0\.png: found 16 bits per channel; wanted 8"):
         data.load("own", file=tmp_path / "bits")
+    (new("deep ppm") / "class 0" / "0.ppm").write_bytes(b"P6\n1 1\n65535\n" + bytes(6))
+    with pytest.raises(UserError, match=r"0\.ppm: found 16 bits per channel; wanted 8"):
+        data.load("own", file=tmp_path / "deep ppm")
     for label in "ab":
         (tmp_path / "bomb" / label).mkdir(parents=True)
         Image.new("RGB", (4000, 4000)).save(tmp_path / "bomb" / label / "0.png")
