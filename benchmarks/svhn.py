@@ -126,7 +126,9 @@ def work(options):
 
 
 def speed(run, stage):
-    """Images/s of some minibatches; the teacher is asked for the images of each."""
+    """Images/s of some minibatches; the teacher is asked for the images of each, and once for the other sets."""
+    for part in ("validation", "test"):
+        run.sets.taught(part, stage.target, run.workers)  # which keeps the outputs that fit
     examples = replace(run.sets["train"], teacher=stage.target)
     optimizer, took = stage.schedule.make(), []
     with DataParallel(stage, {"train": examples}, microbatch(run.task, stage), run.workers) as parallel:
