@@ -27,18 +27,30 @@ from minifit import data, experiments, fitnets, networks
 from minifit.composites import leaves, weights
 from minifit.data.preprocessing import ZCA, Whitened
 from minifit.lab.parallel import available
-from minifit.lab.plan import microbatch, noted, walk
+from minifit.lab.plan import chosen, microbatch, noted, walk
 from minifit.lab.runner import set_up, task_of
 from minifit.lab.training import DataParallel
 from minifit.optimizers import update
+from minifit.task import Task
 
 EXPERIMENTS = "mnist", "cifar10-fitnet1", "cifar10-fitnet4"
-STAGES = "kd", "hint", "fitnet"
 SCHEDULES = "teacher", "stage1", "student"
 IMAGES = 6400  # that a stage is timed on: the steps of one epoch
 TURN = 5  # steps
 CHECKED = 8  # images
 ROOT = Path(__file__).parents[1]
+
+
+def taught(name, preset="default"):
+    """{key: stage} of an experiment's default methods, without those that learn from labels alone."""
+    experiment = experiments.EXPERIMENTS[name]
+    task = Task(
+        {"teacher": experiment.teacher, "student": experiment.student}, experiment.presets[preset], 0, draw=False
+    )
+    return {key: stage for key, (_, stage) in noted(chosen(), task).items() if stage.target}
+
+
+STAGES = tuple(taught("mnist"))
 
 
 def main(arguments=None):
@@ -240,8 +252,7 @@ def compared(name, key, options):
 
 
 def batch_of(name, key, options):
-    config = experiments.EXPERIMENTS[name].presets[options.preset]
-    return min(options.images, (config.stage1 if key == "hint" else config.student).batch)
+    return min(options.images, taught(name, options.preset)[key].schedule.batch)
 
 
 def rate(times, batch):

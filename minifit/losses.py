@@ -70,7 +70,8 @@ def distillation_loss(logits, teacher_logits, labels, tau, lam, student_tau=None
     p_teacher = _probabilities(xp, log_softmax(teacher_logits / tau))
     log_p = log_softmax(logits / student_tau)
     soft = -_weighed(xp, p_teacher, log_p).sum() / n
-    return hard + lam * soft, dhard + (lam / (student_tau * n)) * (_probabilities(xp, log_p) - p_teacher)
+    loss = hard + lam * soft if lam else hard  # soft may be infinite
+    return loss, dhard + (lam / (student_tau * n)) * (_probabilities(xp, log_p) - p_teacher)
 
 
 def hint_loss(guided, hint, reduction="sum"):

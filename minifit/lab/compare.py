@@ -5,6 +5,7 @@ is written as JSON. All of them follow from its "runs", so they can be computed 
 No method is named here: names, titles and stages come from the records.
 """
 
+from dataclasses import fields
 from itertools import pairwise
 from math import sqrt
 
@@ -13,7 +14,7 @@ import numpy as np
 from minifit import UserError, baselines
 from minifit.lab.records import read_config
 from minifit.lab.rundir import RunDirectory, flat, on_all_images, refuse_other_settings
-from minifit.settings import words
+from minifit.settings import Ramp, walk, words
 
 CONFIDENCE = 0.95  # of the intervals
 ROUNDING = 1e-12  # relative rounding error of figures; a spread of differences below it counts as none
@@ -270,6 +271,22 @@ def changes(base, settings):
     return {n: settings.get(n) for n in names if not FOLLOWS.get(n, set()) & set(names)}
 
 
+def changed(preset, settings):
+    """Returns {setting: value in words}: the flat settings of a run that differ from those of its preset.
+
+    preset: a Config, or None for one that is gone
+    """
+    found = {}
+    for name, _, value in walk(preset) if preset else ():
+        own = settings.get(name, value)
+        if isinstance(value, Ramp):
+            own = Ramp(*(settings.get(f"{name}.{part.name}") for part in fields(Ramp)))
+        own = tuple(own) if isinstance(own, list) else own
+        if own != value:
+            found[name] = " ".join(words(own))
+    return found
+
+
 def arm_name(changes):
     """Returns the name of an arm in the form that `--arm` takes, "init=uniform,tau=1".   changes: setting -> value"""
     return ",".join(f"{name}={' '.join(words(value))}" for name, value in changes.items())
@@ -292,7 +309,7 @@ def arms_of(runs):
 
     UserError if runs differ in data, networks or another thing that must agree, or if two have the same arm and seed.
     """
-    seen, named = {}, []
+    seen, named, networks = {}, [], {}
     for run in runs:
         differing = changes(runs[0]["settings"], run["settings"])
         folders = f"{runs[0]['folder']} and {run['folder']}"
@@ -304,5 +321,10 @@ def arms_of(runs):
         first = seen.setdefault((arm, run["seed"]), run)
         if first is not run:
             raise UserError(f"{first['folder']} and {run['folder']} have the same settings and the same seed")
+        of_arm = networks.setdefault(arm, {})
+        for name, stage in run["stages"].items():
+            was, folder = of_arm.setdefault(name, (stage, run["folder"]))
+            if any(was.get(of, stage.get(of)) != stage.get(of, was.get(of)) for of in ("network", *SIZES)):
+                raise UserError(f"{folder} and {run['folder']} cannot be compared: their networks of {name} differ")
         named.append(run | {"arm": arm})
     return named

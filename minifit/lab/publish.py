@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minifit import UserError
+from minifit import UserError, experiments
 from minifit.backend import to_host
 from minifit.lab import compare as comparison
 from minifit.lab import pages, parallel, pictures, plots, report, runner
@@ -24,7 +24,6 @@ from minifit.lab.jobs import Job, run_jobs
 from minifit.lab.records import read_metrics, read_results, write_record
 from minifit.lab.rundir import by_method, differences
 from minifit.lab.sets import Examples, outputs, sees_bytes
-from minifit.settings import walk, words
 from reference import paper
 
 PICTURES = {
@@ -89,11 +88,11 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
         if status:
             print(f"run.py: {job} ended with exit status {status}", file=sys.stderr)
 
-    start = {name: value for name, _, value in walk(base.experiment.presets[preset])}
-    own = walk(base.task.settings)
-    changed = {name: " ".join(words(value)) for name, _, value in own if value != start[name]}
     records = with_what_was_there(part, [member.record() for member in members])
-    found = comparison.gather(records, command, changed, questions, ORDER, [] if several_arms else beside(members))
+    said = commands(part, records, command, {name for m in members for name in m.run.plan.ahead(*m.goals)})
+    own = records[0]["settings"] | {"microbatch": base.task.settings.microbatch}  # records have that of each network
+    changed = comparison.changed(base.experiment.presets[preset], own)
+    found = comparison.gather(records, said, changed, questions, ORDER, [] if several_arms else beside(members))
     run = next((m.run for m, r in zip(members, records, strict=True) if not r["missing"] and not r["arm"]), None)
     publish(part, found, run, html, tell)
     return max(map(abs, statuses.values()), default=0) and 1
@@ -110,7 +109,10 @@ def compare_runs(folders, results, command, html=False, tell=print):
     part = Path(results) / head["experiment"] / ("arms" if several_arms else head["preset"])
     refuse_to_replace(part, records)
     claim(part)
-    publish(part, comparison.gather(records, command, order=ORDER), None, html, tell)
+    presets = {(name, preset): own for name, e in experiments.EXPERIMENTS.items() for preset, own in e.presets.items()}
+    changed = comparison.changed(presets.get((head["experiment"], head["preset"])), head)
+    said = commands(part, records, command)
+    publish(part, comparison.gather(records, said, changed, order=ORDER), None, html, tell)
     return 0
 
 
@@ -150,6 +152,25 @@ def with_what_was_there(part, records):
             run = run | {name: by_method(kept[name] | run[name]) for name in kept if name in run}
         found.append(run)
     return found
+
+
+def commands(part, records, command, asked=None):
+    """Returns the commands that give these records, a line each: `command`, after those of what the folder had before.
+
+    asked: the stages that `command` asks for; None: all
+    """
+    path = part / "results.json"
+    if not path.exists():
+        return command
+    old = read_part(path)
+    before, now = (
+        {(run["arm"], run["seed"], whole): run.get(whole, {}) for run in runs for whole in ("stages", "all")}
+        for runs in (old["runs"], records)
+    )
+    if before == now:  # `command` has added nothing
+        return old["command"]
+    more = asked is not None and {name for stages in now.values() for name in stages} - asked
+    return "\n".join(dict.fromkeys([*old["command"].splitlines(), command])) if more else command
 
 
 def refuse_to_replace(part, records):
@@ -196,9 +217,9 @@ def beside(members):
 
 def publish(part, found, run, html, tell):
     """Writes a comparison and its page, and prints the comparison.   run: the run whose weights are drawn"""
-    write_part(part, found)
-    if run and any(run.directory.folder.glob("*.h5")):
+    if run and any(run.directory.folder.glob("*.h5")):  # first: it refuses weights that do not fit together
         draw_networks(run, part, f"{found['data']}, preset {found['preset']}, seed {run.task.seed}")
+    write_part(part, found)
     write_page(part.parent, html)
     tell(pages.as_printed(report.part_blocks(part.name, found)))
     tell(f"\n{part.parent}/: README.md, {part.name}/results.json and pictures")

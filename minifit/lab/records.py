@@ -25,6 +25,7 @@ STAGE = {
     **{"epochs": POSITIVE, "best_epoch": POSITIVE, "weights": COUNT, "multiplications": COUNT, "seconds": AT_LEAST_0},
     **{"test_loss": NUMBER, "validation_loss?": NUMBER, "test_error?": (PERCENT, None)},
     **{"validation_error?": (PERCENT, None), "standard_error?": AT_LEAST_0, "from?": TEXT, "last?": BOOL},
+    "network?": TEXT,  # the digest of its blocks
 }
 HEAD = {"experiment": TEXT, "data": TEXT, "teacher": TEXT, "student": TEXT, "teacher_error?": PERCENT}
 HEAD |= {f"{part}_images": COUNT for part in ("train", "validation", "test")}

@@ -15,6 +15,7 @@ from minifit.lab.files import digest
 from minifit.lab.parallel import first
 from minifit.lab.pictures import Look, draw
 from minifit.lab.plan import Plan, chosen, counts, microbatch, noted, walk
+from minifit.lab.records import seal
 from minifit.lab.rundir import RunDirectory, on_all_images, refuse_other_settings
 from minifit.lab.sets import Sets, outputs
 from minifit.lab.teachers import Given
@@ -311,6 +312,7 @@ def figures(run, stage, state):
         "seconds": run.directory.seconds(stage.key),
         "file": f"{stage.key}.h5",
         "last": stage.key == run.plan.keys[method][-1],
+        "network": seal(stage_settings(run, stage.key)["network"])[:16],
     }
     if stage.classifies:
         if not stage.on_all and run.sets.sizes["validation"]:  # else it has trained on them

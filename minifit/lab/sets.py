@@ -94,10 +94,10 @@ class Sets:
             return None
         return self.cache / f"whitening-{self.digest}.h5"
 
-    @cached_property
+    @property
     def digest(self):
-        """The digest of the training images."""
-        return files.digest([self.stored["train"][0]])
+        """The digest of the images, as in a run's settings."""
+        return self.data.digest(self.config.train, self.config.validation, self.config.test)
 
     @cached_property
     def prepare(self):

@@ -252,11 +252,19 @@ def test_run_directories_are_arms_by_what_differs_in_their_settings():
         (member(1, settings={"test": 3, "tau": 1}), "they differ in test"),
         (member(1, settings={"networks.student.name": "flat"}), "they differ in networks.student.name"),
         (member(0), "runs/seed0 and runs/seed0x have the same settings and the same seed"),
+        (member(1, kd=stage("kd", network="b")), "cannot be compared: their networks of kd differ"),
+        (member(1, kd=stage("kd", weights=5)), "their networks of kd differ"),
+        (member(1, kd=stage("kd", multiplications=5)), "their networks of kd differ"),
     ],
 )
 def test_a_mixture_that_makes_no_sense_is_refused(other, said):
     with pytest.raises(UserError, match=said):
-        compare.arms_of([member(0), other | {"folder": "runs/seed0x"}])
+        compare.arms_of([member(0, kd=stage("kd", network="a")), other | {"folder": "runs/seed0x"}])
+
+
+def test_networks_are_compared_within_an_arm_and_by_what_both_records_have():
+    other = member(0, kd=stage("kd", network="b"), settings={"init": "uniform"})
+    assert len(compare.arms_of([member(0, kd=stage("kd", network="a")), member(1, kd=stage("kd")), other])) == 3
 
 
 @pytest.fixture(scope="module")
@@ -400,6 +408,8 @@ def test_existing_runs_are_compared_without_their_data(seeds, tmp_path, monkeypa
     found = json.loads((tmp_path / "digits" / "default" / "results.json").read_text())
     assert [record["seed"] for record in found["runs"]] == [0, 1] and "FitNet" in capsys.readouterr().out
     assert "same settings and the same seed" in refusal(capsys, ["compare", folders[0], folders[0]])
+    assert [found["changed"][name] for name in ("train", "teacher.epochs", "teacher.lr_scale")] == ["40", "2", "1.0"]
+    assert "lam" not in found["changed"] and not {"seed", "images"} & found["changed"].keys()
 
 
 @pytest.fixture(scope="module")
@@ -492,6 +502,33 @@ def test_a_fresh_clone_does_not_destroy_the_published_page(compared, tmp_path, m
     assert "default holds other results: " in line and "train 16, now 12" in line
     assert "it has seed 1, which was not asked for. Name another --results folder" in line
     assert contents(folder / "out") == before and not (tmp_path / "runs").exists()
+
+
+def test_a_page_keeps_the_commands_of_all_that_it_shows(tmp_path):
+    def commands(*methods):
+        words = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--methods", *methods, *tiny()]
+        assert run.main(["compare", "digits", "--seeds", "1", *words]) == 0
+        found = json.loads((tmp_path / "digits" / "default" / "results.json").read_text())
+        said = [line.partition("--methods ")[2].partition(" --")[0] for line in found["command"].splitlines()]
+        return said, [*found["methods"]]
+
+    assert commands("kd") == (["kd"], ["teacher", "kd"])
+    assert commands("backprop", "kd") == (["backprop kd"], ["teacher", "backprop", "kd"])
+    assert commands("kd")[0] == commands("backprop")[0] == ["backprop kd"]
+    assert commands("fitnet") == (["backprop kd", "fitnet"], ["teacher", "backprop", "kd", "fitnet"])
+
+
+def test_weights_that_cannot_be_drawn_leave_the_results_as_they_were(seeds, one_seed, tmp_path, monkeypatch):
+    shutil.copytree(one_seed, tmp_path, dirs_exist_ok=True)
+    before = contents(tmp_path)
+
+    def refuses(*arguments):
+        raise UserError("made from another teacher")
+
+    monkeypatch.setattr(publish, "draw_networks", refuses)
+    with pytest.raises(UserError, match="made from another teacher"):
+        published(seeds[:2], tmp_path)
+    assert contents(tmp_path) == before
 
 
 def test_results_are_made_again_without_data_and_without_runs(compared, tmp_path, monkeypatch, capsys):

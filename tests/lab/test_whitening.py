@@ -9,6 +9,7 @@ import pytest
 from test_preprocessing import bytes_ as photographs
 from test_preprocessing import locally, whitened
 
+import minifit.data
 from minifit import UserError
 from minifit.data import Dataset, preprocessing
 from minifit.experiments import MNIST
@@ -57,6 +58,17 @@ def test_a_cache_says_what_it_was_fitted_on(tmp_path):
     fitted = record["fitted on"]
     assert fitted["shape"] == [100, 4, 5, 3] and fitted["scale"] == 55 and fitted["regularisation"] == 0.1
     assert fitted["images"] == files.digest([bytes_(100)]) and list(groups["zca"]) == ["matrix", "mean"]
+
+
+def test_the_images_of_a_run_are_digested_once(tmp_path, monkeypatch):
+    seen, images, labels = [], bytes_(30), np.arange(30) % 10
+    monkeypatch.setattr(minifit.data, "slices", lambda rows: seen.append(len(rows)) or [rows])
+    monkeypatch.setattr(files, "digest", None)
+    dataset = Dataset("noise", images, labels, bytes_(5, 1), labels[:5])
+    config = replace(MNIST, preprocessing="whitened", train=20, validation=10, test=5)
+    held = sets.Sets(dataset, config, tmp_path)
+    assert dataset.digest(20, 10, 5) in held.statistics.name and held.prepare(images).shape == images.shape
+    assert seen == [20, 10, 5]
 
 
 def one_pixel(x):

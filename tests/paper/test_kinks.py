@@ -183,6 +183,7 @@ def test_a_masked_class_adds_nothing_to_a_loss_unless_it_is_wanted(dtype):
     finite = np.where(masked, 0, logits)
     assert np.isfinite(distillation_loss(finite, logits, labels, 3.0, 4.0)[0])  # masked for the teacher alone
     assert distillation_loss(logits, finite, labels, 3.0, 4.0)[0] == np.inf  # what the student rules out, it expects
+    assert distillation_loss(logits, finite, labels, 3.0, 0.0)[0] == cross_entropy(logits, labels)[0]  # unless lam is 0
     assert cross_entropy(logits, np.array([1, 1]))[0] == np.inf
 
 
