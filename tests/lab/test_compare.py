@@ -408,8 +408,13 @@ def test_existing_runs_are_compared_without_their_data(seeds, tmp_path, monkeypa
     found = json.loads((tmp_path / "digits" / "default" / "results.json").read_text())
     assert [record["seed"] for record in found["runs"]] == [0, 1] and "FitNet" in capsys.readouterr().out
     assert "same settings and the same seed" in refusal(capsys, ["compare", folders[0], folders[0]])
-    assert [found["changed"][name] for name in ("train", "teacher.epochs", "teacher.lr_scale")] == ["40", "2", "1.0"]
-    assert "lam" not in found["changed"] and not {"seed", "images"} & found["changed"].keys()
+    assert [found["changed"][name] for name in ("train", "flips", "crops", "teacher.lr_scale")] == [
+        "40",
+        "False",
+        "0",
+        "1.0",
+    ]
+    assert found["changed"]["lam"] == "4.0 1.0 8" and not {"seed", "images"} & found["changed"].keys()
 
 
 @pytest.fixture(scope="module")
