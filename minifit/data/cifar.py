@@ -14,7 +14,6 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
 import numpy as np
-import pooch
 
 from minifit import UserError
 from minifit.data import files
@@ -108,7 +107,7 @@ def find(published, data_dir=None, progress=True, mirrors=MIRRORS):
         lambda folder: _search(published, folder),
         lambda folder: download(published, folder, progress, mirrors),
         published.archive,
-        pooch.os_cache("minifit") / published.folder,
+        published.folder,
         data_dir,
     )
 

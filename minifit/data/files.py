@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pooch
-
 from minifit import UserError
 from minifit.data.progress import Bar
 from minifit.files import opened
@@ -20,11 +18,11 @@ RATIO = 100  # ... and beyond that, at most this many times its own size: photog
 LARGEST, SLOWEST, GRACE = 2**31, 2**14, 60  # bytes of a download, bytes per second, seconds before speed is judged
 
 
-def find(title, search, download, wanted, cache, data_dir=None):
-    """Returns what `search` finds of a data set, or else what `download(cache)` fetches.
+def find(title, search, download, wanted, name, data_dir=None):
+    """Returns what `search` finds of a data set, or else what `download` fetches into the folder `name` of the cache.
 
     search(folder) returns (the files found, the missing ones in words or "")
-    wanted: the files that a user can put into `cache`, in words
+    wanted: the files that a user can put there, in words
 
     With `data_dir` it searches only there, because another folder must not silently replace the one named by hand.
     Otherwise it searches $MINIFIT_DATA, which must be a folder if it is set, and then the cache.
@@ -37,6 +35,7 @@ def find(title, search, download, wanted, cache, data_dir=None):
             raise UserError(f"{folder} {reason}")
         return found
 
+    cache = cache_folder() / name
     places = [cache]
     if os.environ.get("MINIFIT_DATA"):
         places.insert(0, Path(os.environ["MINIFIT_DATA"]).expanduser())
@@ -55,6 +54,13 @@ def find(title, search, download, wanted, cache, data_dir=None):
         ) from None
 
 
+def cache_folder():
+    """Returns the folder of the data sets that were downloaded, and of copies of others."""
+    import pooch
+
+    return Path(pooch.os_cache("minifit"))
+
+
 def download(files, mirrors, folder, progress=True):
     """Downloads the missing ones of `files`, {name: "algorithm:checksum"}, into `folder`; returns the paths of all.
 
@@ -64,6 +70,8 @@ def download(files, mirrors, folder, progress=True):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}") from None
+    import pooch  # takes longer to import than the rest of this module
+
     pooch.get_logger().setLevel("ERROR")  # the progress bar says enough
     reasons = []
     for mirror in mirrors:
@@ -75,6 +83,8 @@ def download(files, mirrors, folder, progress=True):
 
 
 def _fetch(mirror, name, checksum, folder, progress):
+    import pooch
+
     # pooch takes the bar's truth value, which tqdm refuses to give without a total; disable=None: terminals only
     with Bar(desc=name, total=1, unit="B", unit_scale=True, leave=False, disable=None if progress else True) as bar:
         return Path(pooch.retrieve(mirror + name, checksum, name, folder, downloader=partial(_stream, bar)))
@@ -122,8 +132,7 @@ def reading(*paths):
     try:
         yield
     except UserError as error:
-        cache = pooch.os_cache("minifit")
-        if any(path.is_relative_to(cache) for path in paths):
+        if any(path.is_relative_to(cache_folder()) for path in paths):
             raise UserError(f"{error}; remove it to download it again") from None
         raise
 

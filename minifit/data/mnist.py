@@ -11,7 +11,6 @@ import math
 import zlib
 
 import numpy as np
-import pooch
 
 from minifit import UserError
 from minifit.data import files
@@ -61,9 +60,8 @@ def load(data_dir=None, progress=True, mirrors=MIRRORS):
 
 def find(data_dir=None, progress=True, mirrors=MIRRORS):
     """Returns the paths of the four files, in the order of FILES; files.find searches for them."""
-    cache = pooch.os_cache("minifit") / "mnist"
     wanted = f"{', '.join(FILES)}, raw or .gz,"
-    return files.find("MNIST", _search, lambda folder: download(folder, progress, mirrors), wanted, cache, data_dir)
+    return files.find("MNIST", _search, lambda folder: download(folder, progress, mirrors), wanted, "mnist", data_dir)
 
 
 def _search(folder):

@@ -19,14 +19,12 @@ import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import h5py
 import numpy as np
-import pooch
 
 from minifit import UserError
-from minifit.data.files import PLENTY, RATIO, believable
+from minifit.data.files import PLENTY, RATIO, believable, cache_folder
 from minifit.files import SLICE, inside, open_own, opened, slices
 
 MEMORY = 2**30  # bytes that a reader may need in addition to this process
@@ -302,7 +300,7 @@ def copied(place, sources, make, *arguments):
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; wanted a file") from None
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-    folder = Path(pooch.os_cache("minifit")) / "copies"
+    folder = cache_folder() / "copies"
     path, size = folder / f"{key}.h5", sum(size for _, size, _ in known)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ import zlib
 from math import prod
 
 import numpy as np
-import pooch
 
 from minifit import UserError
 from minifit.data import files, stored
@@ -71,14 +70,13 @@ def _order(labels, train):
 
 def find(data_dir=None, progress=True, mirrors=MIRRORS):
     """Returns the paths of the three files, in the order of FILES; files.find searches for them."""
-    cache = pooch.os_cache("minifit") / "svhn"
     fetch = {name: f"sha256:{sha256}" for name, (sha256, _) in FILES.items()}
     return files.find(
         "SVHN",
         _search,
         lambda folder: files.download(fetch, mirrors, folder, progress),
         ", ".join(FILES),
-        cache,
+        "svhn",
         data_dir,
     )
 

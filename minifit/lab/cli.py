@@ -325,12 +325,17 @@ def compare(words):
 
     name, words = words[0], words[1:]
     asked = parse(name, ["--preset", "short"] * ("--studies" in words) + words, Several, "run.py compare")
-    experiment, dataset, base, members = experiment_of(name, asked), dataset_of(name, asked), config_of(asked), []
+    experiment, base, members = experiment_of(name, asked), config_of(asked), []
     runs, studies = asked.runs / asked.preset.replace("default", ""), experiments.STUDIES if asked.studies else ()
-    for arm, (own, goals, more) in arms_of(asked, base, studies).items():
+    arms = arms_of(asked, base, studies)
+    for own, *_ in arms.values():
+        experiments.check(experiment, changed(base, own))
+        goals_of(
+            experiment, changed(base, own), plan.chosen(asked.methods)
+        )  # UserError for a regressor that cannot fit
+    dataset = dataset_of(name, asked)
+    for arm, (own, goals, more) in arms.items():
         config = changed(base, own)
-        experiments.check(experiment, config)
-        goals_of(experiment, config, plan.chosen(asked.methods))  # UserError for a regressor that cannot fit
         shaping = {f.name for f in fields(base) if f.metadata.get("teacher")} & {part.partition(".")[0] for part in own}
         for seed in range(asked.seeds + more):
             run = run_of(name, asked, config, seed, dataset, runs / arm)

@@ -32,7 +32,7 @@ both = pytest.mark.parametrize("which", ["cifar10", "cifar100"])
 def nothing_from_this_machine(monkeypatch, tmp_path):
     """No test meets the files or the cache of whoever runs it, nor the network beyond this machine."""
     monkeypatch.delenv("MINIFIT_DATA", raising=False)
-    monkeypatch.setattr(cifar.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache" / project)
     monkeypatch.setenv("HTTPS_PROXY", nobody())
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 

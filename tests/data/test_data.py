@@ -26,7 +26,7 @@ def nothing_from_this_machine(monkeypatch, tmp_path):
         raise UserError("the test asked for a download")
 
     monkeypatch.delenv("MINIFIT_DATA", raising=False)
-    monkeypatch.setattr(mnist.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache" / project)
     monkeypatch.setattr(mnist, "download", no_download)
 
 

@@ -26,7 +26,7 @@ def published(monkeypatch, tmp_path):
         md5 = hashlib.md5(files[f"{name}.gz"]).hexdigest()
         table[name] = (md5, hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(mnist, "FILES", table)
-    monkeypatch.setattr(mnist.pooch, "os_cache", lambda project: tmp_path / "cache")
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache")
     monkeypatch.delenv("MINIFIT_DATA", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return files

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minifit import UserError, data
-from minifit.data import faces, stored
+from minifit.data import faces
 
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(stored.pooch, "os_cache", lambda project: folder / project)
+    monkeypatch.setattr("pooch.os_cache", lambda project: folder / project)
     return folder
 
 

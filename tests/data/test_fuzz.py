@@ -6,8 +6,6 @@ import types
 
 import pytest
 
-from minifit.data import own
-
 sys.modules.setdefault("atheris", types.SimpleNamespace(instrument_imports=lambda include: contextlib.nullcontext()))
 import fuzz  # noqa: E402
 
@@ -16,7 +14,7 @@ import fuzz  # noqa: E402
 def test_every_example_is_read(name, tmp_path, monkeypatch):
     if name == "onnx":
         pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
-    monkeypatch.setattr(own.stored.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache" / project)
     file, read, example = fuzz.READERS[name]
     (tmp_path / file).write_bytes(example())
     read(tmp_path / file)

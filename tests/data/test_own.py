@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minifit import UserError, data
-from minifit.data import own, stored
+from minifit.data import own
 from minifit.data.stored import Array, Rows
 
 REAL = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ REAL = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(stored.pooch, "os_cache", lambda project: folder / project)
+    monkeypatch.setattr("pooch.os_cache", lambda project: folder / project)
     return folder
 
 

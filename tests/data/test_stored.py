@@ -144,7 +144,7 @@ def test_what_a_reader_finds_comes_back():
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(stored.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache" / project)
     return tmp_path / "cache" / "minifit" / "copies"
 
 
@@ -181,7 +181,7 @@ def test_a_copy_that_does_not_fit_or_cannot_be_written_is_one_line(tmp_path, cac
     with pytest.raises(UserError, match=r"a copy of 16 bytes does not fit on its disk"):
         stored.in_one_piece(path, found)
     assert free and not [p for p in cache.iterdir() if p.suffix in (".h5", ".tmp")]
-    monkeypatch.setattr(stored.pooch, "os_cache", lambda project: path)
+    monkeypatch.setattr("pooch.os_cache", lambda project: path)
     with pytest.raises(UserError, match="the cache cannot be written"):
         stored.in_one_piece(path, found)
 

@@ -25,7 +25,7 @@ SIZES = {"train_32x32.mat": 4100, "extra_32x32.mat": 2100, "test_32x32.mat": 30}
 @pytest.fixture(autouse=True)
 def nothing_from_this_machine(monkeypatch, tmp_path):
     monkeypatch.delenv("MINIFIT_DATA", raising=False)
-    monkeypatch.setattr(svhn.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache" / project)
     monkeypatch.setenv("HTTPS_PROXY", nobody())
     monkeypatch.setenv("HTTP_PROXY", nobody())
 

@@ -59,7 +59,7 @@ def metrics(folder):
 def nothing_from_this_machine(monkeypatch, tmp_path):
     """No test meets the files or the cache of whoever runs it, nor the network."""
     monkeypatch.delenv("MINIFIT_DATA", raising=False)
-    monkeypatch.setattr(mnist.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache" / project)
     monkeypatch.setattr(mnist, "MIRRORS", ())
 
 

@@ -510,17 +510,23 @@ def test_a_fresh_clone_does_not_destroy_the_published_page(compared, tmp_path, m
 
 
 def test_a_page_keeps_the_commands_of_all_that_it_shows(tmp_path):
-    def commands(*methods):
-        words = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--methods", *methods, *tiny()]
-        assert run.main(["compare", "digits", "--seeds", "1", *words]) == 0
-        found = json.loads((tmp_path / "digits" / "default" / "results.json").read_text())
-        said = [line.partition("--methods ")[2].partition(" --")[0] for line in found["command"].splitlines()]
-        return said, [*found["methods"]]
+    part = tmp_path / "digits" / "default"
+    part.mkdir(parents=True)
 
-    assert commands("kd") == (["kd"], ["teacher", "kd"])
-    assert commands("backprop", "kd") == (["backprop kd"], ["teacher", "backprop", "kd"])
-    assert commands("kd")[0] == commands("backprop")[0] == ["backprop kd"]
-    assert commands("fitnet") == (["backprop kd", "fitnet"], ["teacher", "backprop", "kd", "fitnet"])
+    def commands(command, *methods, seeds=1, there=()):
+        """After a command that asks for some methods, where the run directories have those methods and others."""
+        whole = {name: stage(name) for name in ("teacher", "backprop", "kd") if name in (*methods, *there)}
+        records = [member(seed, **whole) for seed in range(seeds)]
+        said = publish.commands(part, publish.with_what_was_there(part, records), command, {*methods})
+        write_record(part / "results.json", compare.gather(records, said))
+        return said
+
+    assert commands("one", "teacher", "kd") == "one"
+    assert commands("two", "teacher", "kd", "backprop") == "two"  # does all that the first did
+    assert commands("one", "kd", there=["teacher", "backprop"]) == "two"  # adds nothing
+    assert commands("three", "kd", there=["teacher", "backprop"], seeds=2) == "two\nthree"
+    assert commands("three", "kd", there=["teacher", "backprop"], seeds=3) == "two\nthree"
+    assert commands("four", "teacher", "kd", "backprop", seeds=4) == "four"
 
 
 def test_weights_that_cannot_be_drawn_leave_the_results_as_they_were(seeds, one_seed, tmp_path, monkeypatch):

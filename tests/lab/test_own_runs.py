@@ -12,7 +12,6 @@ from PIL import Image
 from small import best, metrics
 
 from minifit import model
-from minifit.data import stored
 from minifit.lab import files, runner
 
 STAGES = ["teacher", "backprop", "kd", "hint", "fitnet"]
@@ -44,7 +43,7 @@ KINDS = {"my.h5": hdf5, "my.npz": npz, "pictures": pictures}
 def cache(monkeypatch, tmp_path_factory):
     """Copies of files go to a folder of the test, and no plots are drawn."""
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(stored.pooch, "os_cache", lambda project: folder / project)
+    monkeypatch.setattr("pooch.os_cache", lambda project: folder / project)
     monkeypatch.setattr(runner, "draw", lambda _: None)
 
 
