@@ -5,7 +5,6 @@ a generator. Layers with kinks get permutations of spaced values, so that every 
 are drawn again if the oracle says that a draw crossed a kink. Each stage of a method is a problem.
 """
 
-import copy
 import io
 import pickle
 import time
@@ -166,6 +165,15 @@ def of_loss(loss, x, *examples, **settings):
     return Problem(loss, f, {"x": x}, examples, settings=settings)
 
 
+def again_from(rng):
+    """A generator of the numbers that `rng` will give, in a third of the time of copy.deepcopy; None for None."""
+    if rng is None:
+        return None
+    twin = np.random.default_rng(0)
+    twin.bit_generator.state = rng.bit_generator.state
+    return twin
+
+
 def of_stage(stage, x, labels, seed=1):
     """The stage's loss as a map of its parameters, named as "hint 0.w" in the hint stage."""
     x, target = stage.sees(x), None if stage.target is None else stage.target(x)
@@ -175,10 +183,10 @@ def of_stage(stage, x, labels, seed=1):
     def f(arrays, examples, rng):
         x, target, labels = examples
         network = twin_of({name: arrays[key] for key, name in own.items()})
-        twin, again = replace(stage, network=network), copy.deepcopy(rng) if stage.noise else None
+        twin, again = replace(stage, network=network), again_from(rng if stage.noise else None)
 
         def pull(dy):
-            _, grads = fitnets.gradient(twin, x, target, labels, EPOCH, copy.deepcopy(again))
+            _, grads = fitnets.gradient(twin, x, target, labels, EPOCH, again_from(again))
             return {key: dy * grads[name] for key, name in own.items()}
 
         seen = x if stage.reconstructs else target

@@ -29,11 +29,11 @@ def conv2d(x, w, b, pad=0):
         raise ValueError(f"conv2d: x {x.shape}, w {w.shape}, b {b.shape} and pad {pad} do not fit")
     padded = np.zeros((N, H + 2 * pad, W + 2 * pad, C))
     padded[:, pad : pad + H, pad : pad + W] = x
-    y, filters = np.zeros((N, P, Q, K)), [w[:, :, :, k] for k in range(K)]
+    y, filters = np.zeros((N, P, Q, K)), [w[:, :, :, k].ravel() for k in range(K)]
     for n, p, q in np.ndindex(N, P, Q):
-        window = padded[n, p : p + R, q : q + S]  # (R, S, C)
+        window = padded[n, p : p + R, q : q + S].ravel()  # r, s and c in this order, as in the filters
         for k in range(K):
-            y[n, p, q, k] = b[k] + (window * filters[k]).sum()
+            y[n, p, q, k] = b[k] + window @ filters[k]
     return y
 
 
@@ -126,7 +126,7 @@ def linear(x, w, b):
         raise ValueError(f"linear: x {x.shape}, w {w.shape} and b {b.shape} do not fit")
     y = np.zeros((N, w.shape[1]))
     for n, e in np.ndindex(y.shape):
-        y[n, e] = b[e] + (x[n] * w[:, e]).sum()
+        y[n, e] = b[e] + x[n] @ w[:, e]
     return y
 
 
