@@ -116,8 +116,8 @@ class Config:
         teacher=True,
     )
     targets_memory: int = setting(
-        "keep the teacher's outputs for a set in memory, and its whitened images in a temporary file, where each takes "
-        "at most N MiB; else compute them for each batch",
+        "keep the teacher's outputs for a set in memory and, on a CPU, its whitened images in a temporary file, where "
+        "each takes at most N MiB; else compute them for each batch",
         at_least(0),
         default=1024,
     )

@@ -70,7 +70,7 @@ def set_up(
     cache: the folder where runs on the same images share whitening statistics; None: `folder`
     epochs: stage -> number of epochs, if another run has chosen it    methods: names; None: the default ones
     """
-    sets = Sets(data, config, cache or folder)
+    sets = Sets(data, config, cache or folder, xp)
     task = Task(networks_of(experiment, config), config, seed, xp=xp, draw=False)
     plan = Plan(task, chosen(methods), dict(epochs))
     directory = RunDirectory(folder, tuple(plan.ahead("all")), settings_of(name, preset, data, task), xp)

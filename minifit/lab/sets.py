@@ -1,8 +1,8 @@
 """Training, validation and test images: kept as bytes, and prepared as batches for a network.
 
 The worker that needs a batch prepares its images (scales them, or normalises their contrast), augments them and shows
-them to the teacher. The teacher's outputs for images that are not augmented are computed once and kept in memory, and
-whitened images once in a file without a name, if they fit the space that the settings allow.
+them to the teacher. The teacher's outputs for images that are not augmented are computed once and kept in memory and,
+on a host, whitened images once in a file without a name, if they fit the space that the settings allow.
 """
 
 import fcntl
@@ -57,11 +57,10 @@ class Examples:
         return x, given(seen) if callable(given) else each(lambda a: a[index], given), self.labels[index]
 
     def on(self, xp):
-        """Returns these examples on another library's device."""
+        """Returns these examples on another library's device, which prepares each batch: it has no second copy."""
         given = self.teacher if callable(self.teacher) else each(xp.asarray, self.teacher)
         images = xp.asarray(np.asarray(self.images))  # of stored.Rows too
-        prepared = None if self.prepared is None else xp.asarray(np.asarray(self.prepared))
-        return Examples(images, xp.asarray(self.labels), self.prepare.on(xp), given, prepared)
+        return Examples(images, xp.asarray(self.labels), self.prepare.on(xp), given)
 
 
 def sees_bytes(teacher):
@@ -79,9 +78,9 @@ def each(function, value):
 class Sets:
     """The training, validation and test images of a run."""
 
-    def __init__(self, data, config, cache):
-        """cache: the folder where runs on the same images share whitening statistics."""
-        self.data, self.config, self.cache = data, config, cache
+    def __init__(self, data, config, cache, xp=np):
+        """cache: the folder where runs on the same images share whitening statistics    xp: the library that trains"""
+        self.data, self.config, self.cache, self.xp = data, config, cache, xp
         self.stored = data.parts(config.train, config.validation, config.test)
         self.sizes = {part: len(labels) for part, (_, labels) in self.stored.items()}
         self.kept = {}  # (part, teacher's address) -> (outputs, the teacher itself, which keeps the address in use)
@@ -116,9 +115,9 @@ class Sets:
             self.whitened[part] = outputs(Sequential([]), examples, workers, progress, partial(Scratch, self.cache))
 
     def keeps_whitened(self, part):
-        """Whether the images of a part are whitened, and are kept so."""
+        """Whether the images of a part are whitened, and are kept so: on a host, as a device whitens batches fast."""
         size = 4 * prod(self.stored[part][0].shape)
-        return bool(self.statistics) and 0 < size <= self.config.targets_memory * 2**20
+        return bool(self.statistics) and self.xp is np and 0 < size <= self.config.targets_memory * 2**20
 
     @property
     def on_all(self):

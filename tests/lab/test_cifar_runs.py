@@ -264,6 +264,9 @@ def test_whitened_images_are_computed_once_and_kept_if_they_fit(in_a_file, tmp_p
     assert "They are whitened once and kept in a temporary file: 0 MiB." in plan.lines(run, "teacher")
     run = new_run(tmp_path / "none", replace(CONFIG, targets_memory=0), dataset=dataset)
     assert run.sets.taught("train", None, 1).prepared is None
+    on_a_device = new_run(tmp_path / "device", dataset=dataset, xp=strict)
+    assert on_a_device.sets.taught("train", None, 1).prepared is None
+    assert not [line for line in plan.lines(on_a_device, "teacher") if "temporary file" in line]
 
 
 def test_the_plan_counts_the_teachers_forward_pass_where_it_is_made_in_every_epoch(tmp_path, monkeypatch):
