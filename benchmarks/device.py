@@ -38,8 +38,8 @@ def main(arguments=None):
     header = ["what", "batch", "products", "minifit ms", *(f"PyTorch {format} ms" for format in FORMATS)]
     print("\n" + table([*header, "ratio", "paired"], rows))
     for products in PRODUCTS:
-        found = [float(row[-2]) for row in rows if row[2] == products]
-        print(f"\nGeometric mean of the ratios, {products}: {geometric_mean(found):.2f}")
+        speedups = [float(row[-2]) for row in rows if row[2] == products]
+        print(f"\nGeometric mean of the ratios, {products}: {geometric_mean(speedups):.2f}")
 
 
 def parse(arguments):

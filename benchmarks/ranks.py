@@ -40,14 +40,14 @@ def main(arguments=None):
     if options.as_rank:
         return as_rank(options)
     print(machine(), flush=True)
-    found = {n: measured(n, options) for n in [1, *options.ranks]}
+    measurements = {n: measured(n, options) for n in [1, *options.ranks]}
     print(f"\nMeasured, batch {options.batch}, one worker per rank:\n")
-    print(table(*measured_table(found, options)))
+    print(table(*measured_table(measurements, options)))
     for way, figures in WAYS.items():
         print(f"\nPredicted for {way}, batch {options.batch}: milliseconds of a step (efficiency)\n")
-        print(table(*predicted_table(found[1], *figures, options.batch)))
+        print(table(*predicted_table(measurements[1], *figures, options.batch)))
     print("\nThe batch that keeps each of so many ranks half busy (efficiency 50 %)\n")
-    print(table(*batch_table(found[1], options.batch)))
+    print(table(*batch_table(measurements[1], options.batch)))
     return 0
 
 
@@ -69,8 +69,8 @@ def as_rank(options):
 
         ranks.join("benchmarks.ranks")
     way = to_and_fro(parallel.ranks) if parallel.ranks.size > 1 else None
-    found = {name: steps(NETWORKS[name], options) | {"way": way} for name in options.network}
-    print(json.dumps(found), flush=True)
+    figures = {name: steps(NETWORKS[name], options) | {"way": way} for name in options.network}
+    print(json.dumps(figures), flush=True)
     return 0
 
 
@@ -112,9 +112,9 @@ class Counted:
 
     def Iallgatherv(self, mine, whole):
         array, (counts, _) = whole
-        own = counts[self.world.rank] * array.itemsize
-        self.sent += own * (self.world.size - 1)  # by a ring, each rank passes on as much as it receives in the end
-        self.received += array.nbytes - own
+        part = counts[self.world.rank] * array.itemsize
+        self.sent += part * (self.world.size - 1)  # by a ring, each rank passes on as much as it receives in the end
+        self.received += array.nbytes - part
         return self.world.Iallgatherv(mine, whole)
 
 
@@ -136,15 +136,15 @@ def steps(network, options):
             ours._step()
             took["step"].append(time.perf_counter() - began)
         parallel.ranks.world = world.world
-        found = {name: float(np.median(times)) for name, times in took.items()}
+        figures = {name: float(np.median(times)) for name, times in took.items()}
         timed(local, "run", image)
         for i in range(options.repeats):
             ours.parallel.gradient(np.arange(1), 1, i)
         lanes, weights = ours.parallel.lanes, sum(p.size for p in ours.layers.params.values())
     moved = {"sent": world.sent // options.repeats, "received": world.received // options.repeats}
     known = {"lanes": lanes, "microbatch": network.microbatch, "bytes": 4 * weights}
-    found["image"] = float(np.median(image))  # one alone, which shows what a microbatch costs beside its images
-    return found | moved | known
+    figures["image"] = float(np.median(image))  # one alone, which shows what a microbatch costs beside its images
+    return figures | moved | known
 
 
 def timed(owner, name, times):
@@ -176,14 +176,14 @@ def arithmetic(one, images, batch):
 
 def predicted(one, batch, measured_at, ranks, latency, bandwidth):
     """Seconds of a step as minifit makes it.   one: measured of one rank, with the batch `measured_at`"""
-    lanes, own, images = share(one, batch, ranks)
+    lanes, rank_lanes, images = share(one, batch, ranks)
     rest = one["step"] - one["run"] - one["add"]  # the optimiser, and the examples that every rank chooses
     computing = arithmetic(one, images, measured_at) + one["add"] / ranks + rest
     if ranks == 1:
         return computing
     size, rounds = one["bytes"], ceil(log2(ranks))
-    out, back = own * size * (ranks - 1) / ranks, (lanes - own) * size / ranks
-    messages = own * (ranks - 1) + lanes - own
+    out, back = rank_lanes * size * (ranks - 1) / ranks, (lanes - rank_lanes) * size / ranks
+    messages = rank_lanes * (ranks - 1) + lanes - rank_lanes
     reducing = latency + CALL * messages + max(out, back) / bandwidth
     gathering = latency * rounds + size * (ranks - 1) / ranks / bandwidth
     meeting = 2 * rounds * latency + 3 * CALL  # the losses: their sizes, and themselves
@@ -211,42 +211,44 @@ def milliseconds(seconds):
     return f"{1e3 * seconds:.{0 if seconds >= 0.1 else 1}f}"
 
 
-def measured_table(found, options):
-    several = [n for n in found if n > 1]
+def measured_table(measurements, options):
+    several = [n for n in measurements if n > 1]
     header = ["network", "weights MB", "1 rank ms"]
     for n in several:
         header += [f"{n} ranks ms", "1 / it", "moved MB", "way us, GB/s", "model ms", "its error, %"]
     rows = []
-    for name, one in found[1].items():
+    for name, one in measurements[1].items():
         row = [name, f"{one['bytes'] / 1e6:.2f}", milliseconds(one["step"])]
         for n in several:
-            own = found[n][name]
-            model = predicted(one, options.batch, options.batch, n, *own["way"])
-            moved = f"{(own['sent'] + own['received']) / 1e6:.2f}"
-            row += [milliseconds(own["step"]), f"{one['step'] / own['step']:.2f}", moved]
-            row += [f"{1e6 * own['way'][0]:.0f}, {own['way'][1] / 1e9:.1f}", milliseconds(model)]
-            row += [f"{100 * (model / own['step'] - 1):+.0f}"]
+            figures = measurements[n][name]
+            model = predicted(one, options.batch, options.batch, n, *figures["way"])
+            moved = f"{(figures['sent'] + figures['received']) / 1e6:.2f}"
+            row += [milliseconds(figures["step"]), f"{one['step'] / figures['step']:.2f}", moved]
+            row += [f"{1e6 * figures['way'][0]:.0f}, {figures['way'][1] / 1e9:.1f}", milliseconds(model)]
+            row += [f"{100 * (model / figures['step'] - 1):+.0f}"]
         rows.append(row)
     return header, rows
 
 
 def predicted_table(one, latency, bandwidth, batch):
     rows = []
-    for name, own in one.items():
+    for name, measurement in one.items():
         for of in (predicted, lifted):
-            times = [of(own, batch, batch, n, latency, bandwidth) for n in RANKS]
+            times = [of(measurement, batch, batch, n, latency, bandwidth) for n in RANKS]
             cells = [f"{milliseconds(t)} ({times[0] / t / n:.0%})" for t, n in zip(times, RANKS, strict=True)]
-            rows.append([name, f"as it is, {share(own, batch, 1)[0]} lanes" if of is predicted else "lifted", *cells])
+            rows.append(
+                [name, f"as it is, {share(measurement, batch, 1)[0]} lanes" if of is predicted else "lifted", *cells]
+            )
     return ["network", "sum", *map(str, RANKS)], rows
 
 
 def batch_table(one, batch):
     header, rows = ["network", "network of ranks", "as it is, 2", "4", "8", "lifted, 8", "64", "1000"], []
-    for name, own in one.items():
+    for name, measurement in one.items():
         for way, figures in WAYS.items():
-            found = [needed(predicted, own, batch, n, *figures) for n in (2, 4, 8)]
-            found += [needed(lifted, own, batch, n, *figures) for n in (8, 64, 1000)]
-            rows.append([name, way, *(f"{b:,}" if b else "never" for b in found)])
+            batches = [needed(predicted, measurement, batch, n, *figures) for n in (2, 4, 8)]
+            batches += [needed(lifted, measurement, batch, n, *figures) for n in (8, 64, 1000)]
+            rows.append([name, way, *(f"{b:,}" if b else "never" for b in batches)])
     return header, rows
 
 

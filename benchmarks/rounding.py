@@ -32,14 +32,14 @@ def main(arguments=None):
 
 def convolutions(network):
     """[(H, W of its input, shape of its filters, padding)] of every convolution in a network."""
-    found = []
+    shapes = []
 
     def see(layer, x):
         if isinstance(layer, Conv2d):
-            found.append((x.shape[1:3], layer.params["w"].shape, layer.pad))
+            shapes.append((x.shape[1:3], layer.params["w"].shape, layer.pad))
 
     networks.build(network).visit(np.zeros((1, *network.input), np.float32), see)
-    return found
+    return shapes
 
 
 def errors(name, size, kernel, pad, rng):
@@ -52,15 +52,15 @@ def errors(name, size, kernel, pad, rng):
     if sum(size) + 2 * pad <= LARGEST:
         methods["Fourier"] = fourier(size, kernel[:2], pad, single)
     b = np.zeros(kernel[3])
-    y, kept = methods["definition"].forward(x, w, b)
+    y, cache = methods["definition"].forward(x, w, b)
     dy = rng.normal(size=y.shape)
-    exact = y, *methods["definition"].backward(dy, kept, w)
+    exact = y, *methods["definition"].backward(dy, cache, w)
     chosen = choose(x.astype(single), w, pad)
     for method_name, method in methods.items():
         x32, w32, dy32 = (a.astype(single) for a in (x, w, dy))
-        y32, kept = method.forward(x32, w32, b.astype(single))
-        found = y32, *method.backward(dy32, kept, w32)
-        worst = [np.abs(a - b).max() / np.sqrt((b * b).mean()) for a, b in zip(found, exact, strict=True)]
+        y32, cache = method.forward(x32, w32, b.astype(single))
+        products = y32, *method.backward(dy32, cache, w32)
+        worst = [np.abs(a - b).max() / np.sqrt((b * b).mean()) for a, b in zip(products, exact, strict=True)]
         shape, filters = "x".join(map(str, size)), "x".join(map(str, kernel))
         yield [
             name,

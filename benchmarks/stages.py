@@ -65,8 +65,8 @@ def main(arguments=None):
         print(table(header, [row]), file=sys.stderr, flush=True)
         rows.append(row)
     print("\n" + table(header, rows))
-    found = [float(row[header.index("ratio")]) for row in rows]
-    return print(f"\nGeometric mean of the ratios: {geometric_mean(found):.2f}")
+    speedups = [float(row[header.index("ratio")]) for row in rows]
+    return print(f"\nGeometric mean of the ratios: {geometric_mean(speedups):.2f}")
 
 
 def parse(arguments):
@@ -92,8 +92,8 @@ def noise_run(name, preset, count, workers, folder, xp=np):
     """A run of the experiment on noise; its networks have random weights, and no two biases are equal."""
     experiment = experiments.EXPERIMENTS[name]
     config, image = experiment.presets[preset], experiment.student.input
-    kept = config.targets_memory * count / config.train  # so that the same outputs are kept
-    config = replace(config, train=count, validation=1, test=1, targets_memory=kept)
+    memory = config.targets_memory * count / config.train  # so that the same outputs are kept
+    config = replace(config, train=count, validation=1, test=1, targets_memory=memory)
     rng = np.random.default_rng(SEED)
     pixels = rng.integers(0, 256, (count + 1, *image), np.uint8)
     labels = rng.integers(experiment.student.blocks[-1].classes, size=count + 1)
@@ -172,8 +172,8 @@ class Script:
         x, labels = prepared(self.run.sets["train"])
         self.key, self.stage, self.torch = key, started(self.run, key), torch
         self.scripts = {
-            (format, kept): script.Script(self.stage, x, labels, format, self.run.task.settings.flips, kept)
-            for format, kept in product(FORMATS, {False, keeps})
+            (format, cache): script.Script(self.stage, x, labels, format, self.run.task.settings.flips, cache)
+            for format, cache in product(FORMATS, {False, keeps})
         }
         self.rng, self.order = np.random.default_rng(SEED), iter(())
 
@@ -194,8 +194,8 @@ class Script:
         scripts = [(format, script.Script(stage, x, labels, format)) for format in FORMATS]
         return max(twin.agree(ours, s.agreed(x, labels), f"{self.key}, {format}") for format, s in scripts)
 
-    def steps(self, format, kept, count):
-        chosen = self.scripts[format, kept]
+    def steps(self, format, cache, count):
+        chosen = self.scripts[format, cache]
         return timed(lambda: self._step(chosen), count)
 
     def _step(self, chosen):
@@ -239,15 +239,15 @@ def compared(name, key, options):
         theirs = stack.enter_context(Child(Script, *arguments, keeps))
         theirs("check")
         contestants = {"minifit": lambda: ours("steps", TURN)}
-        for format, kept in product(FORMATS, sorted({False, keeps})):
-            label = f"{format}, kept" if kept else format
-            contestants[label] = lambda format=format, kept=kept: theirs("steps", format, kept, TURN)
+        for format, cache in product(FORMATS, sorted({False, keeps})):
+            label = f"{format}, kept" if cache else format
+            contestants[label] = lambda format=format, cache=cache: theirs("steps", format, cache, TURN)
         times = take_turns(contestants, ceil(options.steps / TURN))
     row = [f"{name}, {key}", *(rate(times[label], batch) for label in ("minifit", *FORMATS)), *ratios(times, FORMATS)]
     header = ["stage", "minifit images/s", *(f"PyTorch {format} images/s" for format in FORMATS), "ratio", "paired"]
-    kept = [label for label in times if label.endswith("kept")]
-    best = min(kept, key=lambda label: np.median(times[label])) if kept else None
-    more = [rate(times[best], batch), ratios(times, [best])[0]] if kept else ["-", "-"]
+    labels = [label for label in times if label.endswith("kept")]
+    best = min(labels, key=lambda label: np.median(times[label])) if labels else None
+    more = [rate(times[best], batch), ratios(times, [best])[0]] if labels else ["-", "-"]
     return [*header, "PyTorch, outputs kept", "ratio"], [*row, *more]
 
 
@@ -325,9 +325,9 @@ class WholeScript:
             best, weights = (np.inf, np.inf), None
             for epoch in range(1, stage.schedule.epochs + 1):
                 trained.epoch(epoch, rng)
-                found = trained.measure(*others["validation"], epoch)[::-1]
-                if found < best or weights is None:
-                    best, weights = found, {name: w.copy() for name, w in trained.student.arrays().items()}
+                figures = trained.measure(*others["validation"], epoch)[::-1]
+                if figures < best or weights is None:
+                    best, weights = figures, {name: w.copy() for name, w in trained.student.arrays().items()}
             for name, p in stage.network.params.items():
                 p[...] = weights[name]
             errors[stage.key] = 100 * trained.measure(*others["test"], 1)[1] / len(others["test"][1])

@@ -41,9 +41,9 @@ def main(arguments=None):
     rows, header = [], None
     for network in options.network:
         print(f"{network.name} ...", file=sys.stderr, flush=True)
-        header, found = compare(network, options)
-        print(table(header, found), file=sys.stderr, flush=True)
-        rows += found
+        header, network_rows = compare(network, options)
+        print(table(header, network_rows), file=sys.stderr, flush=True)
+        rows += network_rows
     print("\n" + table(header, rows))
     if not options.scaling:
         ratios = [float(row[header.index("ratio")]) for row in rows]

@@ -44,8 +44,8 @@ def main(arguments=None):
         make(options.folder / name, count)
     rows = []
     for what, part in (("first reading", "read"), ("again", "read"), ("", "svhn"), ("", "cifar10-fitnet3")):
-        told, peak, seconds = watched([*sys.argv[1:], "--part", part])
-        for line in told.strip().splitlines() or [f"{what}\t-"]:
+        text, peak, seconds = watched([*sys.argv[1:], "--part", part])
+        for line in text.strip().splitlines() or [f"{what}\t-"]:
             name, speed = line.split("\t")
             rows.append([name if part != "read" else what, speed, f"{peak / 2**20:,.0f}", f"{seconds:.0f}"])
     print("\n" + table(["what", "images/s", "peak, MiB", "seconds in all"], rows))

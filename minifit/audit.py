@@ -178,21 +178,21 @@ def of_stage(stage, x, labels, seed=1):
     """The stage's loss as a map of its parameters, named as "hint 0.w" in the hint stage."""
     x, target = stage.sees(x), None if stage.target is None else stage.target(x)
     stage = replace(stage, below=None)
-    own, twin_of = {f"{stage.key} {name}": name for name in stage.network.params}, twins(stage.network)
+    names, twin_of = {f"{stage.key} {name}": name for name in stage.network.params}, twins(stage.network)
 
     def f(arrays, examples, rng):
         x, target, labels = examples
-        network = twin_of({name: arrays[key] for key, name in own.items()})
+        network = twin_of({name: arrays[key] for key, name in names.items()})
         twin, again = replace(stage, network=network), again_from(rng if stage.noise else None)
 
         def pull(dy):
             _, grads = fitnets.gradient(twin, x, target, labels, EPOCH, again_from(again))
-            return {key: dy * grads[name] for key, name in own.items()}
+            return {key: dy * grads[name] for key, name in names.items()}
 
         seen = x if stage.reconstructs else target
         return stage.loss(network(x, rng if stage.noise else None), seen, labels, EPOCH)[0], pull
 
-    arrays = {key: stage.network.params[name] for key, name in own.items()}
+    arrays = {key: stage.network.params[name] for key, name in names.items()}
     return Problem(stage, f, arrays, (x, target, labels), seed)
 
 
@@ -329,8 +329,8 @@ def ensemble(integer, rng):
 class SmallTask(Task):
     """A task with thin versions of the networks that methods bring: of hundreds of units some always cross a kink."""
 
-    def network(self, name, own=None, **settings):
-        thin = own if own in (None, *self.networks.values()) else widened(own, 0.02)
+    def network(self, name, default=None, **settings):
+        thin = default if default in (None, *self.networks.values()) else widened(default, 0.02)
         return super().network(name, thin, **settings)
 
 
@@ -542,16 +542,16 @@ def examine(case, integer, rng, xp=np):
     """Returns the comparisons of the first draw without a kink; only the failing ones if any failed before a kink."""
     tries = TRIES if case.kinks else 1
     for _ in range(tries):
-        found = []
+        outcomes = []
         try:
             for problem in problems_of(case, integer, rng):
                 problem = problem.map(xp.asarray)
                 for comparison in comparisons(problem, problem.arrays, rng, case.affine, COORDINATES):
-                    found.append(comparison)
-            return found
+                    outcomes.append(comparison)
+            return outcomes
         except KinkCrossed as error:
             crossed = error
-        failed = [comparison for comparison in found if not comparison.ratio <= 1]
+        failed = [comparison for comparison in outcomes if not comparison.ratio <= 1]
         if failed:
             return failed
     raise GradientError(f"no draw of {tries} kept clear of kinks: {crossed}")
@@ -592,13 +592,13 @@ def _run(case, draws, seed, xp):
     worst, failure, began = {}, None, time.perf_counter()
     for s in range(seed, seed + draws):
         rng = np.random.default_rng([s, crc32(case.name.encode())])
-        found = []
+        outcomes = []
         try:
-            found = examine(case, lambda low, high, rng=rng: int(rng.integers(low, high, endpoint=True)), rng, xp)
-            wrong = [str(c) for c in found if not c.ratio <= 1]
+            outcomes = examine(case, lambda low, high, rng=rng: int(rng.integers(low, high, endpoint=True)), rng, xp)
+            wrong = [str(c) for c in outcomes if not c.ratio <= 1]
         except Exception as error:  # whatever stops a row is that row's failure, and the next row's turn
             wrong = [f"{type(error).__name__}: {error}"]
-        for c in found:
+        for c in outcomes:
             oracles = worst.setdefault(c.name, {})
             oracles[c.oracle] = max(oracles.get(c.oracle, c), c, key=lambda c: c.error)
         if wrong and not failure:

@@ -98,8 +98,8 @@ class Sequential(Composite):
 
     def _backward(self, dy, cache, first, last):
         grads = {}
-        for (name, layer), kept in reversed(list(zip(self.children.items(), cache, strict=True))[first:last]):
-            dy, layer_grads = layer.backward(dy, kept)
+        for (name, layer), layer_cache in reversed(list(zip(self.children.items(), cache, strict=True))[first:last]):
+            dy, layer_grads = layer.backward(dy, layer_cache)
             grads |= _flat({name: layer_grads})
         return dy, grads
 
@@ -164,9 +164,9 @@ class Branches(Composite):
     def _above_the_lowest_head(self, dy, cache):
         # Two gradients meet at a head: the trunk's from above, and the head's.
         (*dys, dy), (below, above), grads, end = dy, cache, {}, len(self.trunk)
-        for (depth, head), dhead, kept in reversed(list(zip(self.heads.items(), dys, above, strict=True))):
+        for (depth, head), dhead, head_cache in reversed(list(zip(self.heads.items(), dys, above, strict=True))):
             dy, grads_between = self.trunk._backward(dy, below, depth, end)
-            dx, grads_of_head = head.backward(dhead, kept)
+            dx, grads_of_head = head.backward(dhead, head_cache)
             grads |= grads_between | _flat({f"head{depth}": grads_of_head})
             dy, end = dy + dx, depth
         return dy, grads, self.trunk[:end], below[:end]
@@ -197,12 +197,14 @@ class Mean(Composite):
 
     def backward(self, dy, cache):
         layers = zip(self.children.items(), cache, strict=True)
-        parts = {name: layer.backward(dy / len(cache), kept) for (name, layer), kept in layers}
+        parts = {name: layer.backward(dy / len(cache), layer_cache) for (name, layer), layer_cache in layers}
         return sum(dx for dx, _ in parts.values()), _flat({name: grads for name, (_, grads) in parts.items()})
 
     def weight_gradients(self, dy, cache):
         layers = zip(self.children.items(), cache, strict=True)
-        return _flat({name: layer.weight_gradients(dy / len(cache), kept) for (name, layer), kept in layers})
+        return _flat(
+            {name: layer.weight_gradients(dy / len(cache), layer_cache) for (name, layer), layer_cache in layers}
+        )
 
 
 class Autoassociator(Composite):

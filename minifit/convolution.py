@@ -2,9 +2,9 @@
 
 All methods have these functions and give the same numbers up to rounding:
 
-    y, kept = method.forward(x, w, b)         x (N, H, W, C)   w (R, S, C, K)   b (K,)   y (N, P, Q, K)
-    dx, dw = method.backward(dy, kept, w)
-    dw = method.weight_gradient(dy, kept, w)
+    y, cache = method.forward(x, w, b)        x (N, H, W, C)   w (R, S, C, K)   b (K,)   y (N, P, Q, K)
+    dx, dw = method.backward(dy, cache, w)
+    dw = method.weight_gradient(dy, cache, w)
     y = method.maxout(x, w, b, pieces)        y (N, P, Q, K / pieces), for evaluation
 """
 
@@ -90,17 +90,17 @@ class Unfolded:
     def maxout(self, x, w, b, pieces):
         return largest(self.forward(x, w, b)[0], pieces)
 
-    def backward(self, dy, kept, w):
+    def backward(self, dy, cache, w):
         r, s, c, k = w.shape
         dpatches = dy.reshape(-1, k) @ w.reshape(r * s * c, k).T  # (N P Q, K) (K, R S C)
-        dx = fold(dpatches.reshape(*dy.shape[:3], r, s, c), kept.shape, self.pad)
-        return dx, self.weight_gradient(dy, kept, w)
+        dx = fold(dpatches.reshape(*dy.shape[:3], r, s, c), cache.shape, self.pad)
+        return dx, self.weight_gradient(dy, cache, w)
 
-    def weight_gradient(self, dy, kept, w):
+    def weight_gradient(self, dy, cache, w):
         # Patches are R*S times as large as the input, and copying is cheap, so they are made again and not kept.
         r, s, c, k = w.shape
         dy = dy.reshape(-1, k)
-        patches = unfold(kept, r, s, self.pad).reshape(len(dy), r * s * c)
+        patches = unfold(cache, r, s, self.pad).reshape(len(dy), r * s * c)
         return (patches.T @ dy).reshape(w.shape)
 
 
@@ -116,11 +116,11 @@ class Kept(Unfolded):
         y += b
         return y.reshape(n, p, q, k), (rows, x.shape)
 
-    def backward(self, dy, kept, w):
+    def backward(self, dy, cache, w):
         r, s, c, k = w.shape
         dpatches = dy.reshape(-1, k) @ w.reshape(r * s * c, k).T
-        dx = fold(dpatches.reshape(*dy.shape[:3], r, s, c), kept[1], self.pad)
-        return dx, self.weight_gradient(dy, kept, w)
+        dx = fold(dpatches.reshape(*dy.shape[:3], r, s, c), cache[1], self.pad)
+        return dx, self.weight_gradient(dy, cache, w)
 
-    def weight_gradient(self, dy, kept, w):
-        return (kept[0].T @ dy.reshape(-1, w.shape[3])).reshape(w.shape)
+    def weight_gradient(self, dy, cache, w):
+        return (cache[0].T @ dy.reshape(-1, w.shape[3])).reshape(w.shape)

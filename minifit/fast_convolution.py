@@ -37,17 +37,17 @@ class Stacked:
     def maxout(self, x, w, b, pieces):
         return _images_outermost(_correlate(images_innermost(x), w, self.pad, self.pad, b, pieces))
 
-    def backward(self, dy, kept, w):
+    def backward(self, dy, cache, w):
         # dx correlates dy, fully padded, with the filters turned by half a circle.
         r, s, _, _ = w.shape
         turned = w[::-1, ::-1].transpose(0, 1, 3, 2)
         dx = _correlate(images_innermost(dy), turned, r - 1 - self.pad, s - 1 - self.pad)
-        return _images_outermost(dx), self.weight_gradient(dy, kept, w)
+        return _images_outermost(dx), self.weight_gradient(dy, cache, w)
 
-    def weight_gradient(self, dy, kept, w):
+    def weight_gradient(self, dy, cache, w):
         r, s, c, k = w.shape
-        dw, spans = np.zeros((s, r * c * k), dy.dtype), list(_spans(kept.shape[1], s, self.pad))
-        for rows, stacked in _stacks(kept, r, self.pad, k):
+        dw, spans = np.zeros((s, r * c * k), dy.dtype), list(_spans(cache.shape[1], s, self.pad))
+        for rows, stacked in _stacks(cache, r, self.pad, k):
             dy_rows = np.ascontiguousarray(dy[:, rows].transpose(1, 2, 0, 3))  # (P', Q, N, K)
             for taps, pixels in spans:
                 windows = _windows(stacked, taps, pixels, self.pad)
@@ -98,9 +98,9 @@ def _stacks(x, r, pad, k, biased=False):
     """
     h, w, c, n = x.shape
     high = r * c + biased
-    p, some = h + 2 * pad - r + 1, max(1, STACK // (w * max(high, k) * n))
-    for start in range(0, p, some):
-        stop = min(start + some, p)
+    p, step = h + 2 * pad - r + 1, max(1, STACK // (w * max(high, k) * n))
+    for start in range(0, p, step):
+        stop = min(start + step, p)
         inside = start >= pad and stop <= h + pad - r + 1
         stacked = (np.empty if inside else np.zeros)((stop - start, w, high, n), x.dtype)
         for i in range(r):
@@ -160,13 +160,13 @@ class Filtered:
         return self.grid[0] * self.grid[1] * (self.b.size * c + len(self.b) * c * k + len(self.a) * len(self.b) * k)
 
     def forward(self, x, w, b):
-        u, kept = self._filters_transformed(w), []
+        u, blocks = self._filters_transformed(w), []
         y = np.empty((len(x), *self.outputs, w.shape[3]), x.dtype)
         for images in self._blocks(len(x), max(w.shape[2:])):
             v = _product(self.b, self._cut(x[images]))  # (F, T C), T = N' tiles
             self._join(self._outputs(v, u, b), y[images])
-            kept.append((images, v))
-        return y, (x.shape, u, kept)
+            blocks.append((images, v))
+        return y, (x.shape, u, blocks)
 
     def maxout(self, x, w, b, pieces):
         u = self._filters_transformed(w)
@@ -176,8 +176,8 @@ class Filtered:
             self._join(largest(z, pieces), y[images])
         return y
 
-    def backward(self, dy, kept, w):
-        shape, u, blocks = kept
+    def backward(self, dy, cache, w):
+        shape, u, blocks = cache
         dx, dw = np.empty(shape, dy.dtype), np.zeros(w.shape, dy.dtype)
         for images, v in blocks:
             dz = self._products(dy[images])
@@ -187,14 +187,14 @@ class Filtered:
             dw += self._filters(dz, v, w)
         return dx, dw
 
-    def weight_gradient(self, dy, kept, w):
-        return sum(self._filters(self._products(dy[images]), v, w) for images, v in kept[2])
+    def weight_gradient(self, dy, cache, w):
+        return sum(self._filters(self._products(dy[images]), v, w) for images, v in cache[2])
 
     def _blocks(self, n, channels):
         """Slices n images into blocks whose transforms fit a core's cache."""
         tiles = self.grid[0] * self.grid[1]
-        some = max(-(-ROWS // tiles), TRANSFORMED // (len(self.b) * tiles * channels))
-        return [slice(i, i + some) for i in range(0, n, some)]
+        length = max(-(-ROWS // tiles), TRANSFORMED // (len(self.b) * tiles * channels))
+        return [slice(i, i + length) for i in range(0, n, length)]
 
     def _filters_transformed(self, w):
         r, s, c, k = w.shape
@@ -214,8 +214,8 @@ class Filtered:
 
     def _filters(self, dz, v, w):
         r, s, c, k = w.shape
-        dw, some = np.zeros((r * s, c * k), dz.dtype), max(1, BLOCK // (c * k))
-        for part in (slice(i, i + some) for i in range(0, len(self.g), some)):
+        dw, length = np.zeros((r * s, c * k), dz.dtype), max(1, BLOCK // (c * k))
+        for part in (slice(i, i + length) for i in range(0, len(self.g), length)):
             du = np.matmul(_split(v[part], c).transpose(0, 2, 1), dz[part])  # F times (C, T) (T, K)
             dw += self.g[part].T @ du.reshape(len(du), c * k)
         return dw.reshape(w.shape)

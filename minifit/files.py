@@ -40,15 +40,15 @@ def open_own(path, flags):
     A link is never followed, because it may lead out of the folder.
     """
     try:
-        found = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, f"{Path(path).name} is a link; remove it") from None
         raise
-    if not stat.S_ISREG(os.fstat(found).st_mode):
-        os.close(found)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, f"{Path(path).name} is a pipe or a device; remove it")
-    return found
+    return descriptor
 
 
 @contextmanager
@@ -101,15 +101,15 @@ def _locked(temporary):
     """Opens a temporary file, empty, that no other process writes and that has no other name."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        found = open_own(temporary, os.O_WRONLY)
+        descriptor = open_own(temporary, os.O_WRONLY)
         with suppress(BlockingIOError):
-            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _names(temporary, found):  # else another writer has renamed it since: it is that writer's file now
-                if os.fstat(found).st_nlink == 1:
-                    os.ftruncate(found, 0)
-                    return found
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _names(temporary, descriptor):  # else another writer has renamed it since: it is that writer's file now
+                if os.fstat(descriptor).st_nlink == 1:
+                    os.ftruncate(descriptor, 0)
+                    return descriptor
                 temporary.unlink()
-        os.close(found)
+        os.close(descriptor)
         time.sleep(PAUSE)
     raise OSError(errno.EAGAIN, "another process is writing it")
 
@@ -201,10 +201,10 @@ def _record(tail, before):
     written = bytes(before(length)) if length < 2**24 else b""
     if hashlib.sha256(written).digest() != tail[8:-TAIL_SUM]:
         raise ValueError("it has no record, as of an earlier version or cut short")
-    found = parse(written)
-    if not isinstance(found, dict):
+    record = parse(written)
+    if not isinstance(record, dict):
         raise ValueError("its record is no dictionary")
-    return found, length
+    return record, length
 
 
 @contextmanager
@@ -224,9 +224,9 @@ def restore(params, saved, source):
     for name in {**params, **saved}:
         if name not in params:
             raise UserError(f"{source}: has an array {name}, which the network has not")
-        p, found = params[name], f"{saved[name].dtype} {saved[name].shape}" if name in saved else "nothing"
-        if found != f"{p.dtype} {p.shape}":
-            raise UserError(f"{source}: parameter {name} needs an array {p.dtype} {p.shape}, and the file has {found}")
+        p, form = params[name], f"{saved[name].dtype} {saved[name].shape}" if name in saved else "nothing"
+        if form != f"{p.dtype} {p.shape}":
+            raise UserError(f"{source}: parameter {name} needs an array {p.dtype} {p.shape}, and the file has {form}")
         p[...] = array_module(p).asarray(saved[name])
 
 

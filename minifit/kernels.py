@@ -195,13 +195,13 @@ def augment(x, choices):
     return kernel("augment", x)(x, choices, *x.shape[1:], y)
 
 
-def mask(rng, x, keep, kept):
-    """A mask for layers.Dropout: `kept` with probability `keep`, else 0. Element i is number i of SplitMix64.
+def mask(rng, x, keep, scale):
+    """A mask for layers.Dropout: `scale` with probability `keep`, else 0. Element i is number i of SplitMix64.
 
     Steele, Lea and Flood 2014. The generator gives the start, so that a run can be repeated.
     """
     drawn = array_module(x).empty(x.shape, x.dtype)
-    return kernel("mask", drawn)(np.uint64(rng.integers(2**63)), keep, kept, drawn)
+    return kernel("mask", drawn)(np.uint64(rng.integers(2**63)), keep, scale, drawn)
 
 
 def maxout(z, pieces):

@@ -111,8 +111,8 @@ class Conv2d(Layer):
 
     def forward(self, x, rng=None):
         x, method = self._prepared(x)
-        y, kept = method.forward(x, self.params["w"], self.params["b"])
-        return y, (method, kept, x.dtype)
+        y, method_cache = method.forward(x, self.params["w"], self.params["b"])
+        return y, (method, method_cache, x.dtype)
 
     def maxout(self, x, pieces):
         """Returns Maxout(pieces)(self(x)), for evaluation. The pieces need not be stored."""
@@ -135,15 +135,15 @@ class Conv2d(Layer):
         return x, choose(x, w, self.pad, evaluating)
 
     def backward(self, dy, cache):
-        method, kept, dtype = cache
+        method, method_cache, dtype = cache
         dy = dy.astype(np.result_type(dy.dtype, dtype), copy=False)
-        dx, dw = method.backward(dy, kept, self.params["w"])
+        dx, dw = method.backward(dy, method_cache, self.params["w"])
         return dx, {"w": dw, "b": _sum_rows(dy)}
 
     def weight_gradients(self, dy, cache):
-        method, kept, dtype = cache
+        method, method_cache, dtype = cache
         dy = dy.astype(np.result_type(dy.dtype, dtype), copy=False)
-        return {"w": method.weight_gradient(dy, kept, self.params["w"]), "b": _sum_rows(dy)}
+        return {"w": method.weight_gradient(dy, method_cache, self.params["w"]), "b": _sum_rows(dy)}
 
 
 class Maxout(Layer):
@@ -392,11 +392,11 @@ class Dropout(Layer):
     def forward(self, x, rng=None):
         if rng is None or self.keep == 1:
             return x, None
-        kept = 1 / self.keep if self.rescale else 1
+        scale = 1 / self.keep if self.rescale else 1
         if array_module(x) is np:
-            mask = (rng.random(x.shape, np.float32) < self.keep) * x.dtype.type(kept)
+            mask = (rng.random(x.shape, np.float32) < self.keep) * x.dtype.type(scale)
         else:
-            mask = kernels.mask(rng, x, self.keep, kept)
+            mask = kernels.mask(rng, x, self.keep, scale)
         return x * mask, mask
 
     def backward(self, dy, cache):

@@ -65,8 +65,8 @@ class Model:
     def check(self, images):
         """Raises UserError for images of another type or shape than the network's."""
         if getattr(images, "dtype", None) != np.uint8 or images.shape[1:] != self.input:
-            found = f"{images.dtype} {images.shape}" if hasattr(images, "dtype") else type(images).__name__
-            raise UserError(f"images are {found}; {self.about['name']} wants uint8 (N, {str(self.input)[1:]}")
+            description = f"{images.dtype} {images.shape}" if hasattr(images, "dtype") else type(images).__name__
+            raise UserError(f"images are {description}; {self.about['name']} wants uint8 (N, {str(self.input)[1:]}")
 
 
 def sliced(images):
@@ -95,14 +95,14 @@ def load(path):
         rebuilt = rebuild(about["layers"], groups["best"])
         prepare = prepared_by(about["preprocessing"], path)
         model = Model(rebuilt, prepare, about)
-        found = last(rebuilt(np.zeros((0, *model.input), np.float32))).shape[1:]
+        shape = last(rebuilt(np.zeros((0, *model.input), np.float32))).shape[1:]
         files.restore(rebuilt.params, groups["best"], path)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: its description does not fit its arrays ({error})".replace("\n", " ")) from None
-    if found != (model.classes,):
-        raise UserError(f"{path}: its description does not fit its arrays: {found}, wanted ({model.classes},)")
+    if shape != (model.classes,):
+        raise UserError(f"{path}: its description does not fit its arrays: {shape}, wanted ({model.classes},)")
     return model
 
 
@@ -139,10 +139,10 @@ def describe(network, name, image, prepare, statistics=None, classifies=True, **
 
 def defined(what):
     """Returns the definition of a layer or of a preparation, its docstring. UserError if Python has removed it."""
-    said = inspect.getdoc(what)
-    if not said:
+    definition = inspect.getdoc(what)
+    if not definition:
         raise UserError("PYTHONOPTIMIZE=2, or python -OO, removes the definitions that a network's file has; unset it")
-    return said
+    return definition
 
 
 def tree(layer, shapes, prefix=""):
@@ -193,7 +193,7 @@ def preparation(prepare, statistics=None):
     plain = {f.name: getattr(prepare, f.name) for f in fields(prepare) if not is_dataclass(getattr(prepare, f.name))}
     held = {"statistics": Path(statistics).name} if statistics else {}
     parts = {part.__name__: defined(part) for part in MADE_OF.get(kind, ())}
-    definition = "\n\n".join([defined(kind), *(f"{name}: {said}" for name, said in parts.items())])
+    definition = "\n\n".join([defined(kind), *(f"{name}: {text}" for name, text in parts.items())])
     return {"kind": kind.__name__, **plain, **held, "definition": definition}
 
 
@@ -203,10 +203,10 @@ def prepared_by(described, path):
     if "statistics" in described:
         name, above = described["statistics"], path.resolve().parents
         places = [place for folder in above for place in (folder / name, folder / ".cache" / name)]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
             raise UserError(f"{path}: its images are whitened, and {name} is neither beside it nor in .cache above it")
-        given["zca"] = preprocessing.ZCA(**files.load(found)[1]["zca"])
+        given["zca"] = preprocessing.ZCA(**files.load(file)[1]["zca"])
     kind = getattr(preprocessing, described["kind"])
     if not is_dataclass(kind):
         raise ValueError(f"{described['kind']} prepares no images")

@@ -43,17 +43,17 @@ COUNT, POSITIVE = whole(0), whole(1)
 def parse(text):
     """Returns the value of a JSON text. ValueError for a key twice, deep nesting, and numbers that are not finite."""
     try:
-        found = json.loads(
+        document = json.loads(
             text, parse_constant=_refused, parse_float=_float, parse_int=_int, object_pairs_hook=_dictionary
         )
     except RecursionError:
         raise ValueError("lists or dictionaries lie too deep inside one another") from None
-    level = [found]
+    level = [document]
     for _ in range(DEEPEST):
         level = [inner for value in level for inner in _inside(value)]
     if level:
         raise ValueError(f"more than {DEEPEST} lists or dictionaries lie inside one another")
-    return found
+    return document
 
 
 def _inside(value):
@@ -73,11 +73,11 @@ def _int(word):
 
 
 def _dictionary(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    dictionary = dict(pairs)
+    if len(dictionary) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"has {max(names, key=names.count)!r} twice")
-    return found
+    return dictionary
 
 
 def check(value, schema, place=""):
@@ -123,6 +123,6 @@ def _words(schema):
 
 
 def _complain(value, schema, place):
-    found = json.dumps(value)
-    found = found if len(found) < 60 else f"{found[:50]}..."
-    raise ValueError(f"{place or 'it'} is {found}; wanted {_words(schema)}")
+    text = json.dumps(value)
+    text = text if len(text) < 60 else f"{text[:50]}..."
+    raise ValueError(f"{place or 'it'} is {text}; wanted {_words(schema)}")

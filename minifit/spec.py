@@ -31,14 +31,14 @@ def network(role, spec, image, classes):
     blocks, whole = [], (max(image[:2]),) * 2
     for group in groups:
         for layer in group:
-            found = LAYER.fullmatch(layer)
-            if not found:
+            match = LAYER.fullmatch(layer)
+            if not match:
                 what = repr(layer) if layer else "nothing between two signs"
                 raise UserError(
                     f"--{role} {spec}: found {what}; wanted CHANNELS or CHANNELSxKERNEL for each layer, - between "
                     "layers, / between groups, as in 16-16-16/32-32-32/48-48-64"
                 )
-            channels, kernel = int(found[1]), int(found[2] or 3)
+            channels, kernel = int(match[1]), int(match[2] or 3)
             if kernel % 2 == 0:
                 raise UserError(f"--{role} {spec}: found a kernel of {kernel}; wanted an odd one, which keeps the size")
             blocks.append(Conv(channels, kernel, pad=kernel // 2))
@@ -76,8 +76,8 @@ def pair(student, teacher):
 
 def shapes(network):
     """Returns the shapes (H, W, C) of a network's convolutional maps."""
-    layers, x, found = build(network), np.zeros((0, *network.input), np.float32), []
+    layers, x, sizes = build(network), np.zeros((0, *network.input), np.float32), []
     for layer, block in zip(layers, network.blocks, strict=True):
         x = layer(x)
-        found += [x.shape[1:]] * isinstance(block, Conv)
-    return found
+        sizes += [x.shape[1:]] * isinstance(block, Conv)
+    return sizes

@@ -52,23 +52,23 @@ class Task:
         number = STREAMS.index(stream) if stream in STREAMS else crc32(stream.encode())
         return np.random.default_rng([self.seed, number] + [index] * (index > 1))
 
-    def network(self, name, own=None, as_teacher=False):
+    def network(self, name, default=None, as_teacher=False):
         """Returns the network at its start. With one seed, every method gets a student with the same weights.
 
-        own: a networks.Network that the method brings with it, used where the task has no network of this name
+        default: a networks.Network that the method brings with it, used where the task has no network of this name
         as_teacher: whether the teacher's settings apply, such as dropout
         """
         s = self.settings
-        if isinstance(own, Layer):
+        if isinstance(default, Layer):
             raise UserError(f"{name}: wanted a teacher that can be trained; --teacher names a trained one")
-        if own is not None:
-            self.networks.setdefault(name, own)
+        if default is not None:
+            self.networks.setdefault(name, default)
         if as_teacher:
-            kept = {"dropout_keep_input": s.dropout_keep_input, "dropout_keep": s.dropout_keep}
-            kept["conv_lr_scale"] = s.teacher_conv_lr_scale
+            options = {"dropout_keep_input": s.dropout_keep_input, "dropout_keep": s.dropout_keep}
+            options["conv_lr_scale"] = s.teacher_conv_lr_scale
         else:
-            kept = {"conv_lr_scale": s.student_conv_lr_scale}
-        layers = build(self.networks[name], xp=self.xp, dtype=self.dtype, **kept)
+            options = {"conv_lr_scale": s.student_conv_lr_scale}
+        layers = build(self.networks[name], xp=self.xp, dtype=self.dtype, **options)
         if self.draw and name not in self.trained:
             initialise(layers, self.rng(f"{name} weights"), s.init_range if s.init == "uniform" else None)
             if s.init == "scaled":

@@ -37,12 +37,12 @@ def load(path):
         raise UserError(f"{path}: split: group {both[0]} is found on both sides; wanted each group on one")
     for part, which in (("training", train), ("test", test)):
         if len(np.unique(labels[which])) < 2:
-            found = f"{'one class among the' if len(which) else 'no'} {part} images"
+            shortage = f"{'one class among the' if len(which) else 'no'} {part} images"
             if drawn:
-                few = f"found {len(named)} of them and no split, so that a tenth, drawn for testing, leaves {found}"
+                few = f"found {len(named)} of them and no split, so that a tenth, drawn for testing, leaves {shortage}"
                 raise UserError(f"{path}: group: {few}; wanted more groups (else each image is one), or split")
             field = "labels" if len(which) else "split"
-            raise UserError(f"{path}: {field}: found {found}; wanted faces and others on both sides")
+            raise UserError(f"{path}: {field}: found {shortage}; wanted faces and others on both sides")
     groups = group[train], group[test]
     return NAME, images.part(train), labels[train], images.part(test), labels[test], groups
 
@@ -51,22 +51,22 @@ def _read(path):
     """Reads images, labels, split and group of a file. split may be None; without groups each image is its own."""
     if not path.is_file():
         raise UserError(f"--data {path}: {'not a file' if path.exists() else 'no such file'}; wanted {WANTED}")
-    found = stored.hdf5(path, FIELDS + own.FIELDS[2:])
+    fields = stored.hdf5(path, FIELDS + own.FIELDS[2:])
     for name in ("labels", "split"):
-        values = found[name].values if name in found else None
+        values = fields[name].values if name in fields else None
         if values is not None and len(wrong := values[~np.isin(values, (0, 1))]):
             raise UserError(f"{path}: {name}: found {wrong[0]}; wanted 0 or 1")
-    own.check(path, found)
-    if "test_images" in found:
+    own.check(path, fields)
+    if "test_images" in fields:
         raise UserError(f"{path}: test_images: found a test part of its own; wanted split, 1 for a test image")
-    shape = found["images"].shape
+    shape = fields["images"].shape
     if shape[1:3] != (SIZE, SIZE):
-        raise UserError(f"{path}: images: found {found['images']}; wanted uint8 (N, {SIZE}, {SIZE}, C)")
-    values = {name: array.values for name, array in found.items() if name != "images"}
+        raise UserError(f"{path}: images: found {fields['images']}; wanted uint8 (N, {SIZE}, {SIZE}, C)")
+    values = {name: array.values for name, array in fields.items() if name != "images"}
     for name, value in values.items():
         if value is None or len(value) != shape[0]:
-            raise UserError(f"{path}: {name}: found {found[name]}; wanted whole numbers ({shape[0]},)")
-    source, found = stored.in_one_piece(path, found)
-    images = stored.Rows(source, found["images"].offset, shape)
+            raise UserError(f"{path}: {name}: found {fields[name]}; wanted whole numbers ({shape[0]},)")
+    source, fields = stored.in_one_piece(path, fields)
+    images = stored.Rows(source, fields["images"].offset, shape)
     group = values.get("group", np.arange(shape[0]))
     return images, values["labels"].astype(np.int64), values.get("split"), group

@@ -29,11 +29,11 @@ def find(title, search, download, wanted, name, data_dir=None):
     """
     if data_dir is not None:
         folder = Path(data_dir).expanduser()
-        found, missing = search(folder)
+        paths, missing = search(folder)
         if missing:
             reason = f"has no {missing}" if os.path.isdir(folder) else f"is not a folder, so {title} is not in it"
             raise UserError(f"{folder} {reason}")
-        return found
+        return paths
 
     cache = cache_folder() / name
     places = [cache]
@@ -42,9 +42,9 @@ def find(title, search, download, wanted, name, data_dir=None):
         if not places[0].is_dir():
             raise UserError(f"MINIFIT_DATA names {places[0]}, which is not a folder")
     for place in places:
-        found, missing = search(place)
+        paths, missing = search(place)
         if not missing:
-            return found
+            return paths
     try:
         return download(cache)
     except UserError as error:

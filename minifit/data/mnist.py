@@ -66,7 +66,7 @@ def find(data_dir=None, progress=True, mirrors=MIRRORS):
 
 def _search(folder):
     """Returns (paths of the FILES in `folder`, or in its subfolder mnist if that has more, the missing ones)."""
-    found = []
+    candidates = []
     for place in (folder, folder / "mnist"):
         paths = {}
         for name in FILES:
@@ -74,8 +74,8 @@ def _search(folder):
             path = files.existing(place / (stem + end) for stem in stems for end in ("", ".gz"))
             if path is not None:
                 paths[name] = path
-        found.append(paths)
-    paths = max(found, key=len)
+        candidates.append(paths)
+    paths = max(candidates, key=len)
     missing = ", ".join(name for name in FILES if name not in paths)
     return list(paths.values()), missing and f"{missing} (raw or .gz, there or in its folder mnist)"
 

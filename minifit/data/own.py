@@ -36,12 +36,12 @@ def load(path):
     The training images are in a random order in which every stretch has its share of each class.
     """
     path = Path(path)
-    source, found = _opened(path)
-    check(path, found)
-    images, labels = _images(source, found["images"]), found["labels"].values.astype(np.int64)
+    source, fields = _opened(path)
+    check(path, fields)
+    images, labels = _images(source, fields["images"]), fields["labels"].values.astype(np.int64)
     order = stratified(labels, np.random.default_rng(SEED))
-    if "test_images" in found:
-        tests, test_labels = _images(source, found["test_images"]), found["test_labels"].values.astype(np.int64)
+    if "test_images" in fields:
+        tests, test_labels = _images(source, fields["test_images"]), fields["test_labels"].values.astype(np.int64)
         _check_classes(path, labels)
         if test_labels.max() > labels.max():
             wanted = f"0 to {labels.max()}, the classes of labels"
@@ -91,15 +91,15 @@ def _opened(path):
     except OSError as error:
         raise UserError(f"--data {path}: {error.strerror}; wanted {WANTED}") from None
     if start.startswith(ZIP):
-        found = stored.guarded(_npz, path)
-        check(path, found)
+        fields = stored.guarded(_npz, path)
+        check(path, fields)
         copy = stored.copied(path, [path], _copy_npz)
         return copy, stored.hdf5(copy, FIELDS)
     if not hdf5:
         raise UserError(f"{path}: begins with {start!r}; wanted {WANTED}")
-    found = stored.hdf5(path, FIELDS)
-    check(path, found)
-    return stored.in_one_piece(path, found)
+    fields = stored.hdf5(path, FIELDS)
+    check(path, fields)
+    return stored.in_one_piece(path, fields)
 
 
 def _is_hdf5(file):
@@ -117,18 +117,18 @@ def _images(path, array):
     return Rows(path, array.offset, array.shape)
 
 
-def check(path, found):
+def check(path, fields):
     """Raises UserError if a field is missing, or has a wrong shape or type."""
     for name in ("images", "labels"):
-        if name not in found:
+        if name not in fields:
             raise UserError(f"{path}: has no {name}; wanted images uint8 (N, H, W, C) and labels (N,)")
-    if ("test_images" in found) != ("test_labels" in found):
-        has, lacks = ("test_images", "test_labels")[:: 1 if "test_images" in found else -1]
+    if ("test_images" in fields) != ("test_labels" in fields):
+        has, lacks = ("test_images", "test_labels")[:: 1 if "test_images" in fields else -1]
         raise UserError(f"{path}: has {has} and no {lacks}; wanted both or neither")
     for prefix in ("", "test_"):
-        if f"{prefix}images" not in found:
+        if f"{prefix}images" not in fields:
             continue
-        images, labels = found[f"{prefix}images"], found[f"{prefix}labels"]
+        images, labels = fields[f"{prefix}images"], fields[f"{prefix}labels"]
         shape, size = images.shape, int(np.prod(images.shape[1:], dtype=object))
         if images.dtype != "uint8" or len(shape) != 4 or not 1 <= shape[3] <= 4 or not all(shape):
             grey = "; a grey image has C = 1" if len(shape) == 3 else ""
@@ -142,15 +142,15 @@ def check(path, found):
             raise UserError(f"{path}: {prefix}labels: found {labels}; wanted whole numbers ({shape[0]},)")
         if labels.values is not None:
             check_labels(f"{path}: {prefix}labels", labels.values)
-    if "test_images" in found and found["test_images"].shape[1:] != found["images"].shape[1:]:
-        wanted = f"(N, {str(found['images'].shape[1:])[1:]}, as images"
-        raise UserError(f"{path}: test_images: found {found['test_images']}; wanted {wanted}")
+    if "test_images" in fields and fields["test_images"].shape[1:] != fields["images"].shape[1:]:
+        wanted = f"(N, {str(fields['images'].shape[1:])[1:]}, as images"
+        raise UserError(f"{path}: test_images: found {fields['test_images']}; wanted {wanted}")
 
 
 def check_labels(place, labels):
-    for found in (labels.min(), labels.max()):
-        if not 0 <= int(found) < MOST_CLASSES:
-            raise UserError(f"{place}: found {found}; wanted classes 0, 1, 2 ...")
+    for label in (labels.min(), labels.max()):
+        if not 0 <= int(label) < MOST_CLASSES:
+            raise UserError(f"{place}: found {label}; wanted classes 0, 1, 2 ...")
 
 
 def _check_classes(path, labels):

@@ -238,16 +238,16 @@ def _undamaged(place, dataset):
     try:
         yield
     except (OSError, RuntimeError) as error:
-        found = Array(dataset.shape, dataset.dtype)
-        raise UserError(f"{place}: damaged: {error}; wanted {found}, as the file says") from None
+        array = Array(dataset.shape, dataset.dtype)
+        raise UserError(f"{place}: damaged: {error}; wanted {array}, as the file says") from None
 
 
-def in_one_piece(path, found):
+def in_one_piece(path, arrays):
     """(file, {name: Array}) of the same arrays where images lie in one piece: the path itself, or else a copy of it."""
-    if all(array.offset is not None for array in found.values() if len(array.shape) > 1):
-        return path, found
-    copy = copied(path, [path], copy_hdf5, tuple(found))
-    return copy, hdf5(copy, tuple(found))
+    if all(array.offset is not None for array in arrays.values() if len(array.shape) > 1):
+        return path, arrays
+    copy = copied(path, [path], copy_hdf5, tuple(arrays))
+    return copy, hdf5(copy, tuple(arrays))
 
 
 def copy_hdf5(path, copy, names):
@@ -295,8 +295,8 @@ def copied(place, sources, make, *arguments):
     sources: the files that the copy is made from; their names, sizes and times of change identify it
     """
     try:
-        found = [path.stat() for path in sources]  # an OSError where links lead in circles
-        known = [[str(path.resolve()), s.st_size, s.st_mtime_ns] for path, s in zip(sources, found, strict=True)]
+        stats = [path.stat() for path in sources]  # an OSError where links lead in circles
+        known = [[str(path.resolve()), s.st_size, s.st_mtime_ns] for path, s in zip(sources, stats, strict=True)]
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; wanted a file") from None
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

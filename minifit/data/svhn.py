@@ -43,14 +43,14 @@ def load(data_dir=None, progress=True, mirrors=MIRRORS):
     paths = find(data_dir, progress, mirrors)
     with files.reading(*paths):
         copy = stored.copied(paths[0].parent, paths, _copy, paths)
-    found = stored.hdf5(copy, ("images", "labels", "test_images", "test_labels", "digests", "train"))
-    images, tests = (stored.Rows(copy, found[name].offset, found[name].shape) for name in ("images", "test_images"))
-    labels, test_labels = found["labels"].values, found["test_labels"].values
-    digests = found["digests"].values.astype(np.uint8).tobytes()
+    fields = stored.hdf5(copy, ("images", "labels", "test_images", "test_labels", "digests", "train"))
+    images, tests = (stored.Rows(copy, fields[name].offset, fields[name].shape) for name in ("images", "test_images"))
+    labels, test_labels = fields["labels"].values, fields["test_labels"].values
+    digests = fields["digests"].values.astype(np.uint8).tobytes()
     name = "SVHN"
     if digests != b"".join(bytes.fromhex(sha256) for sha256, _ in FILES.values()):
         name = f"a set in SVHN's format ({hashlib.sha256(digests).hexdigest()[:8]})"
-    order = _order(labels, int(found["train"].values[0]))
+    order = _order(labels, int(fields["train"].values[0]))
     return name, images.part(order), labels[order], tests, test_labels
 
 
@@ -84,9 +84,9 @@ def find(data_dir=None, progress=True, mirrors=MIRRORS):
 def _search(folder):
     """Returns (paths of the FILES in `folder`, or in its subfolder svhn if that has more, the missing ones)."""
     places = folder, folder / "svhn"
-    found = max(([place / name for name in FILES if (place / name).is_file()] for place in places), key=len)
-    missing = ", ".join(name for name in FILES if name not in {path.name for path in found})
-    return found, missing and f"{missing} (there or in its folder svhn)"
+    paths = max(([place / name for name in FILES if (place / name).is_file()] for place in places), key=len)
+    missing = ", ".join(name for name in FILES if name not in {path.name for path in paths})
+    return paths, missing and f"{missing} (there or in its folder svhn)"
 
 
 def _copy(place, copy, paths):
@@ -112,19 +112,19 @@ def _copy(place, copy, paths):
 def _labels(path):
     """Returns the labels of a file, with 0 for 10. UserError unless it has as many images."""
     with open(path, "rb") as file:
-        found = {}
+        shapes = {}
         for name, kind, shape, content in _matrices(path, file):
-            if name in found:
+            if name in shapes:
                 raise UserError(f"{path}: has two of {name[:20]!r}; wanted X and y")
-            found[name] = shape
+            shapes[name] = shape
             if name == "y":
                 labels = _numbers(path, kind, shape, content)
             else:
                 content.skip()
     for name in ("X", "y"):
-        if name not in found:
-            raise UserError(f"{path}: has no {name} in it; wanted X and y, and found {', '.join(found) or 'nothing'}")
-    images, given = found["X"], found["y"]
+        if name not in shapes:
+            raise UserError(f"{path}: has no {name} in it; wanted X and y, and found {', '.join(shapes) or 'nothing'}")
+    images, given = shapes["X"], shapes["y"]
     if images[:3] != (SIZE, SIZE, 3) or len(images) != 4 or not images[3]:
         raise UserError(f"{path}: X is {images}; wanted ({SIZE}, {SIZE}, 3, N)")
     if given not in ((images[3], 1), (1, images[3])):
@@ -178,8 +178,8 @@ def _matrices(path, file):
         number, size, small = here.tag()
         real = len(flags) == 8 and flags[0] in range(6, 16) and not flags[1] & COMPLEX
         if not real or not shape or min(shape) < 0 or number not in NUMBERS:
-            said = "found no matrix of real numbers; wanted X, uint8 (32, 32, 3, N), and y, (N, 1)"
-            raise UserError(f"{path}: {name[:20].decode('latin-1')!r}: {said}")
+            message = "found no matrix of real numbers; wanted X, uint8 (32, 32, 3, N), and y, (N, 1)"
+            raise UserError(f"{path}: {name[:20].decode('latin-1')!r}: {message}")
         form = NUMBERS[number]
         if small is None and size > here.left:
             raise UserError(f"{path}: damaged: {size:,} bytes are claimed by an element that has {here.left:,}")

@@ -18,9 +18,9 @@ def command_line():
     try:
         from minifit.lab import cli
     except (ImportError, MemoryError, OSError) as error:  # a library is missing, or finds no memory
-        said = [line for line in str(error).splitlines() if line.strip()] or ["memory ran out"]
+        lines = [line for line in str(error).splitlines() if line.strip()] or ["memory ran out"]
         missing = "; pip install -e . installs what is needed" * isinstance(error, ImportError)
-        sys.exit(f"run.py: cannot start: {said[-1].strip()}{missing}")
+        sys.exit(f"run.py: cannot start: {lines[-1].strip()}{missing}")
     return cli.main
 
 

@@ -218,12 +218,12 @@ def experiment_of(name, asked):
     """Returns the experiment of that name, adapted to the user's file, SPECs and trained teacher."""
     experiment, trained = experiments.EXPERIMENTS[name], (asked.teacher_spec or "").endswith(teachers.ENDINGS)
     if experiment.data in data.FILES:
-        found = read_file(experiment.data, asked.data)
+        dataset = read_file(experiment.data, asked.data)
         if isinstance(asked, Specs):
             spec = experiments.OWN_TEACHER if trained else asked.teacher_spec
-            experiment = experiments.of_own(found, asked.student_spec, spec)
+            experiment = experiments.of_own(dataset, asked.student_spec, spec)
         else:
-            experiment = experiments.fitted(experiment, found)
+            experiment = experiments.fitted(experiment, dataset)
     if trained and asked.teacher_from:
         raise UserError("--teacher and --teacher-from: wanted one of them")
     if trained:
@@ -315,54 +315,58 @@ def train(name, words):
 
 def compare(words):
     """Trains several seeds of several arms and compares them; or compares existing run directories."""
-    said, named = f"python run.py compare {shlex.join(words)}", [*takewhile(lambda word: word[:1] != "-", words)]
+    command, named = f"python run.py compare {shlex.join(words)}", [*takewhile(lambda word: word[:1] != "-", words)]
     if not {*named[:1]} & {*experiments.EXPERIMENTS}:
         asked = read_alone("compare RUN RUN ...", COMPARE, words[len(named) :], Written())
         for folder in named or [""]:
             if not (Path(folder) / "config.json").exists():
                 known(folder, experiments.EXPERIMENTS, "an experiment or a run directory")
-        return publish.compare_runs(named, asked.results, said, asked.html, say)
+        return publish.compare_runs(named, asked.results, command, asked.html, say)
 
     name, words = words[0], words[1:]
     asked = parse(name, ["--preset", "short"] * ("--studies" in words) + words, Several, "run.py compare")
     experiment, base, members = experiment_of(name, asked), config_of(asked), []
     runs, studies = asked.runs / asked.preset.replace("default", ""), experiments.STUDIES if asked.studies else ()
     arms = arms_of(asked, base, studies)
-    for own, *_ in arms.values():
-        experiments.check(experiment, changed(base, own))
+    for settings, *_ in arms.values():
+        experiments.check(experiment, changed(base, settings))
         goals_of(
-            experiment, changed(base, own), plan.chosen(asked.methods)
+            experiment, changed(base, settings), plan.chosen(asked.methods)
         )  # UserError for a regressor that cannot fit
     dataset = dataset_of(name, asked)
-    for arm, (own, goals, more) in arms.items():
-        config = changed(base, own)
-        shaping = {f.name for f in fields(base) if f.metadata.get("teacher")} & {part.partition(".")[0] for part in own}
+    for arm, (settings, goals, more) in arms.items():
+        config = changed(base, settings)
+        shaping = {f.name for f in fields(base) if f.metadata.get("teacher")} & {
+            part.partition(".")[0] for part in settings
+        }
         for seed in range(asked.seeds + more):
             run = run_of(name, asked, config, seed, dataset, runs / arm)
             teacher = asked.teacher_from if not arm else None if shaping else runs / name / f"seed{seed}"
             members.append(publish.Member(run, child(name, asked, run, teacher), arm, goals))
     questions = comparison.questions_of(studies, asked.seeds)
-    return publish.compare(members, asked.results, said, asked.at_once, asked.html, questions or None, say)
+    return publish.compare(members, asked.results, command, asked.at_once, asked.html, questions or None, say)
 
 
 def arms_of(asked, base, studies):
     """Returns {arm: (changed settings, goals, seeds beyond --seeds)}. The base comes first; its name is ""."""
     arms, single = {"": ({}, (asked.stage,), 0)}, [(changes(arm, base), (asked.stage,), 0) for arm in asked.arm]
-    for own, goals, more in single + [(own, s.goals, s.more) for s in studies for own in s.arms.values()]:
-        arm = comparison.arm_name(own)
-        _, before, most = arms.get(arm, (own, (), 0))
-        arms[arm] = own, tuple(dict.fromkeys((*before, *goals))), max(most, more)
+    for settings, goals, more in single + [
+        (settings, s.goals, s.more) for s in studies for settings in s.arms.values()
+    ]:
+        arm = comparison.arm_name(settings)
+        _, before, most = arms.get(arm, (settings, (), 0))
+        arms[arm] = settings, tuple(dict.fromkeys((*before, *goals))), max(most, more)
     return arms
 
 
 def child(name, asked, run, teacher):
     """Returns the words of the command that trains one run."""
     start = told(OneSeed, run.experiment)(**vars(run.experiment.presets[asked.preset]), preset=asked.preset)
-    own = {"seed": run.task.seed, "method": asked.methods, "runs": run.directory.folder.parents[1]}
+    settings = {"seed": run.task.seed, "method": asked.methods, "runs": run.directory.folder.parents[1]}
     more = [f.name for f in fields(MORE.get(run.experiment.data, Folder))]
-    own |= {name: getattr(asked, name) for name in ("backend", *OF_TEACHERS, *more)}
-    own |= {"workers": max(1, asked.workers // asked.at_once), "teacher_from": teacher}
-    return [name, "--preset", asked.preset, *options(replace(start, **vars(run.task.settings), **own), start)]
+    settings |= {name: getattr(asked, name) for name in ("backend", *OF_TEACHERS, *more)}
+    settings |= {"workers": max(1, asked.workers // asked.at_once), "teacher_from": teacher}
+    return [name, "--preset", asked.preset, *options(replace(start, **vars(run.task.settings), **settings), start)]
 
 
 def results(words):
@@ -479,9 +483,9 @@ def main(words):
     except (TrainingError, WorkerLost) as error:
         return parallel.ranks.end(f"run.py: {error}", 1, sys.stderr)
     except KeyboardInterrupt:
-        kept = "to begin again" if name in ("networks", "audit") else "the last finished epoch is kept. To go on"
+        advice = "to begin again" if name in ("networks", "audit") else "the last finished epoch is kept. To go on"
         again = f"{parallel.ranks.launcher}python run.py {shlex.join(words)}"
-        return parallel.ranks.end(f"\nstopped; {kept}: {again}", 130, sys.stdout)
+        return parallel.ranks.end(f"\nstopped; {advice}: {again}", 130, sys.stdout)
     except BrokenPipeError:  # as in `run.py networks | head`
         silence()
         return parallel.ranks.end("", 1, sys.stdout)
@@ -552,8 +556,8 @@ def join(words):
 def known(name, names, what="an experiment or a command"):
     """Raises UserError for a name that is not among `names`."""
     if name not in names:
-        said = f"{name!r} is not {what}" if name else f"wanted {what}"
-        raise UserError(said + nearest(name, names, f": choose {', '.join(names)}"))
+        message = f"{name!r} is not {what}" if name else f"wanted {what}"
+        raise UserError(message + nearest(name, names, f": choose {', '.join(names)}"))
 
 
 def say(text):

@@ -124,12 +124,12 @@ def examples(path, network, asked):
     if experiment is not None:
         sizes = {"train": wanted["train"] + wanted["validation"], "test": wanted["test"]}
         try:
-            found = data.load(experiment.data, asked.data_dir, False, file=asked.data, **sizes)
+            dataset = data.load(experiment.data, asked.data_dir, False, file=asked.data, **sizes)
             counts = networks.count(network.layers, np.zeros((0, *network.input), np.float32))
             affordable = int(WORK // max(1, sum(m for _, m in counts)))
-            images = found.test_images[: min(affordable, wanted["test"] or affordable)]
+            images = dataset.test_images[: min(affordable, wanted["test"] or affordable)]
             network.check(images)
-            return images, f"test images of {found.name}"
+            return images, f"test images of {dataset.name}"
         except UserError:
             if asked.data_dir or asked.data:
                 raise
@@ -185,13 +185,13 @@ def opened(path, network, notes):
         if images.ndim == 3 and images.shape == network.input:
             images = images[None]
     else:
-        found = stored.hdf5(path, ("images",)).get("images")
-        if found is None:
+        array = stored.hdf5(path, ("images",)).get("images")
+        if array is None:
             raise UserError(f"{path}: has no images; wanted uint8 (N, {str(network.input)[1:]}")
-        if found.dtype != "uint8" or found.shape[1:] != network.input:
-            raise UserError(f"{path}: images: found {found}; wanted uint8 (N, {str(network.input)[1:]}")
-        source, found = stored.in_one_piece(path, {"images": found})
-        images = stored.Rows(source, found["images"].offset, found["images"].shape)
+        if array.dtype != "uint8" or array.shape[1:] != network.input:
+            raise UserError(f"{path}: images: found {array}; wanted uint8 (N, {str(network.input)[1:]}")
+        source, arrays = stored.in_one_piece(path, {"images": array})
+        images = stored.Rows(source, arrays["images"].offset, arrays["images"].shape)
     if size == 0 or images.dtype != np.uint8 or images.shape[1:] != network.input:
         raise UserError(f"{path}: found {images.dtype} {images.shape}; wanted uint8 (N, {str(network.input)[1:]}")
     return images
@@ -205,13 +205,13 @@ def picture(path, shape, notes):
     if channels not in MODES:
         raise UserError(f"{path}: the network sees {channels} channels, which no picture has; wanted an .npy or .h5")
     try:
-        with Image.open(path) as found:
-            if found.width * found.height > MOST_PIXELS:
-                raise ValueError(f"{found.width}x{found.height} pixels; wanted at most {MOST_PIXELS:,}")
-            if found.mode[0] in "IF":
-                raise ValueError(f"of kind {found.mode}; wanted 8 bits a channel")
-            found = found.convert("RGBA" if "transparency" in found.info else found.mode)
-            pixels = found.convert(MODES[channels])
+        with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels; wanted at most {MOST_PIXELS:,}")
+            if image.mode[0] in "IF":
+                raise ValueError(f"of kind {image.mode}; wanted 8 bits a channel")
+            image = image.convert("RGBA" if "transparency" in image.info else image.mode)
+            pixels = image.convert(MODES[channels])
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
         raise UserError(f"{path}: not a picture ({' '.join(str(error).split())})") from None
     if pixels.size != (width, height):
@@ -229,27 +229,27 @@ def inspect(words, say):
     places, asked = places_and("inspect FILE.onnx", about, words, Inspect())
     if len(places) != 1:
         raise UserError("inspect: wanted one model, as in inspect teacher.onnx")
-    found = teachers.Onnx(Path(places[0]))
-    maps, logits = found.maps(), found.logits()
+    teacher = teachers.Onnx(Path(places[0]))
+    maps, logits = teacher.maps(), teacher.logits()
     if len(maps.get(logits, ())) != 1:
         raise UserError(f"{places[0]}: {logits} is {maps.get(logits)}; wanted the logits of classes")
-    layout = found.layout(min(found.shape[1], found.shape[3]))
+    layout = teacher.layout(min(teacher.shape[1], teacher.shape[3]))
     first = layout == teachers.LAYOUTS[0]
-    image = (*found.shape[2:], found.shape[1]) if first else tuple(found.shape[1:])
+    image = (*teacher.shape[2:], teacher.shape[1]) if first else tuple(teacher.shape[1:])
     student = student_of(asked.student_spec, image, maps[logits][0])
     sides, rows = spec.shapes(student), []
     for name, shape in maps.items():
-        if name == logits or found.makes[name].op_type in UNTRAINED:
+        if name == logits or teacher.makes[name].op_type in UNTRAINED:
             continue
-        hint = found.hint_shape(name, shape, image[2])
-        pieces = None if found.rectified(name) else 1
+        hint = teacher.hint_shape(name, shape, image[2])
+        pieces = None if teacher.rectified(name) else 1
         guided, kind = teachers.beside(sides, hint)
         n = regressors.weights(kind, sides[guided - 1], hint, pieces)
         needed = f"{kind}, {'linear' if pieces else 'ReLU'}"
-        rows.append([name, found.makes[name].op_type, size(hint), guided, size(sides[guided - 1]), needed, f"{n:,}"])
+        rows.append([name, teacher.makes[name].op_type, size(hint), guided, size(sides[guided - 1]), needed, f"{n:,}"])
     say(
-        f"{places[0]}: sees {found.given.name}, {found.dtype} {tuple(found.shape)}, {layout}; its logits are {logits}, "
-        f"of {maps[logits][0]} classes."
+        f"{places[0]}: sees {teacher.given.name}, {teacher.dtype} {tuple(teacher.shape)}, {layout}; "
+        f"its logits are {logits}, of {maps[logits][0]} classes."
     )
     say(f"For {student.name}:\n")
     say(report.table(rows, ["hint tensor", "of", "map", "guided\nlayer", "its map", "regressor", "weights"]))
@@ -260,11 +260,11 @@ def size(shape):
     return "x".join(map(str, shape))
 
 
-def student_of(said, image, classes):
+def student_of(name_or_spec, image, classes):
     """Returns the student of an experiment, or of a SPEC."""
-    if said in experiments.EXPERIMENTS:
-        return experiments.EXPERIMENTS[said].student
-    return spec.network("student", said, image, classes)
+    if name_or_spec in experiments.EXPERIMENTS:
+        return experiments.EXPERIMENTS[name_or_spec].student
+    return spec.network("student", name_or_spec, image, classes)
 
 
 def measure(words, say):
@@ -282,7 +282,7 @@ def measure(words, say):
     else:
         raise UserError("speed: wanted an experiment, or the files of a teacher and a student")
     bar = sys.stderr.isatty()
-    for line in speed.table(teacher, students, asked.seconds, lambda said: bar and print(said, file=sys.stderr)):
+    for line in speed.table(teacher, students, asked.seconds, lambda message: bar and print(message, file=sys.stderr)):
         say(line)
     return 0
 

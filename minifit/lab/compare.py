@@ -45,13 +45,13 @@ def paired(one, other):
     """
     from scipy import stats  # takes longer to import than the rest of minifit
 
-    found = spread(np.subtract(one, other)) | dict.fromkeys(("low", "high", "p"))
-    n, mean, sd = found["n"], found["mean"], found["sd"]
+    statistics = spread(np.subtract(one, other)) | dict.fromkeys(("low", "high", "p"))
+    n, mean, sd = statistics["n"], statistics["mean"], statistics["sd"]
     if n > 1 and sd > ROUNDING * np.abs([one, other]).max():
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / sqrt(n)
         p = float(2 * stats.t.sf(abs(mean) * sqrt(n) / sd, n - 1))
-        found |= {"low": mean - half, "high": mean + half, "p": p}
-    return found
+        statistics |= {"low": mean - half, "high": mean + half, "p": p}
+    return statistics
 
 
 def verdict(differences):
@@ -73,20 +73,20 @@ def record(folder, stages=None, settings=None):
     settings = settings or config["settings"]
     summary = RunDirectory(folder, (), settings, None).summary()
     names = list(summary["stages"]) if stages is None else list(stages)
-    found = {"stages": RunDirectory(folder, tuple(names), settings, None).finished()}
-    missing = [name for name in names if name not in found["stages"]]
+    records = {"stages": RunDirectory(folder, tuple(names), settings, None).finished()}
+    missing = [name for name in names if name not in records["stages"]]
     if settings["retrain"]:
         whole = settings | on_all_images(settings["train"], settings["validation"])
         again = RunDirectory(folder / "all", tuple(names), whole, None)
-        found["all"] = again.finished()
-        if found["all"]:
+        records["all"] = again.finished()
+        if records["all"]:
             others = read_config(again.folder)["settings"] | {"images": whole["images"]}  # the digest of more images
             refuse_other_settings(again.folder, others, whole)
-        missing += [f"{name}, on all images" for name in names if name not in found["all"]]
+        missing += [f"{name}, on all images" for name in names if name not in records["all"]]
     made_by = {name: value for name, value in config.items() if name not in ("format", "settings")}
     head = {name: value for name, value in summary.items() if name not in ("seed", "preset", "settings", "stages")}
-    own = {"arm": "", "seed": settings["seed"], "folder": str(folder), "missing": missing}
-    return own | made_by | {"settings": flat(settings), "head": head} | found
+    entries = {"arm": "", "seed": settings["seed"], "folder": str(folder), "missing": missing}
+    return entries | made_by | {"settings": flat(settings), "head": head} | records
 
 
 def figures(stages, again=None):
@@ -94,14 +94,14 @@ def figures(stages, again=None):
 
     A method's errors are those of its last stage. Its epochs and seconds are those of all its stages.
     """
-    found = {}
+    methods = {}
     for stage in [*stages.values(), *(again or {}).values()]:
-        found.setdefault(stage["method"], []).append(stage)
+        methods.setdefault(stage["method"], []).append(stage)
     whole = {
         name: any(r.get("test_error") is not None and r.get("last", True) for r in records)
-        for name, records in found.items()
+        for name, records in methods.items()
     }
-    return {name: _figures(records) for name, records in found.items() if whole[name]}
+    return {name: _figures(records) for name, records in methods.items() if whole[name]}
 
 
 def _figures(records):
@@ -148,12 +148,12 @@ def gather(runs, command, changed=None, questions=None, order=(), others=()):
         first.setdefault(run["arm"], run["settings"])
     arms = {arm: changes(first[""], settings) for arm, settings in first.items()}
     whole = [run for run in runs if not run["missing"]]
-    found = [(run, figures(run["stages"], run.get("all"))) for run in whole]
+    run_figures = [(run, figures(run["stages"], run.get("all"))) for run in whole]
     named = {s["method"]: {"title": s["title"], "label": s["label"]} for run in whole for s in run["stages"].values()}
-    methods = in_order(name for _, own in found for name in own)
+    methods = in_order(name for _, method_figures in run_figures for name in method_figures)
     questions = questions or [{"question": "", "arms": {arm: arm for arm in arms}, "seeds": None}]
     shared = {k: v for k, v in runs[0]["settings"].items() if all(run["settings"].get(k) == v for run in runs)}
-    answers = [q | _answers(q, found, methods, next(iter(order), None)) for q in questions]
+    answers = [q | _answers(q, run_figures, methods, next(iter(order), None)) for q in questions]
     head = next((run["head"] for run in runs if run["head"]), {"experiment": shared["experiment"]})
     return {
         "format": 2,
@@ -172,8 +172,8 @@ def gather(runs, command, changed=None, questions=None, order=(), others=()):
 
 
 def _without(run, shared):
-    own = {name: value for name, value in run["settings"].items() if name not in shared}
-    return {name: own if name == "settings" else value for name, value in run.items() if name != "head"}
+    settings = {name: value for name, value in run["settings"].items() if name not in shared}
+    return {name: settings if name == "settings" else value for name, value in run.items() if name != "head"}
 
 
 def again(comparison):
@@ -187,14 +187,14 @@ def again(comparison):
     return runs, comparison["command"], comparison["changed"], questions, order, comparison["others"]
 
 
-def _answers(question, found, methods, best):
+def _answers(question, run_figures, methods, best):
     """Returns a row per method and arm, and the differences between the methods of each arm.   best: as in `pairs`"""
     seeds, arms = question["seeds"], question["arms"]
     values = {  # (method, arm) -> {seed: figures}
         (method, arm): {
-            run["seed"]: own[method]
-            for run, own in found
-            if run["arm"] == arm and method in own and (seeds is None or run["seed"] in seeds)
+            run["seed"]: method_figures[method]
+            for run, method_figures in run_figures
+            if run["arm"] == arm and method in method_figures and (seeds is None or run["seed"] in seeds)
         }
         for method in methods
         for arm in arms.values()
@@ -202,15 +202,19 @@ def _answers(question, found, methods, best):
     reference = "" if "" in arms.values() else next(iter(arms.values()))
     rows = []
     for method in methods:
-        own = [_row(method, *named, values[method, named[1]], values[method, reference]) for named in arms.items()]
-        own = [row for row in own if row["seeds"]]
-        if len(arms) > 1 and sum(row["from"] is None for row in own) < 2:
+        method_rows = [
+            _row(method, *named, values[method, named[1]], values[method, reference]) for named in arms.items()
+        ]
+        method_rows = [row for row in method_rows if row["seeds"]]
+        if len(arms) > 1 and sum(row["from"] is None for row in method_rows) < 2:
             continue  # the arms share one network, so there is nothing to compare
-        least = min((mean for row in own if (mean := row["validation_error"]["mean"]) is not None), default=None)
-        for row in own:
-            row["best"] = len(own) > 1 and least is not None and row["validation_error"]["mean"] == least
+        least = min(
+            (mean for row in method_rows if (mean := row["validation_error"]["mean"]) is not None), default=None
+        )
+        for row in method_rows:
+            row["best"] = len(method_rows) > 1 and least is not None and row["validation_error"]["mean"] == least
             row["less"] = None if row["arm"] == reference else row["less"]
-        rows += own
+        rows += method_rows
     shown = in_order(row["method"] for row in rows)
     between = [
         {"setting": setting, "method": one, "less": other, **_paired(values[one, arm], values[other, arm])}
@@ -221,11 +225,12 @@ def _answers(question, found, methods, best):
     return {"rows": rows, "differences": between}
 
 
-def _row(method, setting, arm, found, reference):
-    """Returns the figures of a method in an arm.   found, reference: seed -> figures"""
-    sources = {record["from"] for record in found.values()}
+def _row(method, setting, arm, seed_figures, reference):
+    """Returns the figures of a method in an arm.   seed_figures, reference: seed -> figures"""
+    sources = {record["from"] for record in seed_figures.values()}
     source = sources.pop() if len(sources) == 1 else None if None in sources else "other runs"
-    one = found if source in (None, "other runs") else dict([*found.items()][:1])  # the same network has no spread
+    # The same network has no spread.
+    one = seed_figures if source in (None, "other runs") else dict([*seed_figures.items()][:1])
     return {
         "method": method,
         "setting": setting,
@@ -235,7 +240,7 @@ def _row(method, setting, arm, found, reference):
         **{figure: spread(known(one, figure)) for figure in FIGURES},
         **{f"{error}s": known(one, error) for error in ERRORS},
         "best_epochs": known(one, "best_epoch"),
-        "less": _paired(found, reference),
+        "less": _paired(seed_figures, reference),
         "from": source,
     }
 
@@ -247,9 +252,9 @@ def _paired(one, other):
     return {error: paired(*side) if all(side) else None for error, side in sides.items()}
 
 
-def known(found, figure):
-    """Returns a figure of every seed; an empty list if one seed lacks it.   found: seed -> figures"""
-    values = [record[figure] for record in found.values()]
+def known(seed_figures, figure):
+    """Returns a figure of every seed; an empty list if one seed lacks it.   seed_figures: seed -> figures"""
+    values = [record[figure] for record in seed_figures.values()]
     return [] if None in values else values
 
 
@@ -276,15 +281,15 @@ def changed(preset, settings):
 
     preset: a Config, or None for one that is gone
     """
-    found = {}
+    differences = {}
     for name, _, value in walk(preset) if preset else ():
-        own = settings.get(name, value)
+        run_value = settings.get(name, value)
         if isinstance(value, Ramp):
-            own = Ramp(*(settings.get(f"{name}.{part.name}") for part in fields(Ramp)))
-        own = tuple(own) if isinstance(own, list) else own
-        if own != value:
-            found[name] = " ".join(words(own))
-    return found
+            run_value = Ramp(*(settings.get(f"{name}.{part.name}") for part in fields(Ramp)))
+        run_value = tuple(run_value) if isinstance(run_value, list) else run_value
+        if run_value != value:
+            differences[name] = " ".join(words(run_value))
+    return differences
 
 
 def arm_name(changes):

@@ -20,13 +20,13 @@ __all__ += ["write_atomically", "write_text"]
 def read_json(path, schema):
     """Returns the dictionary in a JSON file. UserError if there is none, or if it does not fit the schema."""
     try:
-        found = parse(read_text(path))
-        check(found, schema)
+        record = parse(read_text(path))
+        check(record, schema)
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    return found
+    return record
 
 
 def read_text(path):

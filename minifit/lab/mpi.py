@@ -42,8 +42,8 @@ class RankTeam:
         if any(errors):
             raise WorkerLost(told(self.ranks.names, errors))
         results = [None] * len(jobs)
-        for rank, found in enumerate(answers):
-            results[rank :: self.ranks.size] = found
+        for rank, share in enumerate(answers):
+            results[rank :: self.ranks.size] = share
         return results
 
     def add(self, rows):

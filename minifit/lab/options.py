@@ -58,8 +58,8 @@ def read(arguments, start):
 
 def nearest(word, names, otherwise=""):
     """Returns "did you mean ...?" with the name most like a word, or `otherwise` if none is like it."""
-    found = difflib.get_close_matches(word.lower(), lower := {name.lower(): name for name in names}, 1)
-    return f"; did you mean {lower[found[0]]}?" if found else otherwise
+    matches = difflib.get_close_matches(word.lower(), lower := {name.lower(): name for name in names}, 1)
+    return f"; did you mean {lower[matches[0]]}?" if matches else otherwise
 
 
 def value_of(name, f, given):
@@ -95,36 +95,36 @@ def made(kind, given):
 
 def changed(settings, values):
     """Returns settings with other values, such as {"tau": 2.0, "teacher.epochs": 5}."""
-    own, parts = {}, {}
+    singles, parts = {}, {}
     for name, value in values.items():
         part, dot, rest = name.partition(".")
         if dot:
             parts.setdefault(part, {})[rest] = value
         else:
-            own[name] = value
-    return replace(settings, **own, **{part: replace(getattr(settings, part), **of) for part, of in parts.items()})
+            singles[name] = value
+    return replace(settings, **singles, **{part: replace(getattr(settings, part), **of) for part, of in parts.items()})
 
 
-def changes(said, start):
+def changes(arm, start):
     """Returns {name: value} from the words of an arm, such as "tau=1,init=uniform"."""
-    known, found = {name: f for name, f, _ in walk(start)}, {}
-    for part in said.split(","):
+    known, values = {name: f for name, f, _ in walk(start)}, {}
+    for part in arm.split(","):
         name, equals, value = part.partition("=")
         name = name.strip().removeprefix("--").replace("-", "_")
         if not equals or name not in known:
-            raise UserError(f"--arm {said}: wanted SETTING=VALUE,..." + nearest(name, known))
-        found[name] = value_of(name, known[name], value.split())
-    return found
+            raise UserError(f"--arm {arm}: wanted SETTING=VALUE,..." + nearest(name, known))
+        values[name] = value_of(name, known[name], value.split())
+    return values
 
 
 def options(config, default):
     """Returns the words that turn `default` into `config`: the inverse of `read`."""
-    found, before = [], {name: value for name, _, value in walk(default)}
+    arguments, before = [], {name: value for name, _, value in walk(default)}
     for name, _, value in walk(config):
         if value != before[name]:
             switch = isinstance(value, bool)
-            found += [flag(name) if value else f"--no-{name}"] if switch else [flag(name), *words(value)]
-    return found
+            arguments += [flag(name) if value else f"--no-{name}"] if switch else [flag(name), *words(value)]
+    return arguments
 
 
 def show_help(usage, about, start, arguments, choices):
@@ -167,9 +167,9 @@ def show_help(usage, about, start, arguments, choices):
 
 def option_of(name, arguments):
     """Returns the value of one option, or None, before the other options are known."""
-    found = None
+    last_value = None
     for word, following in zip(arguments, [*arguments[1:], None], strict=False):
         option, equals, value = word.partition("=")
         if option == flag(name):
-            found = value if equals else following
-    return found
+            last_value = value if equals else following
+    return last_value

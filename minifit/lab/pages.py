@@ -83,5 +83,5 @@ def _html_table(header, rows):
 
 def as_printed(blocks):
     """Blocks as a terminal shows them."""
-    said = [table(block[2], block[1]) if block[0] == "table" else block[1] for block in blocks]
-    return "\n\n".join(said)
+    texts = [table(block[2], block[1]) if block[0] == "table" else block[1] for block in blocks]
+    return "\n\n".join(texts)

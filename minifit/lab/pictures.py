@@ -48,11 +48,11 @@ class Look:
 
 def first_layers(run):
     """Returns {stage: filters of its first layer} for the finished stages."""
-    found = {}
+    filters = {}
     for key in run.directory.finished():
         _, stage = run.plan.stages.get(key, (None, None))
         if stage and stage.below is None:
             first, of = next(name for name in stage.network.params if name.endswith("w")), run.task.networks[stage.of]
             w = run.directory.best(key)[first]
-            found[f"{key} ({of.name})"] = w if w.ndim == 4 else w.reshape(*of.input, -1)[..., :DRAWN]
-    return found
+            filters[f"{key} ({of.name})"] = w if w.ndim == 4 else w.reshape(*of.input, -1)[..., :DRAWN]
+    return filters

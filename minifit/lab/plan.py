@@ -86,15 +86,15 @@ def walk(method, task, train, goal=None):
 
 def noted(methods, task):
     """Returns {key: (method, stage)} without training; a stage belongs to the first method that trains it."""
-    found = {}
+    stages = {}
     for method in methods:
 
         def note(stage, method=method):
-            found.setdefault(stage.key, (method, stage))
+            stages.setdefault(stage.key, (method, stage))
             return {"best_epoch": 1}
 
         walk(method, task, note)
-    return found
+    return stages
 
 
 def microbatch(task, stage):
@@ -172,13 +172,13 @@ def about_the_teacher(run, stages):
                 needed[part, fingerprint(stage.target)] = run.sets.needs(part, stage.target)
             elif part == "train":
                 anew.append(stage.key)
-    kept = f"{sum(needed.values()) / 2**20:.0f} MiB"
+    memory = f"{sum(needed.values()) / 2**20:.0f} MiB"
     if not anew:
-        return f"The teacher's outputs are computed once and kept: {kept}."
+        return f"The teacher's outputs are computed once and kept: {memory}."
     why = ", which are augmented" if run.sets.draw else f", in {', '.join(anew)} (--targets-memory)"
     return (
         f"The teacher's outputs are computed anew in every epoch for training images{why}; the others are computed "
-        f"once and kept: {kept}."
+        f"once and kept: {memory}."
     )
 
 

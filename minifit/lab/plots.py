@@ -51,8 +51,8 @@ def _lighter(colour):
 
 def label_of(stage, stages):
     """Returns the method's label for its last stage that classifies, and the stage's name for any other stage."""
-    own = [n for n, r in stages.items() if r["method"] == stages[stage]["method"] and "test_error" in r]
-    return stages[stage]["label"] if own[-1:] == [stage] else stage.replace("_", " ")
+    names = [n for n, r in stages.items() if r["method"] == stages[stage]["method"] and "test_error" in r]
+    return stages[stage]["label"] if names[-1:] == [stage] else stage.replace("_", " ")
 
 
 def heading(figure, title, subtitle):
@@ -81,9 +81,9 @@ def plot_curves(runs, path, title, stages):
     def curves(stage, key):
         return [[(m["epoch"], m[key]) for m in run if m["stage"] == stage and key in m] for run in runs.values()]
 
-    drawn = {(stage, key): found for stage in stages for key in CURVES if any(found := curves(stage, key))}
+    drawn = {(stage, key): seed_curves for stage in stages for key in CURVES if any(seed_curves := curves(stage, key))}
     if len(stages) > MANY:
-        drawn = {of: found for of, found in drawn.items() if of[1] == "validation_error"} or drawn
+        drawn = {of: seed_curves for of, seed_curves in drawn.items() if of[1] == "validation_error"} or drawn
     shown, kinds = [s for s in stages if s in {s for s, _ in drawn}], [k for k in CURVES if k in {k for _, k in drawn}]
     if not shown:
         raise ValueError("plot_curves: there is no epoch of any stage")
@@ -93,7 +93,7 @@ def plot_curves(runs, path, title, stages):
     figure = Figure(figsize=(max(width, 6), height))
     several = "one thin line per seed, a thick line for their mean" if len(runs) > 1 else "a dot marks the epoch chosen"
     heading(figure, title, f"{several}; stages that classify share the scale of a row")
-    for (stage, key), found in drawn.items():
+    for (stage, key), seed_curves in drawn.items():
         row, column = divmod(shown.index(stage), columns)
         top = 1.15 + band * row + tall * kinds.index(key)
         at = (0.55 + wide * column) / figure.get_figwidth(), 1 - (top + 1.7) / height
@@ -101,15 +101,15 @@ def plot_curves(runs, path, title, stages):
         if key == next(k for k in kinds if (stage, k) in drawn):
             axes.set_title(label_of(stage, stages), loc="left", fontsize=10, fontweight="bold")
         alike = [drawn[s, key] for s in shown if (s, key) in drawn and "test_error" in stages[s]]
-        alike = alike if "test_error" in stages[stage] else [found]
-        floor = log_axis(axes, np.array([y for own in alike for curve in own for _, y in curve], float))
+        alike = alike if "test_error" in stages[stage] else [seed_curves]
+        floor = log_axis(axes, np.array([y for panel in alike for curve in panel for _, y in curve], float))
         means, style = {}, {"color": colours[stage], "clip_on": False}
-        for curve in filter(None, found):
+        for curve in filter(None, seed_curves):
             for epoch, y in curve:
                 means.setdefault(epoch, []).append(max(y, floor))
             if len(runs) > 1:
                 axes.plot([epoch for epoch, _ in curve], [max(y, floor) for _, y in curve], lw=0.8, alpha=0.55, **style)
-        whole = {epoch: np.mean(ys) for epoch, ys in sorted(means.items()) if len(ys) == sum(map(bool, found))}
+        whole = {epoch: np.mean(ys) for epoch, ys in sorted(means.items()) if len(ys) == sum(map(bool, seed_curves))}
         axes.plot([*whole], [*whole.values()], lw=2, marker="." if len(whole) == 1 else None, **style)
         best = stages[stage]["best_epoch"] if len(runs) == 1 else None
         if best in whole:
@@ -174,12 +174,12 @@ def plot_errors(rows, path, title, methods, published=None):
     settings = list(dict.fromkeys((row["group"], row["setting"]) for row in rows))
     lines, y, groups = [], 0.0, {}
     for group, setting in settings:
-        own = [row for row in rows if (row["group"], row["setting"]) == (group, setting)]
+        setting_rows = [row for row in rows if (row["group"], row["setting"]) == (group, setting)]
         if group and group not in groups:
             groups[group] = y + 0.3 * bool(groups)
             y = groups[group] + 1
-        lines += [(y + i, row) for i, row in enumerate(own)]
-        y += len(own) + 0.3 * (len(own) > 1)
+        lines += [(y + i, row) for i, row in enumerate(setting_rows)]
+        y += len(setting_rows) + 0.3 * (len(setting_rows) > 1)
     parts = [part for part in ("test", "validation") if any(row[f"{part}_errors"] for row in rows)]
     left, wide, tall = 2.9 if len(settings) > 1 else 1.5, 3.6, 0.27 * y + 0.1
     width, height = left + (wide + 0.25) * len(parts) + 0.1, tall + 1.35
@@ -322,7 +322,7 @@ def plot_hints(images, hints, before, after, path, title):
     save(figure, path)
 
 
-def plot_mistakes(images, labels, said, teacher_said, sure, path, title, most=30):
+def plot_mistakes(images, labels, answers, teacher_said, sure, path, title, most=30):
     """Draws misclassified images with their label, the student's answer, its probability, and the teacher's answer.
 
     teacher_said: its answers; None: there is no teacher
@@ -334,15 +334,15 @@ def plot_mistakes(images, labels, said, teacher_said, sure, path, title, most=30
     width, height = 10.6, 0.85 + 1.55 * rows
     figure = Figure(figsize=(width, height))
     order = np.argsort(-np.asarray(sure), kind="stable")[:shown]
-    some = f"the {shown} surest" if shown < len(images) else "all of them, the surest first"
+    selection = f"the {shown} surest" if shown < len(images) else "all of them, the surest first"
     teachers = "" if teacher_said is None else "; T: the teacher's answer"
-    heading(figure, title, f"{some}; label > student's answer, its probability{teachers}")
+    heading(figure, title, f"{selection}; label > student's answer, its probability{teachers}")
     for place, i in enumerate(order):
         row, column = divmod(place, columns)
         at = (0.15 + 1.04 * column) / width, 1 - (0.85 + 1.55 * row + 0.95) / height
         axes = figure.add_axes((*at, 0.95 / width, 0.95 / height))
         show(axes, images[i])
-        axes.set_title(f"{labels[i]} > {said[i]}, {sure[i]:.2f}", fontsize=8.5, pad=2)
+        axes.set_title(f"{labels[i]} > {answers[i]}, {sure[i]:.2f}", fontsize=8.5, pad=2)
         if teacher_said is None:
             continue
         right = "teacher right" if teacher_said[i] == labels[i] else f"T: {teacher_said[i]}"

@@ -51,9 +51,9 @@ class Member:
         """Returns the present record of the run. UserError if one of its stages is of other settings or networks."""
         run, directory = self.run, self.run.directory
         runner.refuse_changed(run)
-        found = comparison.record(directory.folder, run.plan.ahead(*self.goals), directory.settings)
+        record = comparison.record(directory.folder, run.plan.ahead(*self.goals), directory.settings)
         head = {name: value for name, value in run.heading.items() if name not in ("seed", "preset")}
-        return found | {"arm": self.arm, "head": head}
+        return record | {"arm": self.arm, "head": head}
 
 
 def compare(members, results, command, at_once=1, html=False, questions=None, tell=print):
@@ -80,8 +80,8 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
             job.commands.extend([sys.argv[0], *member.words, "--stage", goal] for goal in goals)
     claim(part)
     seeds = {record["seed"] for record in records}
-    if kept := len(seeds) - len({name.partition(" of ")[0] for name in jobs}):
-        tell(f"{kept} of {len(seeds)} seeds kept: nothing is left to train in them")
+    if count := len(seeds) - len({name.partition(" of ")[0] for name in jobs}):
+        tell(f"{count} of {len(seeds)} seeds kept: nothing is left to train in them")
     bases_first = sorted(jobs.values(), key=lambda job: job.after is not None)
     statuses = run_jobs(bases_first, at_once, tell, parallel.ranks.places())
     for job, status in statuses.items():
@@ -89,12 +89,15 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
             print(f"run.py: {job} ended with exit status {status}", file=sys.stderr)
 
     records = with_what_was_there(part, [member.record() for member in members])
-    said = commands(part, records, command, {name for m in members for name in m.run.plan.ahead(*m.goals)})
-    own = records[0]["settings"] | {"microbatch": base.task.settings.microbatch}  # records have that of each network
-    changed = comparison.changed(base.experiment.presets[preset], own)
-    found = comparison.gather(records, said, changed, questions, ORDER, [] if several_arms else beside(members))
+    command_lines = commands(part, records, command, {name for m in members for name in m.run.plan.ahead(*m.goals)})
+    # Records have the microbatch of each network.
+    settings = records[0]["settings"] | {"microbatch": base.task.settings.microbatch}
+    changed = comparison.changed(base.experiment.presets[preset], settings)
+    outcome = comparison.gather(
+        records, command_lines, changed, questions, ORDER, [] if several_arms else beside(members)
+    )
     run = next((m.run for m, r in zip(members, records, strict=True) if not r["missing"] and not r["arm"]), None)
-    publish(part, found, run, html, tell)
+    publish(part, outcome, run, html, tell)
     return max(map(abs, statuses.values()), default=0) and 1
 
 
@@ -109,10 +112,12 @@ def compare_runs(folders, results, command, html=False, tell=print):
     part = Path(results) / head["experiment"] / ("arms" if several_arms else head["preset"])
     refuse_to_replace(part, records)
     claim(part)
-    presets = {(name, preset): own for name, e in experiments.EXPERIMENTS.items() for preset, own in e.presets.items()}
+    presets = {
+        (name, preset): config for name, e in experiments.EXPERIMENTS.items() for preset, config in e.presets.items()
+    }
     changed = comparison.changed(presets.get((head["experiment"], head["preset"])), head)
-    said = commands(part, records, command)
-    publish(part, comparison.gather(records, said, changed, order=ORDER), None, html, tell)
+    command_lines = commands(part, records, command)
+    publish(part, comparison.gather(records, command_lines, changed, order=ORDER), None, html, tell)
     return 0
 
 
@@ -121,8 +126,8 @@ def again(folder, html=False, tell=print):
     parts = parts_of(folder)
     if not parts:
         raise UserError(f"{folder}: no results.json in it; python run.py compare {folder.name} makes one")
-    for name, found in parts.items():
-        write_part(folder / name, comparison.gather(*comparison.again(found)))
+    for name, results in parts.items():
+        write_part(folder / name, comparison.gather(*comparison.again(results)))
     write_page(folder, html)
     tell(f"{folder}/: {', '.join(['README.md', *['report.html'] * html, *(f'{name}/' for name in parts)])}")
     return 0
@@ -141,17 +146,17 @@ def with_what_was_there(part, records):
     path = part / "results.json"
     old, *_ = comparison.again(read_part(path)) if path.exists() else [[]]
     before = {(run["arm"], run["seed"]): run for run in old}
-    found = []
+    runs = []
     for run in records:
         was = before.get((run["arm"], run["seed"]), run)
         if was["settings"] == run["settings"]:
             missing = {name.partition(",")[0] for name in run["missing"]}
-            kept = {
+            others = {
                 name: {k: r for k, r in was.get(name, {}).items() if k not in missing} for name in ("stages", "all")
             }
-            run = run | {name: by_method(kept[name] | run[name]) for name in kept if name in run}
-        found.append(run)
-    return found
+            run = run | {name: by_method(others[name] | run[name]) for name in others if name in run}
+        runs.append(run)
+    return runs
 
 
 def commands(part, records, command, asked=None):
@@ -195,13 +200,13 @@ def refuse_to_replace(part, records):
             elif theirs.keys() - mine.keys():
                 reasons.append(f"its {who} has stages that {now['folder']} lacks, or that were not asked for")
     if reasons:
-        said = "; ".join(dict.fromkeys(reasons))
-        raise UserError(f"{part} holds other results: {said}. Name another --results folder")
+        explanation = "; ".join(dict.fromkeys(reasons))
+        raise UserError(f"{part} holds other results: {explanation}. Name another --results folder")
 
 
 def beside(members):
     """Returns the seeds that have been started but are not in the comparison, so that the page can name them."""
-    base, folders, found = members[0], [member.run.directory.folder for member in members], []
+    base, folders, seeds = members[0], [member.run.directory.folder for member in members], []
     wanted = base.run.plan.ahead(*base.goals)
     for folder in sorted(folders[0].parent.glob("seed*")):
         if not folder.name.removeprefix("seed").isdecimal():
@@ -211,29 +216,29 @@ def beside(members):
                 missing = comparison.record(folder, wanted)["missing"]
             except UserError:
                 missing = wanted
-            found.append({"seed": folder.name.removeprefix("seed"), "missing": missing})
-    return found
+            seeds.append({"seed": folder.name.removeprefix("seed"), "missing": missing})
+    return seeds
 
 
-def publish(part, found, run, html, tell):
+def publish(part, results, run, html, tell):
     """Writes a comparison and its page, and prints the comparison.   run: the run whose weights are drawn"""
     if run and any(run.directory.folder.glob("*.h5")):  # first: it refuses weights that do not fit together
-        draw_networks(run, part, f"{found['data']}, preset {found['preset']}, seed {run.task.seed}")
-    write_part(part, found)
+        draw_networks(run, part, f"{results['data']}, preset {results['preset']}, seed {run.task.seed}")
+    write_part(part, results)
     write_page(part.parent, html)
-    tell(pages.as_printed(report.part_blocks(part.name, found)))
+    tell(pages.as_printed(report.part_blocks(part.name, results)))
     tell(f"\n{part.parent}/: README.md, {part.name}/results.json and pictures")
 
 
-def write_part(part, found):
+def write_part(part, results):
     """Writes results.json and the pictures that follow from records; other pictures stay as they are."""
-    write_record(part / "results.json", found)
-    title = f"{found.get('data', found['experiment'])}, preset {found['preset']}"
-    rows = [row | {"group": q["question"]} for q in found["questions"] for row in q["rows"]]
+    write_record(part / "results.json", results)
+    title = f"{results.get('data', results['experiment'])}, preset {results['preset']}"
+    rows = [row | {"group": q["question"]} for q in results["questions"] for row in q["rows"]]
     if any(row[f"{error}_errors"] for row in rows for error in ("test", "validation")):
-        of_paper = {} if len(found["arms"]) > 1 else runner.published(found["experiment"], found["data"])
-        plots.plot_errors(rows, part / "errors.png", f"Errors, {title}", found["methods"], of_paper)
-    runs = [run for run in found["runs"] if not run["missing"] and run["arm"] == ""]
+        of_paper = {} if len(results["arms"]) > 1 else runner.published(results["experiment"], results["data"])
+        plots.plot_errors(rows, part / "errors.png", f"Errors, {title}", results["methods"], of_paper)
+    runs = [run for run in results["runs"] if not run["missing"] and run["arm"] == ""]
     curves = {run["seed"]: read_metrics(Path(run["folder"]) / "metrics.jsonl") for run in runs}
     curves = {seed: [record for _, record in lines] for seed, lines in curves.items() if lines}
     if curves:
@@ -260,8 +265,8 @@ def write_page(folder, html=False):
 def parts_of(folder):
     """Returns {name: comparison} for the parts of a results folder."""
     try:
-        with os.scandir(folder) as found:
-            names = [entry.name for entry in found if Path(entry, "results.json").exists()]
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if Path(entry, "results.json").exists()]
     except FileNotFoundError:
         names = []
     except OSError as error:
@@ -272,12 +277,12 @@ def parts_of(folder):
 
 def read_part(path):
     """Returns the comparison in a results.json. All its figures are found again from the records of its runs."""
-    found, (experiment, part) = read_results(path), path.parts[-3:-1]
-    of = found.get("experiment", experiment), part if part in ("arms", "studies") else found.get("preset", part)
+    results, (experiment, part) = read_results(path), path.parts[-3:-1]
+    of = results.get("experiment", experiment), part if part in ("arms", "studies") else results.get("preset", part)
     if of != (experiment, part):
         raise UserError(f"{path}: of {of[0]}, preset {of[1]}; such results belong in {of[0]}/{of[1]}/")
     try:
-        return comparison.gather(*comparison.again(found))
+        return comparison.gather(*comparison.again(results))
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError, StopIteration) as error:
         raise UserError(f"{path}: not the results of a comparison: its records do not fit together ({error})") from None
 
@@ -324,12 +329,14 @@ def draw_mistakes(run, key, teacher, path, title):
     (images, labels), examples = run.sets.stored["test"], run.sets["test"]
     logits = outputs(student, examples, run.workers)
     logits = logits[-1] if isinstance(logits, tuple) else logits
-    said = logits.argmax(axis=-1)
-    wrong = np.flatnonzero(said != labels)
+    answers = logits.argmax(axis=-1)
+    wrong = np.flatnonzero(answers != labels)
     likely = np.exp(logits[wrong] - logits[wrong].max(axis=-1, keepdims=True))
     shown = Examples(images[wrong], labels[wrong], examples.prepare)
     teacher_said = None
     if asked is not None:
         teacher_said = outputs(asked, shown, run.workers).argmax(axis=-1) if len(wrong) else wrong
     title = f"{run.plan.stages[key][0].title}'s {len(wrong):,} mistakes of {len(images):,} test images, {title}"
-    plots.plot_mistakes(images[wrong], labels[wrong], said[wrong], teacher_said, 1 / likely.sum(axis=-1), path, title)
+    plots.plot_mistakes(
+        images[wrong], labels[wrong], answers[wrong], teacher_said, 1 / likely.sum(axis=-1), path, title
+    )

@@ -67,7 +67,7 @@ class Ranks(Alone):
         hosts, launchers = zip(*world.allgather((MPI.Get_processor_name(), launcher())), strict=True)
         self.names = [f"rank {rank} of {self.size}, on {host}" for rank, host in enumerate(hosts)]
         lost = f"run.py: {{who}}, is lost, as when it is killed or its memory runs out. {self.go_on}"
-        near = next((rank for rank, found in enumerate(launchers) if found), 0)  # who can reach the launcher's stderr
+        near = next((rank for rank, pid in enumerate(launchers) if pid), 0)  # who can reach the launcher's stderr
         self.line = Lifeline(*world.bcast(start(lost) if self.rank == near else None, near), self.names[self.rank])
         atexit.register(self._leave)
         signal.signal(signal.SIGTERM, parallel.stop)  # what Ctrl-C and a time limit become on the way
@@ -176,10 +176,10 @@ class Ranks(Alone):
 
     def places(self):
         def place(job, stopping):
-            found = self.jobs.submit(here, job)
-            while not found.done() and not stopping:
+            future = self.jobs.submit(here, job)
+            while not future.done() and not stopping:
                 self.pause(LOOK)
-            return 128 + signal.SIGINT if stopping else found.result()
+            return 128 + signal.SIGINT if stopping else future.result()
 
         return [place] * (self.size - 1)
 

@@ -52,8 +52,8 @@ RESULTS = {
 
 def seal(record):
     """Returns the digest of a record: the SHA-256 of its JSON, with sorted keys and without "sha256" itself."""
-    said = {name: value for name, value in record.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    contents = {name: value for name, value in record.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
 def write_record(path, record):
@@ -68,17 +68,17 @@ def _read(path, schema, advice=""):
     return _unsealed(path, read_json(path, schema | {"sha256": TEXT}), advice)
 
 
-def _unsealed(path, found, advice=""):
-    if found["sha256"] != seal(found):
+def _unsealed(path, record, advice=""):
+    if record["sha256"] != seal(record):
         raise UserError(f"{path}: was changed after it was written: its sha256 is another. Put it back{advice}")
-    return {name: value for name, value in found.items() if name != "sha256"}
+    return {name: value for name, value in record.items() if name != "sha256"}
 
 
 def read_config(folder):
     """Returns the config.json of a run directory. UserError for one that an earlier minifit wrote."""
     path = folder / "config.json"
-    found = read_json(path, {"*": ANY})
-    if found.get("format") != FORMAT:
+    config = read_json(path, {"*": ANY})
+    if config.get("format") != FORMAT:
         raise UserError(
             f"{folder} was written by an earlier minifit, whose settings have other names. Name another --runs folder"
         )
@@ -87,16 +87,16 @@ def read_config(folder):
 
 def read_summary(path):
     """Returns a summary.json. UserError for any other file."""
-    found = _read(path, SUMMARY, BESIDE)
-    for name, stage in found["stages"].items():
+    summary = _read(path, SUMMARY, BESIDE)
+    for name, stage in summary["stages"].items():
         if stage["best_epoch"] > stage["epochs"]:
             raise UserError(f"{path}: the best epoch of {name} is {stage['best_epoch']}, of {stage['epochs']}")
-    return found
+    return summary
 
 
 def read_metrics(path):
     """Returns [(line, the record of an epoch)] of a metrics.jsonl, without an unfinished last line."""
-    found = []
+    epochs = []
     for number, line in enumerate(read_text(path).splitlines(keepends=True) if path.exists() else [], start=1):
         if line.endswith("\n"):
             try:
@@ -104,20 +104,20 @@ def read_metrics(path):
                 check(record, EPOCH)
             except ValueError as error:
                 raise UserError(f"{path}, line {number}: not the record of an epoch ({error})") from None
-            found.append((line, record))
-    return found
+            epochs.append((line, record))
+    return epochs
 
 
 def read_results(path):
     """Returns a results.json. UserError for any other file."""
     try:
-        found = read_json(path, RESULTS | {"sha256": TEXT})
-        if "teacher" in found:  # a run had begun
-            check({name: value for name, value in found.items() if name in HEAD}, HEAD)
+        results = read_json(path, RESULTS | {"sha256": TEXT})
+        if "teacher" in results:  # a run had begun
+            check({name: value for name, value in results.items() if name in HEAD}, HEAD)
     except ValueError as error:
-        said = "not the results of a comparison, or those of an earlier minifit"
-        raise UserError(f"{path}: {said} ({str(error).removeprefix(f'{path}: ')})") from None
-    return _unsealed(path, found)
+        message = "not the results of a comparison, or those of an earlier minifit"
+        raise UserError(f"{path}: {message} ({str(error).removeprefix(f'{path}: ')})") from None
+    return _unsealed(path, results)
 
 
 def lasting(figures):

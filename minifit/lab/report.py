@@ -45,8 +45,8 @@ def number(value, places=2, sign=False):
 
 def several(values):
     """Lists values in a sentence: "3", "3 and 4", "3, 4 and 7"."""
-    *some, last = map(str, values)
-    return f"{', '.join(some)} and {last}" if some else last
+    *others, last = map(str, values)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def table(rows, header, markdown=False):
@@ -71,9 +71,9 @@ def table(rows, header, markdown=False):
     lines = [line for row in tall for line in zip(*row, strict=True)]
     lines.insert(heights[0], ["-" * width for width in widths])
     aligned = [[t.rjust(w) if r else t.ljust(w) for t, w, r in zip(line, widths, right, strict=True)] for line in lines]
-    found = "\n".join("  ".join(line).rstrip() for line in aligned)
+    text = "\n".join("  ".join(line).rstrip() for line in aligned)
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sum(widths) + 2 * len(widths)
-    return found if max(map(len, found.splitlines())) <= room else listed(cells, header, right[0], room)
+    return text if max(map(len, text.splitlines())) <= room else listed(cells, header, right[0], room)
 
 
 def listed(rows, header, numbered, room):
@@ -81,13 +81,13 @@ def listed(rows, header, numbered, room):
 
     numbered: whether the first cells are numbers, which need their column's name    room: columns of the terminal
     """
-    names, found = [name.replace("\n", " ") for name in header], []
+    names, paragraphs = [name.replace("\n", " ") for name in header], []
     for row in rows:
         first, *cells = (_one_line(cell) for cell in row)
         values = (f"{name} {cell}" for name, cell in zip(names[1:], cells, strict=True) if cell not in ("-", ""))
         title, about = f"{names[0]} " * numbered + first, {"initial_indent": "  ", "subsequent_indent": "  "}
-        found += [textwrap.fill(title, room), textwrap.fill("; ".join(values), room, **about)]
-    return "\n".join(filter(None, found))
+        paragraphs += [textwrap.fill(title, room), textwrap.fill("; ".join(values), room, **about)]
+    return "\n".join(filter(None, paragraphs))
 
 
 def _one_line(cell):
@@ -124,10 +124,10 @@ def results_table(summary, published=None):
             theirs += " " * (places - len(theirs.partition(".")[2]) + ("." not in theirs and places > 0))
         errors = [number(record[error]) for error in ERRORS]
         chosen = f"{record['best_epoch']} of {record['epochs']}"
-        own = {key: stage for key, stage in stages.items() if stage["method"] == name}
-        if len(own) > 1:
-            chosen = "\n".join(f"{stage['best_epoch']} of {stage['epochs']}" for stage in own.values())
-            each = (f"{stage['seconds'] / size:.1f} for {key}" for key, stage in own.items())
+        method_stages = {key: stage for key, stage in stages.items() if stage["method"] == name}
+        if len(method_stages) > 1:
+            chosen = "\n".join(f"{stage['best_epoch']} of {stage['epochs']}" for stage in method_stages.values())
+            each = (f"{stage['seconds'] / size:.1f} for {key}" for key, stage in method_stages.items())
             notes.append(f"{titles[name]}: {several(each)}, in {unit}.")
         weights, time = f"{record['weights']:,}", f"{record['seconds'] / size:.1f}"
         rows.append([titles[name], weights, errors[0], *([theirs] if paper else []), errors[1], chosen, time])
@@ -257,11 +257,11 @@ def overview(parts, published):
             "sd",
             "seeds",
         ]
-    found = {name: {row["method"]: row for row in rows_of(part)} for name, part in parts.items()}
+    part_rows = {name: {row["method"]: row for row in rows_of(part)} for name, part in parts.items()}
     titles = {name: method["title"] for part in parts.values() for name, method in part["methods"].items()}
     rows = []
     for method in in_order(titles):
-        here = [found[name].get(method) for name in parts]
+        here = [part_rows[name].get(method) for name in parts]
         cells = [titles[method], next(f"{row['weights']:,}" for row in here if row)]
         cells += [f"{published[method]:g}" if method in published else None] if published else []
         for row in here:
@@ -320,30 +320,30 @@ def about_runs(part):
     """Says which seeds are in the means, which runs are unfinished or left out, and where the teacher is from."""
     runs = part["runs"]
     seeds = sorted({run["seed"] for run in runs if not run["missing"]})
-    said = [f"Seeds: {several(seeds)}." if seeds else "No seed is finished."]
+    lines = [f"Seeds: {several(seeds)}." if seeds else "No seed is finished."]
     for run in runs:
         if run["missing"]:
             arm = f" of {run['arm']}" * bool(run["arm"])
             missing = ", ".join(run["missing"])
-            said.append(f"Seed {run['seed']}{arm} is unfinished and left out of the means; to train: {missing}.")
+            lines.append(f"Seed {run['seed']}{arm} is unfinished and left out of the means; to train: {missing}.")
     for other in part["others"]:
         state = f"unfinished ({', '.join(other['missing'])})" if other["missing"] else "finished"
-        said.append(f"Seed {other['seed']} has been started too and is {state}. It was not asked for.")
+        lines.append(f"Seed {other['seed']} has been started too and is {state}. It was not asked for.")
     if len(part["arms"]) > 1:
-        own = {run["folder"]: teacher_of(run) or run["folder"] for run in runs}
+        origins = {run["folder"]: teacher_of(run) or run["folder"] for run in runs}
         teachers = {}
         for run in runs:
-            source = own[run["folder"]]
-            teachers.setdefault(run["seed"], set()).add(own.get(source, source))  # an arm's source may have its own
-        shared = any(teacher_of(run) for run in runs) and all(len(found) == 1 for found in teachers.values())
-        return said + ["All settings of one seed share that seed's teacher."] * shared
+            source = origins[run["folder"]]
+            teachers.setdefault(run["seed"], set()).add(origins.get(source, source))  # an arm's source may have its own
+        shared = any(teacher_of(run) for run in runs) and all(len(folders) == 1 for folders in teachers.values())
+        return lines + ["All settings of one seed share that seed's teacher."] * shared
     sources = {run["seed"]: teacher_of(run) for run in runs if not run["missing"]}
     if len(sources) > 0 and len({*sources.values()}) == 1 and (source := next(iter(sources.values()))):
-        said.append(f"One teacher, trained in {source}, served all seeds: the spread comes from the students only.")
+        lines.append(f"One teacher, trained in {source}, served all seeds: the spread comes from the students only.")
     elif any(sources.values()):
         where = (f"seed {seed}'s in {source or 'its own run'}" for seed, source in sources.items())
-        said.append(f"Teachers were trained elsewhere: {', '.join(where)}.")
-    return said
+        lines.append(f"Teachers were trained elsewhere: {', '.join(where)}.")
+    return lines
 
 
 def teacher_of(run):
@@ -360,8 +360,8 @@ def tables(question, part, several_arms):
     if not several_arms:
         alone = [row for row in question["rows"] if not one_for_all(row)] or question["rows"]
         errors = [dict(zip(row["seeds"], row["test_errors"], strict=True)) for row in alone]
-        seeds = sorted({seed for own in errors for seed in own})
-        rows = [[str(seed), *(number(own.get(seed)) for own in errors)] for seed in seeds]
+        seeds = sorted({seed for column in errors for seed in column})
+        rows = [[str(seed), *(number(column.get(seed)) for column in errors)] for seed in seeds]
         blocks.append(("table", [f"test error of seed{on}", *(methods[row["method"]]["title"] for row in alone)], rows))
     if question["differences"]:
         blocks.append(differences_table(question["differences"], methods, several_arms, on))
@@ -375,16 +375,16 @@ def conclusion(part):
     """Says whether the test errors have the paper's order, and how large the difference at each step is."""
     order, titles = part["order"]["methods"], {name: method["title"] for name, method in part["methods"].items()}
     best = ", then ".join(titles[name] for name in order)
-    found = {(d["method"], d["less"]): d["test_error"] for d in part["questions"][0]["differences"]}
+    differences = {(d["method"], d["less"]): d["test_error"] for d in part["questions"][0]["differences"]}
     steps = []
     for one, other in pairwise(order):
-        if (less := found.get((one, other))) is not None:
+        if (less := differences.get((one, other))) is not None:
             how, chance = "lower" if less["mean"] < 0 else "higher", interval(less)
             step = f"the error of {titles[one]} is {abs(less['mean']):.2f} {how} than that of {titles[other]}"
             steps.append(step + (f" (95 % interval of the difference {chance})" if chance else ""))
     verdict = VERDICTS[part["order"]["test_error"]]
-    said = f"The paper's order of test errors, the fewest first, is {best}. These seeds {verdict}"
-    return f"{said}: {'; '.join(steps)}." if steps else f"{said}."
+    statement = f"The paper's order of test errors, the fewest first, is {best}. These seeds {verdict}"
+    return f"{statement}: {'; '.join(steps)}." if steps else f"{statement}."
 
 
 def one_for_all(row):
@@ -431,8 +431,8 @@ def differences_table(differences, methods, several_arms, on):
         line = [f"{methods[pair['method']]['title']} less {methods[pair['less']]['title']}", pair["setting"] or "base"]
         line.append(max(pair[error]["n"] for error in ERRORS if pair[error]))
         for error in ERRORS:
-            found = pair[error] or {"mean": None, "low": None, "p": None}
-            p = number(found["p"], 3)
-            line += [number(found["mean"], sign=True), interval(found), "<0.001" if p == "0.000" else p]
+            difference = pair[error] or {"mean": None, "low": None, "p": None}
+            p = number(difference["p"], 3)
+            line += [number(difference["mean"], sign=True), interval(difference), "<0.001" if p == "0.000" else p]
         rows.append(line)
     return "table", *without([] if several_arms else [1], header, rows)

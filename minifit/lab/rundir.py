@@ -159,8 +159,8 @@ class RunDirectory:
         heading, epochs = heading_of(self.summary()), self.metrics()
         config = self.folder / "config.json"
         settings = read_config(self.folder)["settings"] if config.exists() else {}
-        told = settings, heading, epochs
-        return {name: figures for name, figures in listed.items() if self._agrees(name, figures, *told)}
+        records = settings, heading, epochs
+        return {name: figures for name, figures in listed.items() if self._agrees(name, figures, *records)}
 
     def _agrees(self, stage, figures, settings, heading, epochs):
         """Whether a stage is finished. UserError if the records beside its file say something else than the file."""
@@ -176,11 +176,11 @@ class RunDirectory:
             mend += f" by the same command with --teacher-from {identity['from']}"
         if not {"figures", "heading"} <= record.keys():
             raise UserError(f"{self.checkpoint(stage)}: has no figures, and summary.json has. {mend}")
-        own = settings_in(record)
-        said = lasting(figures) | {name: value for name, value in figures.items() if name == "from"}
+        file_settings = settings_in(record)
+        summary_figures = lasting(figures) | {name: value for name, value in figures.items() if name == "from"}
         for of_file, beside, path, advice in (
-            (own, settings or own, "config.json", "Put back the one that was changed"),
-            (record["figures"] | came_from, said, "summary.json", mend),
+            (file_settings, settings or file_settings, "config.json", "Put back the one that was changed"),
+            (record["figures"] | came_from, summary_figures, "summary.json", mend),
             (record["heading"], heading, "summary.json", mend),
         ):
             if differing := differences(flat(of_file), flat(beside), f"in {path}"):
@@ -206,10 +206,10 @@ class RunDirectory:
         path, config = self.folder / "summary.json", self.folder / "config.json"
         if not path.exists():
             return {"stages": {}}
-        found = read_summary(path)
-        if config.exists() and found["settings"] != seal(read_config(self.folder)["settings"]):
+        record = read_summary(path)
+        if config.exists() and record["settings"] != seal(read_config(self.folder)["settings"]):
             raise UserError(f"{path}: of a run with other settings than config.json has. Put it back{BESIDE}")
-        return found
+        return record
 
     @first
     def add(self, summary, stage, record):
@@ -217,14 +217,14 @@ class RunDirectory:
 
         The error of a given teacher stays as it was first measured: on another processor it may be another.
         """
-        path, found = self.folder / "summary.json", self.finished()
-        known = self.summary() if found else {}  # the files of these stages say the same
+        path, records = self.folder / "summary.json", self.finished()
+        known = self.summary() if records else {}  # the files of these stages say the same
         summary = summary | {name: known[name] for name in ("teacher_error",) if name in known}
         if self.checkpoint(stage).exists():
             stages.add_figures(self.checkpoint(stage), lasting(record), heading_of(summary))
-        found |= {stage: record}
-        names = [name for name in dict.fromkeys((*self.stages, *found)) if name in found]
-        of = {"settings": seal(self.settings), "stages": by_method({name: found[name] for name in names})}
+        records |= {stage: record}
+        names = [name for name in dict.fromkeys((*self.stages, *records)) if name in records]
+        of = {"settings": seal(self.settings), "stages": by_method({name: records[name] for name in names})}
         write_record(path, summary | of)
 
     def metrics(self):
@@ -261,8 +261,8 @@ class RunDirectory:
             others = {name: record for name, record in listed.items() if name != stage}
             write_record(path, self.summary() | {"stages": others})
         done = self._record(stage)["epoch"] if self.checkpoint(stage).exists() else 0
-        kept = [line for line, record in self.lines() if record["stage"] != stage or record["epoch"] <= done]
-        write_text(self.folder / "metrics.jsonl", "".join(kept))
+        lines = [line for line, record in self.lines() if record["stage"] != stage or record["epoch"] <= done]
+        write_text(self.folder / "metrics.jsonl", "".join(lines))
 
     @first
     def trained_elsewhere(self, source, settings, shapes):
@@ -349,9 +349,9 @@ def differences(old, new, now="now"):
 
 def flat(settings, prefix=""):
     """Flattens {"teacher": {"lr": 1}} to {"teacher.lr": 1}; a list of dictionaries likewise, counted from 1."""
-    found = {}
+    entries = {}
     for name, value in settings.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             value = {str(i): one for i, one in enumerate(value, start=1)}
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+        entries |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return entries

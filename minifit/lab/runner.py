@@ -193,8 +193,8 @@ def train(run, goal, say, teacher_from=None):
 
         def make(stage):
             record, fresh = trained(run, stage, lambda epoch: (say(report.epoch_line(epoch)), look(stage)))
-            kept = f" (from {record['from']})" if "from" in record else "" if fresh else " (kept)"
-            say(report.stage_line(stage.key, record, run.sets.sizes["test"], folder) + kept)
+            origin = f" (from {record['from']})" if "from" in record else "" if fresh else " (kept)"
+            say(report.stage_line(stage.key, record, run.sets.sizes["test"], folder) + origin)
             if stage.key == ahead[-1]:
                 draw(run)
             elif fresh:
@@ -344,17 +344,17 @@ def take_teacher(run, source):
 
     def shapes(setting):
         group = setting.partition(".")[0]
-        own = {f"epochs.{key}" for key in settings}
-        return group in shaping or group == "network" or setting.startswith("networks.teacher.") or setting in own
+        epochs = {f"epochs.{key}" for key in settings}
+        return group in shaping or group == "network" or setting.startswith("networks.teacher.") or setting in epochs
 
     source, directory = Path(source), run.directory
     settings = {key: stage_settings(run, key) for key, (_, stage) in run.plan.stages.items() if stage.of == "teacher"}
     taken = directory.trained_elsewhere(source, settings, shapes)
     last = list(settings)[-1]
     if not directory.has(last):  # existing students must have learned from the teacher to be copied
-        found = noted(run.plan.keys, replace(run.task))
-        files.restore(found[last][1].network.params, taken[last][1]["best"], source / f"{last}.h5")
-        for key, (_, stage) in found.items():
+        new_stages = noted(run.plan.keys, replace(run.task))
+        files.restore(new_stages[last][1].network.params, taken[last][1]["best"], source / f"{last}.h5")
+        for key, (_, stage) in new_stages.items():
             if not stage.target or not directory.has(key):
                 continue
             if directory.identity(key)["teacher"] != digest_of(stage.target):
@@ -365,12 +365,12 @@ def take_teacher(run, source):
 
 def stage_of(run, key, start=False):
     """Returns the stage of that key with its best weights, or with its initial ones; loads the stages before it."""
-    found = []
+    chain = []
 
     def loaded(stage):
         if not (start and stage.key == key):
             load(run, stage)
-        found.append(stage)
+        chain.append(stage)
         return run.directory.finished().get(stage.key, {"best_epoch": 1})
 
     with threadpool_limits(1, user_api="blas"):
@@ -378,4 +378,4 @@ def stage_of(run, key, start=False):
         if start:
             task.trained -= {key}  # so that its network is drawn again
         walk(run.plan.stages[key][0], task, loaded, key)
-    return found[-1]
+    return chain[-1]

@@ -202,10 +202,10 @@ def outputs(network, examples, workers, progress=False, keep=shared):
     bar = Bar(total=len(examples), unit="img", unit_scale=True, leave=False, disable=not progress, desc="kept outputs")
     with team(workers if xp is np else 1, {"outputs": part}) as processes, bar:
         for i in range(0, len(jobs), 50):
-            some = jobs[i : i + 50]
-            processes.run("outputs", some)
+            starts = jobs[i : i + 50]
+            processes.run("outputs", starts)
             results = given if isinstance(given, tuple) else (given,)
-            processes.spread(results, [slice(start, start + chunk) for start in some])
+            processes.spread(results, [slice(start, start + chunk) for start in starts])
             bar.update(min(50 * chunk, len(examples) - bar.n))
     return given
 

@@ -72,9 +72,9 @@ def from_file(path):
     """Loads the network in a stage's .h5 file, or an ONNX model."""
     path = Path(path)
     if path.suffix == ".onnx":
-        found = teachers.Onnx(path)
-        image = tuple(found.shape[1:])
-        return Contender(path.name, None, found.proto.SerializeToString(), image, digest=found.digest)
+        network = teachers.Onnx(path)
+        image = tuple(network.shape[1:])
+        return Contender(path.name, None, network.proto.SerializeToString(), image, digest=network.digest)
     made = model.load(path)
     digest, error = files.digest(made.layers.params.values()), told(path).get("figures", {}).get("test_error")
     return Contender(made.about["name"], made, exported(made), made.input, error, digest)
@@ -109,14 +109,14 @@ def error_as_teacher(one, student):
 def of_experiments(name, results):
     """Returns (teacher, students): of an experiment, or of all on a data set (if some are in Table 5, only those)."""
     every = experiments.EXPERIMENTS
-    found = [name] if name in every else [n for n, e in every.items() if e.data == name]
-    in_table = [n for n in found if every[n].student.name.partition(",")[0] in paper.TABLE_5]
-    if not found:
+    names = [name] if name in every else [n for n, e in every.items() if e.data == name]
+    in_table = [n for n in names if every[n].student.name.partition(",")[0] in paper.TABLE_5]
+    if not names:
         raise UserError(f"speed {name}: wanted an experiment, a data set, or the files of a teacher and a student")
-    found = found if name in every else in_table or found
-    errors = {n: recorded(results / n) for n in found}
-    teacher = drawn(every[found[0]].teacher, errors[found[0]][0])
-    return teacher, [drawn(every[n].student, errors[n][1]) for n in found]
+    names = names if name in every else in_table or names
+    errors = {n: recorded(results / n) for n in names}
+    teacher = drawn(every[names[0]].teacher, errors[names[0]][0])
+    return teacher, [drawn(every[n].student, errors[n][1]) for n in names]
 
 
 def recorded(folder):
@@ -135,12 +135,12 @@ def engines(threads):
 
     threads: the number of threads of an engine, and of processes of minifit
     """
-    found = {"minifit": lambda one, stack: one.model and _in_minifit(one.model, threads, stack)}
+    functions = {"minifit": lambda one, stack: one.model and _in_minifit(one.model, threads, stack)}
     if export.there("onnxruntime") and export.there("onnx"):
-        found["onnxruntime"] = lambda one, stack: one.onnx and _in_onnxruntime(one, threads)
+        functions["onnxruntime"] = lambda one, stack: one.onnx and _in_onnxruntime(one, threads)
     if export.there("torch"):
-        found["PyTorch"] = lambda one, stack: one.model and in_torch(one.model, threads)
-    return found
+        functions["PyTorch"] = lambda one, stack: one.model and in_torch(one.model, threads)
+    return functions
 
 
 def _in_minifit(made, processes, stack):
@@ -245,8 +245,8 @@ def quartiles(values, form):
 
 def table(teacher, students, seconds, tell):
     """Yields the lines of the tables: sizes, then the speed-ups per engine, number of threads and number of images."""
-    found = {one.name: one.counts for one in (teacher, *students)}
-    rows = [row(one, teacher, found) for one in (teacher, *students)]
+    counts = {one.name: one.counts for one in (teacher, *students)}
+    rows = [row(one, teacher, counts) for one in (teacher, *students)]
     header = [
         "network",
         "layers",
@@ -271,10 +271,10 @@ def table(teacher, students, seconds, tell):
                 took = measured([teacher, *students], batch, seconds, engine)
                 if teacher.name not in took:
                     continue
-                own = np.array(took[teacher.name])
-                cells = [quartiles(1e3 * own / batch, lambda t: f"{t:.3g}")]
+                teacher_seconds = np.array(took[teacher.name])
+                cells = [quartiles(1e3 * teacher_seconds / batch, lambda t: f"{t:.3g}")]
                 for one in students:
-                    ratio = own / np.array(took[one.name]) if one.name in took else None
+                    ratio = teacher_seconds / np.array(took[one.name]) if one.name in took else None
                     ratios[name, threads, batch, one.name] = None if ratio is None else float(np.median(ratio))
                     cells.append(None if ratio is None else quartiles(ratio, lambda r: f"{r:.2f}"))
                 rows.append([name, str(threads), str(batch), *cells])
@@ -283,12 +283,12 @@ def table(teacher, students, seconds, tell):
     yield report.table(rows, header)
     yield ""
     for one in students:
-        yield sentence(one, teacher, found, ratios)
+        yield sentence(one, teacher, counts, ratios)
 
 
-def row(one, teacher, found):
-    layers, weights, multiplications = found[one.name]
-    _, theirs, of_teacher = found[teacher.name]
+def row(one, teacher, counts):
+    layers, weights, multiplications = counts[one.name]
+    _, theirs, of_teacher = counts[teacher.name]
     printed = paper.TABLE_5.get(one.name.partition(",")[0]) if "100 classes" not in one.name else None
     student = one is not teacher
     fewer = f"{of_teacher / multiplications:.2f}" if student and of_teacher and multiplications else None
@@ -306,7 +306,7 @@ def row(one, teacher, found):
     ]
 
 
-def sentence(one, teacher, found, ratios):
+def sentence(one, teacher, counts, ratios):
     """Says in one sentence how much smaller and faster a student is, for an engine that runs both networks."""
     of = {key: ratio for key, ratio in ratios.items() if key[3] == one.name and ratio}
     if not of:
@@ -314,13 +314,13 @@ def sentence(one, teacher, found, ratios):
     key = next((key for key in of if key[0] == "onnxruntime"), next(iter(of)))
     (engine, threads, batch, _), ratio = key, of[key]
     words = f"{engine}, {batch} image{'s' * (batch > 1)}, {threads} thread{'s' * (threads > 1)}"
-    smaller = found[teacher.name][1] / found[one.name][1]
+    smaller = counts[teacher.name][1] / counts[one.name][1]
     size, pace = times(smaller, "smaller", "larger"), times(ratio, "faster", "slower")
-    said = f"{one.name} is {size} and {pace} ({words})"
+    comparison = f"{one.name} is {size} and {pace} ({words})"
     if one.error is None or teacher.error is None:
-        return f"{said}; its loss of accuracy is not recorded."
+        return f"{comparison}; its loss of accuracy is not recorded."
     lost = one.error - teacher.error
-    return f"{said}, and {'loses' if lost >= 0 else 'gains'} {abs(lost):.2f} points."
+    return f"{comparison}, and {'loses' if lost >= 0 else 'gains'} {abs(lost):.2f} points."
 
 
 def times(ratio, above, below):

@@ -18,7 +18,7 @@ PARTS = "paper", "default", "short", "arms"  # the parts of a results folder tha
 def tables(results, say):
     """Prints Tables 1 to 6, Figure 2, and sections 2.4, 3.1 and 3.4, from the records in a results folder."""
     for title, (accuracies, rows) in paper.TABLES.items():
-        found = [line for row in rows for line in lines(row, accuracies, Path(results))]
+        body = [line for row in rows for line in lines(row, accuracies, Path(results))]
         unit = "accuracy %" if accuracies else "error %"
         header = [
             "system",
@@ -28,7 +28,7 @@ def tables(results, say):
             "seeds",
             "preset and data, or the command",
         ]
-        say(f"{title}\n\n{table(found, header)}\n")
+        say(f"{title}\n\n{table(body, header)}\n")
     say(f"Table 6. The networks of Figure 2\n\n{table_6()}\n")
     say(f"Section 2.4. The curriculum\n\n{curriculum()}")
 
@@ -38,24 +38,24 @@ def lines(row, accuracies, results):
     method = next(method for method in baselines.METHODS if method.name == row.method)
     system = method.title + f" ({row.about})" * bool(row.about)
     published = "fails" if row.published is None else f"{row.published:g}"
-    found = []
+    rows = []
     for preset, ours in figures(results / row.experiment, row.method).items():
         errors = [100 - error if accuracies else error for error in ours["test_errors"]]
         seeds = several(ours["seeds"])
-        found.append([system, published, number(float(np.mean(errors))), interval(errors), seeds, preset])
+        rows.append([system, published, number(float(np.mean(errors))), interval(errors), seeds, preset])
     chosen = "" if method.default else f" --methods {method.name}"
     command = f"python run.py compare {row.experiment}{chosen}"
-    return found or [[system, published, None, None, None, command]]
+    return rows or [[system, published, None, None, None, command]]
 
 
 def figures(folder, method):
     """Returns {preset and data: the row of a method with unchanged settings} from the results of an experiment."""
-    parts, found = publish.parts_of(folder), {}
+    parts, rows = publish.parts_of(folder), {}
     for part in (parts[name] for name in PARTS if name in parts):
         for row in part["questions"][0]["rows"]:
             if row["method"] == method and row["arm"] == "" and row["test_errors"]:
-                found[part["preset"] + " (changed)" * bool(part["changed"]) + f", {part['data']}"] = row
-    return found
+                rows[part["preset"] + " (changed)" * bool(part["changed"]) + f", {part['data']}"] = row
+    return rows
 
 
 def interval(values):
@@ -86,7 +86,7 @@ def curriculum():
     k, tau = 10, experiments.MNIST_PAPER.tau
     logits = np.log([[c, *[(1 - c) / (k - 1)] * (k - 1)] for c in CONFIDENCES])
     rows = [[f"{c:g}", f"{pull:.4f}"] for c, pull in zip(*baselines.pull(logits, tau), strict=True)]
-    said = "The gradient of eq. 2's second term grows with the teacher's confidence, so sure images are learnt first."
+    note = "The gradient of eq. 2's second term grows with the teacher's confidence, so sure images are learnt first."
     lam = "python run.py compare mnist --studies shows whether lambda's decay matters."
     header = ["teacher's\nconfidence", "gradient"]
-    return f"{table(rows, header)}\n\n{said}\n{lam}"
+    return f"{table(rows, header)}\n\n{note}\n{lam}"

@@ -88,8 +88,8 @@ class Given(Layer):
         def part(start):
             for name, y in self.outputs(images[start : start + model.BATCH]).items():
                 if not np.isfinite(y).all():
-                    said = f"{self.name}: its {name} has a number that is not finite, for test images"
-                    raise UserError(f"{said}; {self.look}")
+                    message = f"{self.name}: its {name} has a number that is not finite, for test images"
+                    raise UserError(f"{message}; {self.look}")
             return int((y.argmax(axis=-1) != labels[start : start + model.BATCH]).sum())
 
         def told(start):
@@ -99,11 +99,11 @@ class Given(Layer):
                 return str(error)
 
         with team(workers, {"errors": told}) as processes:
-            found = processes.run("errors", range(0, len(labels), model.BATCH))
-        for answer in found:
+            answers = processes.run("errors", range(0, len(labels), model.BATCH))
+        for answer in answers:
             if isinstance(answer, str):
                 raise UserError(answer)
-        return sum(found)
+        return sum(answers)
 
     def check(self, images, labels, workers=1):
         """Returns its test error in percent. UserError if it is hardly better than chance."""
@@ -122,10 +122,10 @@ class FromFile(Given):
 
     def __init__(self, path, image, classes):
         self.path, self.model = Path(path), model.load(path)
-        found = self.model.input, self.model.classes
-        if found != (tuple(image), classes):
+        sizes = self.model.input, self.model.classes
+        if sizes != (tuple(image), classes):
             raise UserError(
-                f"--teacher {path}: for images {found[0]} of {found[1]} classes; wanted {tuple(image)} of {classes}"
+                f"--teacher {path}: for images {sizes[0]} of {sizes[1]} classes; wanted {tuple(image)} of {classes}"
             )
         self.name, self.image, self.classes = self.model.about["name"], tuple(image), classes
         self.layers = self.model.layers
@@ -180,13 +180,13 @@ class Onnx:
             self.dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         except (KeyError, TypeError):
             self.dtype = np.dtype(object)
-        said = f"{self.path}: its input {self.given.name} is {self.dtype} {tuple(self.shape)}"
+        description = f"{self.path}: its input {self.given.name} is {self.dtype} {tuple(self.shape)}"
         if len(self.shape) != 4 or self.dtype.name not in ("float32", "float64", "float16", "uint8"):
-            raise UserError(f"{said}; wanted numbers of four axes, images in channels")
+            raise UserError(f"{description}; wanted numbers of four axes, images in channels")
         if isinstance(self.shape[0], int):
-            raise UserError(f"{said}; wanted any number of images: export it with a first axis that is free")
+            raise UserError(f"{description}; wanted any number of images: export it with a first axis that is free")
         if not all(isinstance(extent, int) for extent in self.shape[1:]):
-            raise UserError(f"{said}; only the number of images may be free: export it for images of one size")
+            raise UserError(f"{description}; only the number of images may be free: export it for images of one size")
 
     def _digest(self):
         """Returns the SHA-256 of the file and of the files with its external weights."""
@@ -201,8 +201,8 @@ class Onnx:
         """Returns "channels first" or "channels last", according to the shape of its input."""
         first, last = self.shape[1], self.shape[3]
         if channels not in (first, last):
-            said = f"{self.path}: its input {self.given.name} is {tuple(self.shape)}"
-            raise UserError(f"{said}, of {min(first, last)} channels; the images have {channels}")
+            description = f"{self.path}: its input {self.given.name} is {tuple(self.shape)}"
+            raise UserError(f"{description}, of {min(first, last)} channels; the images have {channels}")
         return LAYOUTS[first != channels]
 
     def logits(self):
@@ -253,8 +253,8 @@ class Onnx:
         fixed = {constant.name for constant in self.graph.initializer}
         known = [name for name in self.makes if float_types.get(name) in (1, 10, 11) and name not in fixed]
         run, probe = self.session(known), np.zeros((3, *self.shape[1:]), self.dtype)
-        found = dict(zip(known, _run(self.path, run, known, {self.given.name: probe}), strict=True))
-        return {name: y.shape[1:] for name, y in found.items() if y.ndim >= 2 and y.shape[0] == 3}
+        arrays = dict(zip(known, _run(self.path, run, known, {self.given.name: probe}), strict=True))
+        return {name: y.shape[1:] for name, y in arrays.items() if y.ndim >= 2 and y.shape[0] == 3}
 
 
 def first_input(node):
@@ -350,8 +350,8 @@ class FromOnnx(Given):
 
     def outputs(self, images):
         names = tuple(dict.fromkeys(self.blocks))
-        found = dict(zip(names, self.tensors(names, np.asarray(images)), strict=True))
-        return {name: found[name] for name in self.hints} | {"logits": found[self.tensor]}
+        arrays = dict(zip(names, self.tensors(names, np.asarray(images)), strict=True))
+        return {name: arrays[name] for name in self.hints} | {"logits": arrays[self.tensor]}
 
     def tensors(self, names, images):
         """These tensors, as the model has them."""

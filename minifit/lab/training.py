@@ -77,9 +77,9 @@ class DataParallel:
         jobs = [(name, i, min(i + self.chunk, n), epoch) for i in range(0, n, self.chunk)]
         with bar(f"{self.stage.key}, {name} images", n, progress) as shown:
             for i in range(0, len(jobs), MEASURED_AT_ONCE):
-                some = jobs[i : i + MEASURED_AT_ONCE]
-                parts += self.team.run("measure", some)
-                shown.update(some[-1][2] - some[0][1])
+                group = jobs[i : i + MEASURED_AT_ONCE]
+                parts += self.team.run("measure", group)
+                shown.update(group[-1][2] - group[0][1])
         return sum(loss for loss, _ in parts) / n, sum(errors for _, errors in parts)
 
     def _gradient(self, job):
@@ -158,9 +158,9 @@ def fit(
     steps, validated = ceil(n / schedule.batch), len(sets["validation"]) > 0
     state = {"epoch": 0, "best_epoch": 0, "best_loss": None, "best_errors": None, "finished": False}
     best = {}
-    found = first(_load)(path)
-    if found:
-        state, saved = found
+    checkpoint = first(_load)(path)
+    if checkpoint:
+        state, saved = checkpoint
         state = {name: value for name, value in state.items() if name not in ("network", "figures", "heading")}
         if not state.pop("identity").items() <= identity.items():  # earlier files do not say all
             raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
@@ -258,17 +258,17 @@ def _label(stage, state, schedule, images):
 def _diagnosis(stage, examples, indices, loss, epoch, step):
     """Returns an error message with the first layer whose output is not finite."""
     xp = array_module(*stage.network.params.values())
-    said = f"{stage.key}, epoch {epoch}, step {step}: the loss is {loss}; not finite"
-    found = []
+    message = f"{stage.key}, epoch {epoch}, step {step}: the loss is {loss}; not finite"
+    culprits = []
 
     def see(layer, x):
         if not np.isfinite(to_host(layer(x))).all():
-            found.append(layer)
+            culprits.append(layer)
 
     for start in range(0, len(indices), CHUNK):
         stage.network.visit(stage.sees(xp.asarray(examples.batch(indices[start : start + CHUNK])[0])), see)
         for name, child in (stage.network.children or {"0": stage.network}).items():
-            if found and found[0] in leaves(child):
+            if culprits and culprits[0] in leaves(child):
                 place = f"layer {int(name) + 1}" if name.isdigit() else name
-                return f"{said} first in {place}, {type(found[0]).__name__}"
-    return f"{said} in the loss alone"
+                return f"{message} first in {place}, {type(culprits[0]).__name__}"
+    return f"{message} in the loss alone"

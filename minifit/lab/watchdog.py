@@ -49,10 +49,10 @@ class Lifeline:
         self.socket = None
         for address in addresses:
             with suppress(OSError):
-                found = socket.create_connection((address, port), SECONDS)
-                found.sendall(token + who.encode() + b"\n")
-                if found.recv(1) == BYE:
-                    self.socket = found
+                connection = socket.create_connection((address, port), SECONDS)
+                connection.sendall(token + who.encode() + b"\n")
+                if connection.recv(1) == BYE:
+                    self.socket = connection
                     return
 
     def lost(self):
@@ -86,10 +86,10 @@ def _watch(listener, token, lost, launcher):
     waiting.register(listener, selectors.EVENT_READ)
     while ranks or not begun:
         # Linux lists what happened in its order: the first lost rank comes before those that mpiexec then ends.
-        found = [key.fileobj for key, _ in waiting.select(None if begun else HELLO)]
-        if not found:
+        sockets = [key.fileobj for key, _ in waiting.select(None if begun else HELLO)]
+        if not sockets:
             return
-        for ready in found:
+        for ready in sockets:
             if ready is listener:
                 rank = listener.accept()[0]
                 rank.settimeout(SECONDS)
@@ -161,12 +161,12 @@ def _add_if_lost(line, launcher, size):
 
 def _addresses():
     """Where this machine can be reached, itself included."""
-    found = []
+    addresses = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # an interface without an address, or another system than Linux
                 answer = fcntl.ioctl(asked, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
-                found.append(socket.inet_ntoa(answer[20:24]))
+                addresses.append(socket.inet_ntoa(answer[20:24]))
     with suppress(OSError):
-        found += socket.gethostbyname_ex(socket.gethostname())[2]
-    return list(dict.fromkeys(found))
+        addresses += socket.gethostbyname_ex(socket.gethostname())[2]
+    return list(dict.fromkeys(addresses))
