@@ -68,6 +68,18 @@ def update(optimizer, weights, grads):
             max_norm(w, limit)
 
 
+def average(mean, weights, updates, decay):
+    """mean <- mean + max(1 - decay, 1 / updates) (w - mean) for each array, in place, after so many updates.
+
+    The first 1 / (1 - decay) updates count alike; then older ones are forgotten exponentially. Polyak & Juditsky 1992.
+
+    mean, weights: {name: array}; mean is empty before the first update
+    """
+    for name, w in weights.items():
+        m = mean.setdefault(name, w.copy())
+        m += max(1 - decay, 1 / updates) * (w - m)
+
+
 def _parts(*arrays):
     """Yields views of some elements of all arrays at a time, so that what is computed of them stays in a core's cache.
 
@@ -107,6 +119,12 @@ class Schedule:
     lr_scale: Ramp = setting("multiply the learning rate by this factor in each epoch", at_least(0), default=Ramp(1.0))
     lr_decay: float = setting("divide the learning rate by this after every update", at_least(1), default=1.0)
     momentum: Ramp = setting("give SGD this momentum in each epoch; RMSProp has none", BELOW_1, default=Ramp(0.0))
+    average: float | None = setting(
+        "validate and keep the running mean of the weights, in which each update multiplies the share of older ones by "
+        "X, such as 0.999; auto: the weights themselves",
+        BELOW_1,
+        default=None,
+    )
 
     def make(self):
         """Returns the optimiser, set for the first epoch."""

@@ -2,8 +2,8 @@
 
 The record has the progress of training, what the stage was made from ("identity"), the description of its network and,
 once it is finished, its figures and the heading of its run, which summary.json has too. The group "best" has the best
-weights. Until the stage is finished the file also has what training goes on from: "weights", "optimizer" and the state
-of the random generator.
+weights. Until the stage is finished the file also has what training goes on from: "weights", "optimizer", the "mean" of
+the weights if they are averaged, and the state of the random generator.
 """
 
 from pathlib import Path
@@ -42,7 +42,7 @@ def load(path):
     with files.reading(path):
         _check(record)
         check_best(groups)
-        for name in () if record["finished"] else ("weights", "optimizer"):
+        for name in () if record["finished"] else ("weights", "optimizer", *({"mean"} & groups.keys())):
             _check_arrays(name, groups.get(name, {}), groups["best"])
     return record, groups
 

@@ -29,6 +29,21 @@ def rmsprop(w, g, mean_square, lr, decay=0.9, floor=1e-5):
     return new_w, new_mean_square
 
 
+def mean(weights, decay):
+    """m_n = (1 - s_n) m_{n - 1} + s_n w_n, s_n = max(1 - decay, 1 / n).   Returns m_n after the last.
+
+    weights: [{name: w (...)}], those after each update; while 1 / n is the larger, m_n is their arithmetic mean
+    """
+    means = {}
+    for name in weights[0]:
+        m = 0.0
+        for n, after in enumerate(weights, start=1):
+            share = max(1 - decay, 1 / n)
+            m = (1 - share) * m + share * np.asarray(after[name], np.float64)
+        means[name] = m
+    return means
+
+
 def max_norm(w, limit):
     """w_k <- w_k min(1, limit / ||w_k||) for each filter w_k = w[..., k]: scaled onto the limit if it exceeds it.
 

@@ -19,7 +19,7 @@ from minifit.fitnets import gradient, measure
 from minifit.lab import files, parallel
 from minifit.lab.parallel import first, return_freed_memory, shared, team
 from minifit.lab.sets import CHUNK, HOST_CHUNK
-from minifit.optimizers import update
+from minifit.optimizers import average, update
 
 LANES = 8  # the largest number of partial sums of a minibatch; more workers are of no use ...
 LANES_MEMORY = 2**27  # ... fewer, but at least two, if they would take more bytes than this
@@ -157,7 +157,7 @@ def fit(
     params, updated, n = examples.params, list(weights(stage.network)), len(sets["train"])
     steps, validated = ceil(n / schedule.batch), len(sets["validation"]) > 0
     state = {"epoch": 0, "best_epoch": 0, "best_loss": None, "best_errors": None, "finished": False}
-    best = {}
+    best, mean = {}, {}  # mean: of the weights, if the schedule averages them
     checkpoint = first(_load)(path)
     if checkpoint:
         state, saved = checkpoint
@@ -169,6 +169,7 @@ def fit(
             files.restore(params, saved["weights"], path)
             xp = array_module(*params.values())
             optimizer.state = {name: xp.asarray(a) for name, a in saved["optimizer"].items()}
+            mean = {name: xp.asarray(a) for name, a in saved.get("mean", {}).items()}
             rng.bit_generator.state = state["rng"]
 
     with np.errstate(all="ignore"), examples:  # in this order: the team's processes are told too
@@ -181,14 +182,19 @@ def fit(
                     parallel.heed()
                     batch = slice(step * schedule.batch, (step + 1) * schedule.batch)
                     indices, chosen = order[batch], None if choices is None else choices[batch]
-                    schedule.adjust(optimizer, epoch, (epoch - 1) * steps + step)
+                    updates = (epoch - 1) * steps + step
+                    schedule.adjust(optimizer, epoch, updates)
                     loss, grads = examples.gradient(indices, epoch, int(rng.integers(2**63)), chosen)
                     if not isfinite(loss):
                         raise TrainingError(_diagnosis(stage, sets["train"], indices, loss, epoch, step + 1))
                     update(optimizer, updated, grads)
+                    if schedule.average is not None:
+                        average(mean, params, updates + 1, schedule.average)
                     total += loss * len(indices)
                     shown.set_postfix_str(f"loss {total / (shown.n + len(indices)):.4g}", refresh=False)
                     shown.update(len(indices))
+            newest = {name: p.copy() for name, p in params.items()} if mean else {}
+            assign(params, mean)
             loss, errors = examples.measure("validation", epoch, progress) if validated else (None, None)
             if validated and not isfinite(loss):
                 everyone = np.arange(len(sets["validation"]))
@@ -197,6 +203,7 @@ def fit(
             if not validated or until is not None or improves(stage, loss, errors, state):
                 state |= {"best_epoch": epoch, "best_loss": loss, "best_errors": errors}
                 best = {name: to_host(p).copy() for name, p in params.items()}
+            assign(params, newest)
             record = {"stage": stage.key, "epoch": epoch, "train_loss": total / n}
             if validated:
                 record["validation_loss"] = loss
@@ -213,12 +220,19 @@ def fit(
             if not state["finished"]:  # nothing goes on from a finished stage
                 groups["weights"] = {name: to_host(p) for name, p in params.items()}
                 groups["optimizer"] = {name: to_host(a) for name, a in optimizer.state.items()}
+                groups |= {"mean": {name: to_host(a) for name, a in mean.items()}} if mean else {}
             first(files.save)(path, {"identity": identity, **state, "network": about}, **groups)
             parallel.heed()
             if tell:
                 tell(record)
     files.restore(params, best, path)
     return state
+
+
+def assign(params, values):
+    """Writes these values, {name: array}, into the parameters of those names."""
+    for name, a in values.items():
+        params[name][...] = a
 
 
 def _load(path):

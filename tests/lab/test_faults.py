@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import faults
@@ -418,3 +418,8 @@ def test_all_shapes_of_a_stages_arrays_are_compared(base, tmp_path):
     files.save(tmp_path / "a.h5", record, **groups)
     with pytest.raises(UserError, match="optimizer/"):
         stages.load(tmp_path / "a.h5")
+    record, groups = files.load(base / faults.HALF / "fitnet.h5")
+    for mean, said in ((groups["optimizer"], ""), (groups["best"] | {"z": np.zeros(3)}, "mean has an array z")):
+        files.save(tmp_path / "a.h5", record, **groups, mean=mean)
+        with pytest.raises(UserError, match=said) if said else nullcontext():
+            stages.load(tmp_path / "a.h5")

@@ -15,8 +15,9 @@ from minifit.lab import files, sets, training
 from minifit.lab.sets import Examples, outputs
 from minifit.lab.training import DataParallel, TrainingError, fit, improves, stopped
 from minifit.networks import Conv, Network, Output, build, initialise
-from minifit.optimizers import Ramp, Schedule
+from minifit.optimizers import Ramp, Schedule, update
 from minifit.regressors import regressor
+from reference import optimizers as reference
 
 TEACHER = Network("teacher", (6, 6, 1), (Conv(5, 3, pool=(2, 2)), Conv(6, 2), Output(10)))
 STUDENT = Network("student", (6, 6, 1), (Conv(3, 3, pool=(2, 2)), Conv(4, 2), Output(10)))
@@ -304,7 +305,37 @@ def test_a_file_has_what_training_goes_on_from_until_it_has_ended(tmp_path):
     assert files.load(tmp_path / "a.h5")[1].keys() == {"best"}
 
 
-@pytest.mark.parametrize("schedule", [SGD, replace(RMSPROP, lr_decay=1.1)], ids=["sgd", "rmsprop"])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_the_mean_of_the_weights_is_validated_and_kept_and_training_goes_on_from_the_newest(decay, tmp_path):
+    plain, updates, newest = make_stage("backprop"), [], []
+    with pytest.MonkeyPatch.context() as patch:
+        seen = lambda *arguments: (update(*arguments), updates.append(copied(plain.network.params)))  # noqa: E731
+        patch.setattr(training, "update", seen)
+        run(plain, SGD, tmp_path / "plain.h5", log=lambda record: newest.append(updates[-1]))
+    stage, losses = make_stage("backprop"), []
+
+    def look(record):
+        assert_same(stage.network.params, newest[record["epoch"] - 1])
+        losses.append(record["validation_loss"])
+
+    state = run(stage, replace(SGD, average=decay), tmp_path / "a.h5", log=look)
+    steps, other = len(updates) // len(newest), make_stage("backprop")
+    for epoch, loss in enumerate(losses, start=1):
+        means = reference.mean(updates[: epoch * steps], decay)
+        for name, mean in means.items():
+            other.network.params[name][...] = mean
+        validated = sets_for(other)["validation"]
+        assert loss == pytest.approx(fitnets.measure(other, *validated.batch(slice(None)), epoch)[0], rel=1e-5)
+        if epoch == state["best_epoch"]:
+            for name, mean in means.items():
+                np.testing.assert_allclose(stage.network.params[name], mean, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [SGD, replace(RMSPROP, lr_decay=1.1), replace(SGD, average=0.9)],
+    ids=["sgd", "rmsprop", "averaged"],
+)
 @pytest.mark.parametrize("moment", ["in an epoch", "before it is saved"])
 def test_training_that_is_interrupted_goes_on_as_if_it_had_not_been(schedule, moment, tmp_path, monkeypatch):
     kept = []  # the files before the last epoch is saved: a finished one has no optimiser

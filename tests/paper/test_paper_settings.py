@@ -20,6 +20,7 @@ NEUTRAL = {"teacher_width_scale": 1.0, "guided_lr_scale": 1.0}  # times what the
 NEUTRAL |= {"hint_reduction": "sum", "student_tau": None}  # eq. 3 and eq. 1 as they are printed
 STUDENTS = ("stage1", "student")
 NEUTRAL |= {f"{part}.lr_decay": 1.0 for part in STUDENTS}
+NEUTRAL |= {f"{part}.average": None for part in ("teacher", *STUDENTS)}  # the paper averages no weights
 
 
 def ramp(name, first, last=None, end=1, start=1):
