@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.step import machine, positive, table
-from minifit import data, experiments, fitnets
+from minifit import data, experiments
 from minifit.lab.parallel import available, shared
-from minifit.lab.plan import walk
+from minifit.lab.plan import chosen, walk
 from minifit.lab.runner import set_up, task_of, trained
 from minifit.layers import Layer
 
@@ -95,7 +95,7 @@ def stages(options, count, clock):
             return record
 
         with run.directory:
-            walk(next(m for m in fitnets.TABLE_4 if m.run is fitnets.fitnet), task_of(run), train)
+            walk(chosen()[-1], task_of(run), train)
         return rows
 
 

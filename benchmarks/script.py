@@ -75,7 +75,7 @@ class Script:
         self.student = Net(stage.network, x.shape[1:], format, True, device)
         self.teacher = stage.target and Net(stage.target, x.shape[1:], format, device=device)
         self.x, self.labels = images(x, format, device), torch.from_numpy(labels).to(device)
-        self.kept = self.outputs(self.x) if keeps and self.teacher else None
+        self.answers = self.outputs(self.x) if keeps and self.teacher else None
         self.optimizer = _optimizer(stage, self.student.weights)
         self.limits = [(self.student.weights[w.name], w.max_norm) for w in weights(stage.network) if w.max_norm]
 
@@ -111,7 +111,7 @@ class Script:
         if self.flips:
             mirror = torch.rand(len(x), device=self.device) < 0.5
             x = torch.where(mirror[:, None, None, None], x.flip(3), x)
-        target = self.kept[chosen] if self.kept is not None else self.teacher and self.outputs(x)
+        target = self.answers[chosen] if self.answers is not None else self.teacher and self.outputs(x)
         self.gradient(x, target, labels, epoch)
         self.optimizer.step()
         with torch.no_grad():

@@ -82,7 +82,7 @@ def eq_3(task):
 class Method:
     """A method: its name on the command line, its name in tables, a short one for plots, and its function.
 
-    default: whether it is trained where no methods are named
+    default: whether it is trained where no methods are named    teaches: whether the others learn from its network
     """
 
     name: str
@@ -90,10 +90,11 @@ class Method:
     label: str
     run: Callable  # (task, train)
     default: bool = False
+    teaches: bool = False
 
 
 TABLE_4 = (
-    Method("teacher", "teacher", "teacher", trained_teacher, default=True),
+    Method("teacher", "teacher", "teacher", trained_teacher, default=True, teaches=True),
     Method("backprop", "standard back-propagation", "back-prop", backprop, default=True),
     Method("kd", "knowledge distillation", "KD", kd, default=True),
     Method("fitnet", "FitNet", "FitNet", fitnet, default=True),

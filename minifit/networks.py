@@ -417,7 +417,8 @@ def build(network, dropout_keep_input=1.0, dropout_keep=1.0, conv_lr_scale=1.0, 
     for i, block in enumerate(network.blocks):
         noise = Dropout(dropout_keep) if i else Dropout(dropout_keep_input, rescale=False)
         layer = Sequential(([noise] if noise.keep < 1 else []) + block.layers(shape, xp, dtype))
-        layer.lr_scale = conv_lr_scale if isinstance(block, Conv) else 1.0
+        for leaf in leaves(layer) if isinstance(block, Conv) else ():
+            leaf.lr_scale = conv_lr_scale  # of the leaf, so that a slice of the block has it too
         shape = layer(xp.zeros((0, *shape), dtype)).shape[1:]  # a batch of no images is enough to find the shape
         layers.append(layer)
         n += sum(p.size for p in layer.params.values())

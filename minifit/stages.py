@@ -1,9 +1,10 @@
 """The file of a stage: its schema, checked whole when the file is read, so that no code behind meets anything else.
 
-The record has the progress of training, what the stage was made from ("identity"), the description of its network and,
-once it is finished, its figures and the heading of its run, which summary.json has too. The group "best" has the best
-weights. Until the stage is finished the file also has what training goes on from: "weights", "optimizer", the "mean" of
-the weights if they are averaged, and the state of the random generator.
+The record has the progress of training, what the stage was made from ("identity"), the commit that trained its last
+epoch, the description of its network and, once it is finished, its figures and the heading of its run, which
+summary.json has too. The group "best" has the best weights. Until the stage is finished the file also has what training
+goes on from: "weights", "optimizer", the "mean" of the weights if they are averaged, and the state of the random
+generator.
 """
 
 from pathlib import Path
@@ -32,7 +33,7 @@ RECORD = {
         "state": {"state": BITS_128, "inc": BITS_128},
         **{"has_uint32": whole(0, 1), "uinteger": whole(0, 2**32 - 1)},
     },
-    **{"network": ({"*": ANY}, None), "figures?": FIGURES, "heading?": HEADING},
+    **{"network": ({"*": ANY}, None), "figures?": FIGURES, "heading?": HEADING, "commit?": (TEXT, None)},
 }
 
 

@@ -84,7 +84,7 @@ ORDER = PAPER + LAB
 # The names of stages and methods are written where they are defined, where they are set, and where the paper is quoted.
 WORDS = re.compile(r"(?<![a-z0-9])(backprop|kd|fitnet)(?![a-z0-9])")
 WHOLE = re.compile(r"(?<![\w-])(backprop|kd|fitnet)(?![\w-])")  # not within another method's name: labels-then-kd
-NAMED_WITHIN = "minifit/baselines.py", "minifit/greedy.py"
+NAMED_WITHIN = ("minifit/baselines.py",)
 NAMED_IN = (
     "minifit/fitnets.py",
     "minifit/experiments.py",

@@ -32,6 +32,7 @@ from minifit.settings import ABOVE_0, Rule, at_least, between, one_of, setting
 from minifit.task import Task
 from reference import paper
 
+ONE_OR_255 = Rule("1 or 255", lambda value: value in (1, 255))
 SETTINGS = Rule("settings such as tau=1,init=uniform", lambda value: True, ("SETTING=VALUE,...",))
 ABOUT = """minifit trains the FitNets of Romero et al. (ICLR 2015), compares methods,
 and audits every gradient.
@@ -71,7 +72,7 @@ class Options(experiments.Config):
         "subtract X from the pixels for an ONNX teacher; one number or one per channel", default=(0.0,)
     )
     teacher_std: tuple[float, ...] = setting("then divide the pixels by X", ABOVE_0, default=(1.0,))
-    teacher_range: float = setting("scale the pixels for an ONNX teacher to [0, X], X = 1 or 255", ABOVE_0, default=1.0)
+    teacher_range: float = setting("scale the pixels for an ONNX teacher to [0, X]", ONE_OR_255, default=1.0)
     teacher_from: Path | None = setting("copy the teacher from this run directory; auto: train one", default=None)
     runs: Path = setting("write to PATH/EXPERIMENT/seedN", default=Path("runs"), common=True)
     workers: int = setting(
@@ -89,7 +90,7 @@ class OneSeed(Options):
     CHOICE: ClassVar[str] = "method"
 
     seed: int = setting("draw other initial weights and image orders", at_least(0), default=0, common=True)
-    method: tuple[str, ...] | None = setting("train these methods (auto: Table 4's four)", default=None, common=True)
+    method: tuple[str, ...] | None = setting("train these methods", default=None, common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +152,7 @@ class Several(Options):
     at_once: int = setting(
         "train N seeds at the same time; they share the workers", at_least(1), default=1, common=True
     )
-    methods: tuple[str, ...] | None = setting(
-        "compare these methods, all of them by the name all (auto: Table 4's four)", default=None, common=True
-    )
+    methods: tuple[str, ...] | None = setting("compare these methods", default=None, common=True)
     arm: tuple[str, ...] = setting("also train an arm with these settings", SETTINGS, default=(), common=True)
     studies: bool = setting("answer the questions of experiments.STUDIES, from the preset short", default=False)
     results: Path = setting("write tables and pictures to PATH/EXPERIMENT", default=Path("results"), common=True)
@@ -185,7 +184,7 @@ class Audit:
 def parse(name, arguments, kind=OneSeed, command="run.py"):
     """Returns the options of an experiment: a preset's settings, changed by the arguments."""
     experiment, named = experiments.EXPERIMENTS[name], option_of("preset", arguments) or "default"
-    kind = told(kind, experiment)
+    kind = extended(kind, experiment)
     if (experiment.data in data.FILES or option_of("teacher_spec", arguments)) and not HELP & {*arguments}:
         experiment = experiment_of(name, read(arguments, kind(**vars(experiment.presets["default"]))))
     if named not in experiment.presets:
@@ -198,9 +197,10 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
             f"{experiment.student.name} learns from {experiment.teacher.name}. The values in brackets are the defaults."
         )
         choices = {"stage": goals_of(experiment, start), "preset": experiment.presets}
-        few = baselines.METHODS if HELP_ALL in arguments else plan.chosen()
-        more = [] if HELP_ALL in arguments else [f"and {len(baselines.METHODS) - len(few)} more ({HELP_ALL})"]
-        choices[start.CHOICE] = [method.name for method in few] + more
+        names = [method.name for method in baselines.METHODS]
+        more = names if HELP_ALL in arguments else [f"and {len(names) - len(plan.chosen())} more ({HELP_ALL})"]
+        more = ["all", *more] if start.CHOICE == Several.CHOICE else more
+        choices[start.CHOICE] = [f"auto ({', '.join(method.name for method in plan.chosen())})", *more]
         show_help(f"{command} {name}", about, start, arguments, choices)
     asked = read(arguments, start)
     experiments.check(experiment, asked)
@@ -208,7 +208,7 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
     return replace(asked, **{asked.CHOICE: methods_of(experiment, asked)})
 
 
-def told(kind, experiment):
+def extended(kind, experiment):
     """Returns the class of options, extended by those for the experiment's kind of data."""
     more = MORE.get(experiment.data, Folder)
     return dataclass(frozen=True, kw_only=True)(type(kind.__name__, (more, kind), {}))
@@ -243,7 +243,7 @@ def read_file(name, file):
 
 
 def methods_of(experiment, asked):
-    """Returns the names of the methods to train, with the one that has the stage of --stage; None: Table 4's four."""
+    """Returns the names of the methods to train, with the one that has the stage of --stage; None: the default ones."""
     names = getattr(asked, asked.CHOICE)
     methods = baselines.METHODS if names == ("all",) else plan.chosen(names)
     goals = goals_of(experiment, asked, methods)
@@ -361,7 +361,7 @@ def arms_of(asked, base, studies):
 
 def child(name, asked, run, teacher):
     """Returns the words of the command that trains one run."""
-    start = told(OneSeed, run.experiment)(**vars(run.experiment.presets[asked.preset]), preset=asked.preset)
+    start = extended(OneSeed, run.experiment)(**vars(run.experiment.presets[asked.preset]), preset=asked.preset)
     settings = {"seed": run.task.seed, "method": asked.methods, "runs": run.directory.folder.parents[1]}
     more = [f.name for f in fields(MORE.get(run.experiment.data, Folder))]
     settings |= {name: getattr(asked, name) for name in ("backend", *OF_TEACHERS, *more)}

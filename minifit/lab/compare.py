@@ -21,7 +21,7 @@ ROUNDING = 1e-12  # relative rounding error of figures; a spread of differences 
 FIGURES = ("test_error", "validation_error", "epochs", "seconds")
 ERRORS = FIGURES[:2]
 SIZES = ("weights", "multiplications")
-TEACHER = baselines.METHODS[0].name  # the method that trains the network from which the others learn
+TEACHER = next(method.name for method in baselines.METHODS if method.teaches)
 FOLLOWS = {  # a setting -> the settings whose change explains its own
     "images": {"train", "validation"},
     "networks.teacher.name": {"teacher_width_scale"},

@@ -40,7 +40,7 @@ class RankTeam:
             error = traceback.format_exc()
         answers, errors = zip(*self.ranks.gather((answer, error)), strict=True)
         if any(errors):
-            raise WorkerLost(told(self.ranks.names, errors))
+            raise WorkerLost(by_rank(self.ranks.names, errors))
         results = [None] * len(jobs)
         for rank, share in enumerate(answers):
             results[rank :: self.ranks.size] = share
@@ -70,6 +70,6 @@ class RankTeam:
                 array[place] = part  # which is a copy where the array is in a file
 
 
-def told(names, errors):
+def by_rank(names, errors):
     """The first error, with the rank that had it."""
     return next(f"{name}: {error}" for name, error in zip(names, errors, strict=True) if error)

@@ -322,10 +322,10 @@ def plot_hints(images, hints, before, after, path, title):
     save(figure, path)
 
 
-def plot_mistakes(images, labels, answers, teacher_said, sure, path, title, most=30):
+def plot_mistakes(images, labels, answers, teacher_answers, sure, path, title, most=30):
     """Draws misclassified images with their label, the student's answer, its probability, and the teacher's answer.
 
-    teacher_said: its answers; None: there is no teacher
+    teacher_answers: its answers; None: there is no teacher
     """
     from matplotlib.figure import Figure
 
@@ -335,7 +335,7 @@ def plot_mistakes(images, labels, answers, teacher_said, sure, path, title, most
     figure = Figure(figsize=(width, height))
     order = np.argsort(-np.asarray(sure), kind="stable")[:shown]
     selection = f"the {shown} surest" if shown < len(images) else "all of them, the surest first"
-    teachers = "" if teacher_said is None else "; T: the teacher's answer"
+    teachers = "" if teacher_answers is None else "; T: the teacher's answer"
     heading(figure, title, f"{selection}; label > student's answer, its probability{teachers}")
     for place, i in enumerate(order):
         row, column = divmod(place, columns)
@@ -343,9 +343,9 @@ def plot_mistakes(images, labels, answers, teacher_said, sure, path, title, most
         axes = figure.add_axes((*at, 0.95 / width, 0.95 / height))
         show(axes, images[i])
         axes.set_title(f"{labels[i]} > {answers[i]}, {sure[i]:.2f}", fontsize=8.5, pad=2)
-        if teacher_said is None:
+        if teacher_answers is None:
             continue
-        right = "teacher right" if teacher_said[i] == labels[i] else f"T: {teacher_said[i]}"
+        right = "teacher right" if teacher_answers[i] == labels[i] else f"T: {teacher_answers[i]}"
         axes.text(0.5, -0.04, right, transform=axes.transAxes, ha="center", va="top", fontsize=7.5, color=GREY)
     save(figure, path)
 

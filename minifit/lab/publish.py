@@ -50,6 +50,7 @@ class Member:
     def record(self):
         """Returns the present record of the run. UserError if one of its stages is of other settings or networks."""
         run, directory = self.run, self.run.directory
+        directory.begun()  # UserError where it has other settings, or is of an earlier minifit
         runner.refuse_changed(run)
         record = comparison.record(directory.folder, run.plan.ahead(*self.goals), directory.settings)
         head = {name: value for name, value in run.heading.items() if name not in ("seed", "preset")}
@@ -69,7 +70,7 @@ def compare(members, results, command, at_once=1, html=False, questions=None, te
     refuse_to_replace(part, with_what_was_there(part, records))
     for member, record in zip(members, records, strict=True):
         directory = member.run.directory
-        begun, name = directory.begun(), f"seed {record['seed']}"  # UserError where it has other settings
+        begun, name = directory.begun(), f"seed {record['seed']}"
         arm = f" of {member.arm}" * bool(member.arm)
         if begun and record["missing"]:
             tell(f"{name}{arm}: goes on in {directory.folder}")
@@ -333,10 +334,10 @@ def draw_mistakes(run, key, teacher, path, title):
     wrong = np.flatnonzero(answers != labels)
     likely = np.exp(logits[wrong] - logits[wrong].max(axis=-1, keepdims=True))
     shown = Examples(images[wrong], labels[wrong], examples.prepare)
-    teacher_said = None
+    teacher_answers = None
     if asked is not None:
-        teacher_said = outputs(asked, shown, run.workers).argmax(axis=-1) if len(wrong) else wrong
+        teacher_answers = outputs(asked, shown, run.workers).argmax(axis=-1) if len(wrong) else wrong
     title = f"{run.plan.stages[key][0].title}'s {len(wrong):,} mistakes of {len(images):,} test images, {title}"
     plots.plot_mistakes(
-        images[wrong], labels[wrong], answers[wrong], teacher_said, 1 / likely.sum(axis=-1), path, title
+        images[wrong], labels[wrong], answers[wrong], teacher_answers, 1 / likely.sum(axis=-1), path, title
     )

@@ -22,7 +22,7 @@ from mpi4py.futures import MPICommExecutor
 from minifit import UserError
 from minifit.lab import parallel
 from minifit.lab.jobs import run_jobs
-from minifit.lab.mpi import RankTeam, told
+from minifit.lab.mpi import RankTeam, by_rank
 from minifit.lab.parallel import Alone, Team
 from minifit.lab.watchdog import Lifeline, launcher, start
 
@@ -109,7 +109,7 @@ class Ranks(Alone):
                 self.meet()
         errors = self.gather(error)
         if any(errors):
-            raise UserError(errors[0] if len({*errors}) == 1 else told(self.names, errors))
+            raise UserError(errors[0] if len({*errors}) == 1 else by_rank(self.names, errors))
         return result
 
     def agree(self, what):

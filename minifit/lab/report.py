@@ -196,8 +196,8 @@ def networks_table(rows):
     notes = list(dict.fromkeys(note for row in rows for note in row["notes"]))
     lines = []
     for row in rows:
-        (said_w, *weights), (said_m, *multiplications) = row["weights"], row["multiplications"]
-        counts = [said_w, *(f"{n:,}" for n in weights), said_m, *map(count, multiplications)]
+        (published, *weights), (multiplications, *counted) = row["weights"], row["multiplications"]
+        counts = [published, *(f"{n:,}" for n in weights), multiplications, *map(count, counted)]
         numbers = ", ".join(str(notes.index(note) + 1) for note in row["notes"])
         lines.append([textwrap.fill(row["network"], 24), row["layers"], *counts, *([numbers] if notes else [])])
     conventions = ["paper", "2 pieces", "as built"]
@@ -310,7 +310,9 @@ def made_by(part):
     made = {}
     for run in part["runs"]:
         if "minifit" in run:
-            made.setdefault(run["minifit"], set()).add((run["commit"] or "unknown").replace("+", " +"))
+            trained = [stage for stage in run["stages"].values() if "from" not in stage]
+            for commit in [stage["commit"] for stage in trained if "commit" in stage] or [run["commit"]]:
+                made.setdefault(run["minifit"], set()).add((commit or "unknown").replace("+", " +"))
     return " ".join(
         f"Trained by minifit {version}, commit {several(sorted(made[version]))}." for version in sorted(made)
     )

@@ -100,9 +100,10 @@ class RunDirectory:
         UserError if it has other settings and also weights or records of a stage, which would be lost.
         """
         path = self.folder / "config.json"
+        config = read_config(self.folder) if path.exists() else None  # UserError for one of an earlier minifit
         weights = path.exists() and any(self.folder.glob("*.h5"))
         if weights or (path.exists() and self._listed()):
-            refuse_other_settings(self.folder, read_config(self.folder)["settings"], self.settings)
+            refuse_other_settings(self.folder, config["settings"], self.settings)
         return weights or (path.exists() and self.recorded)
 
     def checkpoint(self, stage):
@@ -300,6 +301,8 @@ class RunDirectory:
         path = source / f"{stage}.h5"
         if not path.exists():
             raise UserError(f"--teacher-from {source}: there is no {path.name} in it")
+        if (source / "config.json").exists():
+            read_config(source)  # UserError for one of an earlier minifit
         record, groups = stages.load(path)
         stages.refuse_another(path, record, stage)
         if not record["finished"]:

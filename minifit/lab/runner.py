@@ -302,7 +302,7 @@ def figures(run, stage, state):
         "title": method.title,
         "label": method.label,
         "loss": stage.loss.title,
-        "commit": files.commit(),
+        "commit": state.get("commit", files.commit()),  # the file's, if summary.json was lost
         "epochs": state["epoch"],
         "best_epoch": state["best_epoch"],
         **({} if state["best_loss"] is None else {"validation_loss": state["best_loss"]}),
@@ -340,15 +340,16 @@ def take_teacher(run, source):
     UserError if its settings differ from those of the run's own teacher, except for the seed, or if the run already
     has another teacher, or students of another teacher.
     """
+    keys = [key for method, keys in run.plan.keys.items() if method.teaches for key in keys]
+    settings = {key: stage_settings(run, key) for key in keys}
     shaping = {f.name for f in fields(experiments.Config) if f.metadata.get("teacher")} | {"data", "images"}
+    epochs, of_network = {f"epochs.{key}" for key in keys}, f"networks.{run.plan.stages[keys[0]][1].of}."
 
     def shapes(setting):
         group = setting.partition(".")[0]
-        epochs = {f"epochs.{key}" for key in settings}
-        return group in shaping or group == "network" or setting.startswith("networks.teacher.") or setting in epochs
+        return group in shaping or group == "network" or setting.startswith(of_network) or setting in epochs
 
     source, directory = Path(source), run.directory
-    settings = {key: stage_settings(run, key) for key, (_, stage) in run.plan.stages.items() if stage.of == "teacher"}
     taken = directory.trained_elsewhere(source, settings, shapes)
     last = list(settings)[-1]
     if not directory.has(last):  # existing students must have learned from the teacher to be copied

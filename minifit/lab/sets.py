@@ -83,7 +83,7 @@ class Sets:
         self.data, self.config, self.cache, self.xp = data, config, cache, xp
         self.stored = data.parts(config.train, config.validation, config.test)
         self.sizes = {part: len(labels) for part, (_, labels) in self.stored.items()}
-        self.kept = {}  # (part, teacher's address) -> (outputs, the teacher itself, which keeps the address in use)
+        self.answers = {}  # (part, teacher's address) -> (outputs, the teacher itself, which keeps the address in use)
         self.whitened = {}  # part -> its images
 
     @cached_property
@@ -139,9 +139,9 @@ class Sets:
             return examples
         if not self.keeps(part, teacher):
             return replace(examples, teacher=teacher)
-        if key not in self.kept:
-            self.kept[key] = outputs(*self.nearest(part, teacher, workers, progress), workers, progress), teacher
-        return replace(examples, teacher=self.kept[key][0])
+        if key not in self.answers:
+            self.answers[key] = outputs(*self.nearest(part, teacher, workers, progress), workers, progress), teacher
+        return replace(examples, teacher=self.answers[key][0])
 
     def nearest(self, part, teacher, workers, progress):
         """Returns (layers, examples): the teacher's layers above the highest hint whose maps are kept, and the maps."""

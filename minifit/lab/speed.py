@@ -76,11 +76,11 @@ def from_file(path):
         image = tuple(network.shape[1:])
         return Contender(path.name, None, network.proto.SerializeToString(), image, digest=network.digest)
     made = model.load(path)
-    digest, error = files.digest(made.layers.params.values()), told(path).get("figures", {}).get("test_error")
+    digest, error = files.digest(made.layers.params.values()), record_of(path).get("figures", {}).get("test_error")
     return Contender(made.about["name"], made, exported(made), made.input, error, digest)
 
 
-def told(path):
+def record_of(path):
     """Returns what a network's file says of itself, as far as a table shows it."""
     record = files.load_record(path)
     with files.reading(path):
@@ -100,7 +100,7 @@ def pair(teacher, student):
 
 def error_as_teacher(one, student):
     """The test error, in percent, that the run of a student found its given teacher to have, if it is this one."""
-    record = {} if student.suffix == ".onnx" else told(student)
+    record = {} if student.suffix == ".onnx" else record_of(student)
     given = record.get("identity", {}).get("settings", {}).get("networks", {}).get("teacher", {})
     known = one.digest in (given.get("sha256"), given.get("weights"))
     return record.get("heading", {}).get("teacher_error") if known else None

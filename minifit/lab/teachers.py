@@ -92,13 +92,13 @@ class Given(Layer):
                     raise UserError(f"{message}; {self.look}")
             return int((y.argmax(axis=-1) != labels[start : start + model.BATCH]).sum())
 
-        def told(start):
+        def answer(start):
             try:
                 return part(start)
             except UserError as error:  # returned, because a worker cannot raise it here
                 return str(error)
 
-        with team(workers, {"errors": told}) as processes:
+        with team(workers, {"errors": answer}) as processes:
             answers = processes.run("errors", range(0, len(labels), model.BATCH))
         for answer in answers:
             if isinstance(answer, str):

@@ -213,7 +213,7 @@ def fit(
             record |= stage.loss.figures(epoch)
             parallel.ranks.agree(lambda: {"weights after an epoch": files.digest(params.values())})
             log(record)
-            state |= {"finished": False, "rng": rng.bit_generator.state}
+            state |= {"finished": False, "rng": rng.bit_generator.state, "commit": files.commit()}
             state["finished"] = stopped(state, schedule, until)
             return_freed_memory()  # a checkpoint is three times the weights
             groups = {"best": best}

@@ -216,7 +216,7 @@ def test_outputs_beyond_their_memory_are_computed_on_the_batch_for_any_number_of
     for workers in (1, 2):
         run = new_run(tmp_path / str(workers), config, workers=workers)
         perform(run, "fitnet")
-        assert run.sets.kept == {}
+        assert run.sets.answers == {}
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     for stage in stages:
         for name, a in best(tmp_path / "kept", stage).items():

@@ -459,7 +459,7 @@ def test_matplotlib_waits_until_something_is_drawn_and_pyplot_is_never_used():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_pictures_of_1_to_4_channels_are_drawn(channels, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, channels), np.uint8)
-    for name, teacher_said in (("a.png", [0, 0]), ("b.png", None)):
-        plots.plot_mistakes(images, [0, 1], [1, 0], teacher_said, [0.9, 0.8], tmp_path / name, "two")
+    for name, teacher_answers in (("a.png", [0, 0]), ("b.png", None)):
+        plots.plot_mistakes(images, [0, 1], [1, 0], teacher_answers, [0.9, 0.8], tmp_path / name, "two")
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()

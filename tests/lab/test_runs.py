@@ -33,9 +33,9 @@ from small import (
 from minifit import UserError, data, fitnets, task
 from minifit.data.preprocessing import Unit
 from minifit.experiments import DIGITS, EXPERIMENTS
-from minifit.lab import files, training
+from minifit.lab import files, publish, training
 from minifit.lab.plan import outline
-from minifit.lab.runner import set_up, stage_of, task_of
+from minifit.lab.runner import set_up, stage_of, take_teacher, task_of
 from minifit.networks import build
 from minifit.optimizers import Ramp
 
@@ -361,6 +361,7 @@ def test_a_run_killed_before_its_summary_gets_it_without_training(new_run, copy,
     summary = json.loads((copy / "summary.json").read_text())
     (copy / "summary.json").unlink()
     no_training(monkeypatch)
+    monkeypatch.setattr(files, "commit", lambda: "a later one")  # which trains nothing
     assert all(fresh for _, fresh in perform(new_run(copy)).values())
     assert json.loads((copy / "summary.json").read_text()) == summary
 
@@ -447,17 +448,22 @@ def test_a_damaged_configuration_is_one_line(content, new_run, tmp_path):
     assert str(tmp_path) in refusal(new_run(tmp_path).directory.__enter__)
 
 
-@pytest.mark.parametrize("recorded", [False, True])
-def test_a_directory_of_an_earlier_minifit_is_refused_and_loses_nothing(recorded, new_run, copy):
+@pytest.mark.parametrize("left", [("*.h5", "*"), ("", "*"), ("", "config.json"), ("*.h5", "config.json")])
+def test_a_directory_of_an_earlier_minifit_is_refused_and_loses_nothing(left, new_run, copy):
+    """left: of which names weights and other files are there"""
     config = json.loads((copy / "config.json").read_text())
     del config["format"]
     (copy / "config.json").write_text(json.dumps(config))
-    for path in copy.glob("*.h5") if recorded else ():
-        path.unlink()
-    before = everything(copy)
-    line = refusal(perform, new_run(copy))
-    assert str(copy) in line and "written by an earlier minifit" in line and "--runs" in line
-    assert everything(copy) == before
+    for path in copy.glob("*.*"):
+        if not path.match((left[0] or "none") if path.suffix == ".h5" else left[1]):
+            path.unlink()
+    before, other = everything(copy), new_run(copy.with_name("other"), seed=1)
+    with other.directory:
+        asked = (perform, new_run(copy)), (publish.Member(new_run(copy), []).record,), (take_teacher, other, copy)
+        for action in asked if left[0] else asked[:2]:
+            line = refusal(*action)
+            assert str(copy) in line and "written by an earlier minifit" in line and "--runs" in line
+    assert everything(copy) | {".lock": b""} == before | {".lock": b""}
 
 
 def student_with(**changes):

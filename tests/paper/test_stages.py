@@ -14,7 +14,7 @@ from minifit.composites import Branches, Sequential, leaves, weights
 from minifit.experiments import MNIST_PAPER
 from minifit.fitnets import Stage, gradient, measure
 from minifit.layers import Conv2d, Dropout, Linear, ReLU
-from minifit.networks import Conv, FullyConnected, Network, Output
+from minifit.networks import Conv, FullyConnected, Network, Output, build
 from minifit.optimizers import Ramp
 from minifit.task import Task
 from reference import losses as reference_losses
@@ -203,6 +203,12 @@ def test_the_largest_norms_and_learning_rates_go_with_the_layers_of_every_stage(
     convolutions = {"0.0.w", "0.0.b", "1.0.w", "1.0.b"}
     assert lr_scales(kd["kd"].network) == dict.fromkeys(convolutions, 0.05)
     assert lr_scales(fitnet["fitnet"].network) == dict.fromkeys(convolutions, 0.05 * 0.1)
+
+
+def test_a_part_of_a_block_learns_at_the_blocks_rate():
+    student = Network("student", (4, 4, 1), (Conv(3, 2), Output(2)))
+    network = build(student, dropout_keep_input=0.8, conv_lr_scale=0.05)
+    assert lr_scales(network[0][1:]) == {"0.w": 0.05, "0.b": 0.05} and lr_scales(network[-1]) == {}
 
 
 def test_a_scale_of_the_learning_rate_is_for_all_below_it_and_scales_multiply():
