@@ -1,13 +1,12 @@
 """Prints the paper's tables: each row with its published figure, and ours from results/ or the command for it."""
 
-from math import sqrt
 from pathlib import Path
 
 import numpy as np
 
 from minifit import baselines, experiments, networks
 from minifit.lab import publish
-from minifit.lab.compare import CONFIDENCE
+from minifit.lab.compare import paired
 from minifit.lab.report import count, number, several, table
 from reference import paper
 
@@ -59,13 +58,9 @@ def figures(folder, method):
 
 
 def interval(values):
-    """Returns the 95 % interval of the mean, by Student's t; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    from scipy import stats  # takes longer to import than the rest of minifit
-
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / sqrt(len(values))
-    return f"{np.mean(values) - half:.2f} to {np.mean(values) + half:.2f}"
+    """Returns the 95 % interval of the mean; None for fewer than two values, and for equal ones."""
+    mean = paired(values, np.zeros(len(values)))
+    return None if mean["low"] is None else f"{mean['low']:.2f} to {mean['high']:.2f}"
 
 
 def table_6():
