@@ -302,6 +302,19 @@ def test_a_large_array_is_updated_in_parts_with_the_same_bits(monkeypatch, make,
     assert seen == ([35] if transposed else [8, 8, 8, 8, 3]) * 3
 
 
+@given(shapes, st.sampled_from([0.0, 0.5, 0.7, 0.999]), st.integers(1, 6), SEEDS)
+def test_the_mean_of_the_weights_is_the_references_in_place(shape, decay, updates, seed):
+    rng, mean = np.random.default_rng(seed), {}
+    weights = [{"a": rng.normal(size=shape), "b": rng.normal(size=3)} for _ in range(updates)]
+    for n, after in enumerate(weights, start=1):
+        before, copies = dict(mean), {name: w.copy() for name, w in after.items()}
+        assert optimizers.average(mean, after, n, decay) is None
+        assert all(mean[name] is array for name, array in before.items())
+        assert all((after[name] == w).all() and mean[name] is not after[name] for name, w in copies.items())
+        for name, expected in reference_optimizers.mean(weights[:n], decay).items():
+            np.testing.assert_allclose(mean[name], expected, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("optimizer", [optimizers.SGD(0.1, 0.5), optimizers.RMSProp(0.1)], ids=["SGD", "RMSProp"])
 def test_the_state_starts_at_0_whatever_the_weights_are(optimizer):
     optimizer.step("w", np.array([np.inf, -1.0], np.float32), np.zeros(2, np.float32))
