@@ -150,7 +150,7 @@ def with_what_was_there(part, records):
     runs = []
     for run in records:
         was = before.get((run["arm"], run["seed"]), run)
-        if was["settings"] == run["settings"]:
+        if not differences(was["settings"], run["settings"]):
             missing = {name.partition(",")[0] for name in run["missing"]}
             others = {
                 name: {k: r for k, r in was.get(name, {}).items() if k not in missing} for name in ("stages", "all")
@@ -190,8 +190,8 @@ def refuse_to_replace(part, records):
         who, now = f"seed {run['seed']}" + f" of {run['arm']}" * bool(run["arm"]), new.get((run["arm"], run["seed"]))
         if now is None:
             reasons.append(f"it has {who}, which was not asked for")
-        elif run["settings"] != now["settings"]:
-            reasons.append(differences(run["settings"], now["settings"]))
+        elif other := differences(run["settings"], now["settings"]):
+            reasons.append(other)
         elif not run["missing"]:
             mine, theirs = (
                 {**side["stages"], **{("all", k): r for k, r in side.get("all", {}).items()}} for side in (now, run)

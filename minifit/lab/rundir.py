@@ -225,7 +225,9 @@ class RunDirectory:
             stages.add_figures(self.checkpoint(stage), lasting(record), heading_of(summary))
         records |= {stage: record}
         names = [name for name in dict.fromkeys((*self.stages, *records)) if name in records]
-        of = {"settings": seal(self.settings), "stages": by_method({name: records[name] for name in names})}
+        config = self.folder / "config.json"  # an earlier one lacks a setting that is new and has no value
+        settings = read_config(self.folder)["settings"] if config.exists() else self.settings
+        of = {"settings": seal(settings), "stages": by_method({name: records[name] for name in names})}
         write_record(path, summary | of)
 
     def metrics(self):

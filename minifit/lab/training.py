@@ -162,7 +162,7 @@ def fit(
     if checkpoint:
         state, saved = checkpoint
         state = {name: value for name, value in state.items() if name not in ("network", "figures", "heading")}
-        if not state.pop("identity").items() <= identity.items():  # earlier files do not say all
+        if not _with_values(state.pop("identity")).items() <= _with_values(identity).items():  # earlier ones say less
             raise UserError(f"{path}: made from another teacher or start than there is now; remove it to train again")
         best = saved["best"]
         if not state["finished"]:
@@ -233,6 +233,12 @@ def assign(params, values):
     """Writes these values, {name: array}, into the parameters of those names."""
     for name, a in values.items():
         params[name][...] = a
+
+
+def _with_values(record):
+    """Returns a record without the settings that have no value: an earlier file lacks those that are new."""
+    entries = record.items() if isinstance(record, dict) else ()
+    return {name: _with_values(v) if isinstance(v, dict) else v for name, v in entries if v is not None}
 
 
 def _load(path):

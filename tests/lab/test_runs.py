@@ -35,6 +35,7 @@ from minifit.data.preprocessing import Unit
 from minifit.experiments import DIGITS, EXPERIMENTS
 from minifit.lab import files, publish, training
 from minifit.lab.plan import outline
+from minifit.lab.records import seal, write_record
 from minifit.lab.runner import set_up, stage_of, take_teacher, task_of
 from minifit.networks import build
 from minifit.optimizers import Ramp
@@ -446,6 +447,38 @@ def test_a_damaged_configuration_is_one_line(content, new_run, tmp_path):
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "teacher.h5").write_text("")
     assert str(tmp_path) in refusal(new_run(tmp_path).directory.__enter__)
+
+
+def without_a_setting(record):
+    """A record as it was before there was the setting student.average, which has no value."""
+    return {
+        name: without_a_setting(value) if isinstance(value, dict) else value
+        for name, value in record.items()
+        if name not in ("average", "sha256")
+    }
+
+
+def test_a_run_of_before_there_was_a_setting_without_a_value_goes_on(new_run, finished, copy):
+    for path in copy.glob("*.h5"):
+        record, groups = files.load(path)
+        files.save(path, without_a_setting(record), **groups)
+    write_record(copy / "config.json", without_a_setting(json.loads((copy / "config.json").read_text())))
+    config = json.loads((copy / "config.json").read_text())
+    summary = json.loads((copy / "summary.json").read_text()) | {"settings": seal(config["settings"])}
+    write_record(copy / "summary.json", {name: value for name, value in summary.items() if name != "sha256"})
+    assert "average" not in json.dumps(config)
+    for name in ("hint", "fitnet"):
+        (copy / f"{name}.h5").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        perform(new_run(copy), "hint", interrupt_at("hint", 1))
+    half, groups = files.load(copy / "hint.h5")
+    files.save(copy / "hint.h5", without_a_setting(half), **groups)
+    made = perform(new_run(copy))
+    assert [name for name, (_, fresh) in made.items() if fresh] == ["hint", "fitnet"]
+    assert publish.Member(new_run(copy), []).record()["missing"] == []
+    for path in copy.glob("*.h5"):
+        trained, expected = (files.load(folder / path.name)[1]["best"] for folder in (copy, finished))
+        assert {name: a.tobytes() for name, a in trained.items()} == {n: a.tobytes() for n, a in expected.items()}
 
 
 @pytest.mark.parametrize("left", [("*.h5", "*"), ("", "*"), ("", "config.json"), ("*.h5", "config.json")])
