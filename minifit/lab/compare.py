@@ -13,7 +13,7 @@ import numpy as np
 
 from minifit import UserError, baselines
 from minifit.lab.records import read_config
-from minifit.lab.rundir import RunDirectory, flat, on_all_images, refuse_other_settings
+from minifit.lab.rundir import RunDirectory, differences, flat, on_all_images, refuse_other_settings
 from minifit.settings import Ramp, walk, words
 
 CONFIDENCE = 0.95  # of the intervals
@@ -66,11 +66,13 @@ def record(folder, stages=None, settings=None):
     """Returns the record of a run directory: its seed, settings and versions, and the records of finished stages.
 
     stages: the names of the wanted stages; "missing" lists the unfinished ones. The directory may hold others too
-    settings: the settings that the directory must have; by default those in its config.json
+    settings: the settings that the directory must have; by default those in its config.json. An earlier config.json
+    may lack a setting that is new and has no value; the record is the directory's own
     """
     there = settings is None or (folder / "config.json").exists()
     config = read_config(folder) if there else {}
-    settings = settings or config["settings"]
+    if settings is None or (there and not differences(flat(config["settings"]), flat(settings))):
+        settings = config["settings"]
     summary = RunDirectory(folder, (), settings, None).summary()
     names = list(summary["stages"]) if stages is None else list(stages)
     records = {"stages": RunDirectory(folder, tuple(names), settings, None).finished()}
