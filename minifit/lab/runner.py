@@ -135,7 +135,7 @@ def stage_settings(run, key):
 
 
 def refuse_changed(run):
-    """Raises UserError if there is the file of a stage with other settings, or of another network, than there is now.
+    """Raises UserError if the file of a stage has other settings, or another network, than this run.
 
     Networks that methods bring with them are in no other record of a run.
     """

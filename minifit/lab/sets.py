@@ -57,7 +57,7 @@ class Examples:
         return x, given(seen) if callable(given) else each(lambda a: a[index], given), self.labels[index]
 
     def on(self, xp):
-        """Returns these examples on another library's device, which prepares each batch: it has no second copy."""
+        """Returns these examples on another library's device. The device keeps bytes and prepares each batch."""
         given = self.teacher if callable(self.teacher) else each(xp.asarray, self.teacher)
         images = xp.asarray(np.asarray(self.images))  # of stored.Rows too
         return Examples(images, xp.asarray(self.labels), self.prepare.on(xp), given)
@@ -115,7 +115,7 @@ class Sets:
             self.whitened[part] = outputs(Sequential([]), examples, workers, progress, partial(Scratch, self.cache))
 
     def keeps_whitened(self, part):
-        """Whether the images of a part are whitened, and are kept so: on a host, as a device whitens batches fast."""
+        """Whether whitened images of a part are kept. A device keeps none, because it whitens a batch fast."""
         size = 4 * prod(self.stored[part][0].shape)
         return bool(self.statistics) and self.xp is np and 0 < size <= self.config.targets_memory * 2**20
 

@@ -230,13 +230,13 @@ def fit(
 
 
 def assign(params, values):
-    """Writes these values, {name: array}, into the parameters of those names."""
+    """Copies values, {name: array}, into the parameters of the same names."""
     for name, a in values.items():
         params[name][...] = a
 
 
 def _with_values(record):
-    """Returns a record without the settings that have no value: an earlier file lacks those that are new."""
+    """Returns a record without the settings that have no value. An earlier file lacks those that are new."""
     entries = record.items() if isinstance(record, dict) else ()
     return {name: _with_values(v) if isinstance(v, dict) else v for name, v in entries if v is not None}
 
