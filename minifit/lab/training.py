@@ -193,8 +193,8 @@ def fit(
                     total += loss * len(indices)
                     shown.set_postfix_str(f"loss {total / (shown.n + len(indices)):.4g}", refresh=False)
                     shown.update(len(indices))
-            newest = {name: p.copy() for name, p in params.items()} if mean else {}
-            assign(params, mean)
+            newest = {name: p.copy() for name, p in params.items()}
+            files.restore(params, mean or newest, path)
             loss, errors = examples.measure("validation", epoch, progress) if validated else (None, None)
             if validated and not isfinite(loss):
                 everyone = np.arange(len(sets["validation"]))
@@ -203,7 +203,7 @@ def fit(
             if not validated or until is not None or improves(stage, loss, errors, state):
                 state |= {"best_epoch": epoch, "best_loss": loss, "best_errors": errors}
                 best = {name: to_host(p).copy() for name, p in params.items()}
-            assign(params, newest)
+            files.restore(params, newest, path)
             record = {"stage": stage.key, "epoch": epoch, "train_loss": total / n}
             if validated:
                 record["validation_loss"] = loss
@@ -227,12 +227,6 @@ def fit(
                 tell(record)
     files.restore(params, best, path)
     return state
-
-
-def assign(params, values):
-    """Copies values, {name: array}, into the parameters of the same names."""
-    for name, a in values.items():
-        params[name][...] = a
 
 
 def _with_values(record):
