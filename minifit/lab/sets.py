@@ -1,8 +1,8 @@
 """Training, validation and test images: kept as bytes, and prepared as batches for a network.
 
 The worker that needs a batch prepares its images (scales them, or normalises their contrast), augments them and shows
-them to the teacher. The teacher's outputs for images that are not augmented are computed once and kept in memory and,
-on a host, whitened images once in a file without a name, if they fit the space that the settings allow.
+them to the teacher. If they fit the space that the settings allow, the teacher's outputs for images that are not
+augmented are kept in memory and, on a host, whitened images in a file without a name.
 """
 
 import fcntl
@@ -29,6 +29,27 @@ from minifit.layers import Layer
 CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at a time, on a device and on a host
 
 
+class Prepared(Scratch):
+    """All images of a set as `prepare` makes them. The worker that first needs some prepares their slice and keeps it.
+
+    Slices begin at multiples of HOST_CHUNK, so an image is the same bit for bit, whichever is needed first.
+    """
+
+    def __init__(self, folder, images, prepare):
+        super().__init__(folder, images.shape, np.float32)
+        self.images, self.prepare = images, prepare
+        self.known = shared((len(images) // HOST_CHUNK + 1,), bool)  # for each slice, whether the file has it
+
+    def __getitem__(self, index):
+        slices = np.unique(self.index[index] // HOST_CHUNK)
+        for i in slices[~self.known[slices]]:
+            rows = slice(i * HOST_CHUNK, (i + 1) * HOST_CHUNK)
+            with threadpool_limits(1, user_api="blas"):  # the sums of BLAS depend on the number of threads
+                self[rows] = self.prepare(self.images[rows])
+            self.known[i] = True
+        return super().__getitem__(index)
+
+
 @dataclass(frozen=True)
 class Examples:
     """Stored images, their labels, their preparation, and the teacher's outputs or the teacher itself.
@@ -40,7 +61,7 @@ class Examples:
     labels: np.ndarray
     prepare: object
     teacher: object = None
-    prepared: Scratch | None = None  # all images as `prepare` makes them, if they are kept
+    prepared: Prepared | None = None  # the images as `prepare` makes them, if they are kept
 
     def __len__(self):
         return len(self.images)
@@ -84,7 +105,7 @@ class Sets:
         self.stored = data.parts(config.train, config.validation, config.test)
         self.sizes = {part: len(labels) for part, (_, labels) in self.stored.items()}
         self.answers = {}  # (part, teacher's address) -> (outputs, the teacher itself, which keeps the address in use)
-        self.whitened = {}  # part -> its images
+        self.whitened = {}  # part -> its images, if they are kept
 
     @cached_property
     def statistics(self):
@@ -108,12 +129,6 @@ class Sets:
     def __getitem__(self, part):
         return Examples(*self.stored[part], self.prepare, prepared=self.whitened.get(part))
 
-    def whiten(self, part, workers, progress=False):
-        """Computes the whitened images of a part once, if they are kept. Memory holds only those that are asked for."""
-        if self.keeps_whitened(part) and part not in self.whitened:
-            examples = self[part]
-            self.whitened[part] = outputs(Sequential([]), examples, workers, progress, partial(Scratch, self.cache))
-
     def keeps_whitened(self, part):
         """Whether whitened images of a part are kept. A device keeps none, because it whitens a batch fast."""
         size = 4 * prod(self.stored[part][0].shape)
@@ -133,7 +148,8 @@ class Sets:
 
     def taught(self, part, teacher, workers, progress=False):
         """Returns a set with the teacher's outputs, computed once if images are not augmented and the outputs fit."""
-        self.whiten(part, workers, progress)
+        if self.keeps_whitened(part) and part not in self.whitened:
+            self.whitened[part] = Prepared(self.cache, self.stored[part][0], self.prepare)
         examples, key = self[part], (part, fingerprint(teacher))
         if teacher is None or not len(examples):
             return examples
@@ -178,12 +194,9 @@ def fingerprint(layer):
     return type(layer).__name__, *((name, fingerprint(child)) for name, child in layer.children.items())
 
 
-def outputs(network, examples, workers, progress=False, keep=shared):
-    """Returns network(x) for all images of a set, on the host, without noise; a tuple for several outputs.
-
-    keep: a function (shape, type) -> what the outputs are written to, and what is returned
-    """
-    weights = next(iter(network.params.values()), np.zeros(0, np.float32))
+def outputs(network, examples, workers, progress=False):
+    """Returns network(x) for all images of a set, on the host, without noise; a tuple for several outputs."""
+    weights = next(iter(network.params.values()))
     xp = array_module(weights)
     chunk = HOST_CHUNK if xp is np else CHUNK
 
@@ -191,7 +204,7 @@ def outputs(network, examples, workers, progress=False, keep=shared):
         return network(xp.asarray(examples.images[part] if sees_bytes(network) else examples.batch(part)[0]))
 
     none = network(xp.zeros((0, *examples.images.shape[1:]), weights.dtype))  # no images are enough to find the shape
-    given = each(lambda y: keep((len(examples), *y.shape[1:]), y.dtype), none)
+    given = each(lambda y: shared((len(examples), *y.shape[1:]), y.dtype), none)
 
     def part(start):
         part = slice(start, start + chunk)

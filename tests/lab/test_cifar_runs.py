@@ -240,7 +240,9 @@ def test_no_stage_holds_a_second_copy_of_the_images_in_floats(config, tmp_path, 
 
 
 @pytest.mark.parametrize("in_a_file", [False, True])
-def test_whitened_images_are_computed_once_and_kept_if_they_fit(in_a_file, tmp_path, monkeypatch):
+def test_an_image_is_whitened_once_with_its_slice_when_it_is_needed_and_kept_if_it_fits(
+    in_a_file, tmp_path, monkeypatch
+):
     dataset = noise()
     if in_a_file:
         (tmp_path / "images").write_bytes(dataset.images.tobytes())
@@ -252,16 +254,24 @@ def test_whitened_images_are_computed_once_and_kept_if_they_fit(in_a_file, tmp_p
         return apply(self, x)
 
     monkeypatch.setattr(preprocessing.ZCA, "apply", counting)
+    monkeypatch.setattr(sets, "HOST_CHUNK", 20)
     run = new_run(tmp_path, dataset=dataset)
-    for part in run.sets.sizes:
+    for part, size in run.sets.sizes.items():
+        first, last = (size - 1) // 20 * 20, size - 1
+        whitened.clear()
         for _ in range(2):
             examples = run.sets.taught(part, None, 1)
-        np.testing.assert_allclose(examples.prepared, run.sets.prepare(examples.images[:]), rtol=1e-5, atol=1e-4)
+            examples.batch(np.array([last, first]))
+        assert whitened == [size - first]  # its slice and no other, once
+        inside = slice(max(0, first - 1), size)
+        for index in (inside, slice(None), slice(0, 0), np.array([3, 1]), 2):
+            wanted = run.sets.prepare(examples.images[np.arange(size)[index]].reshape(-1, *dataset.images.shape[1:]))
+            given = examples.prepared[index].reshape(wanted.shape)
+            np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-4)
         assert isinstance(examples.prepared, Scratch)  # memory holds none of them
         examples.prepared[:] = np.full_like(examples.prepared, 7.0)
         assert (examples.batch(np.array([3, 1]))[0] == 7.0).all()
-    assert sum(whitened) == 2 * sum(run.sets.sizes.values())  # once here, once for the comparison
-    assert "They are whitened once and kept in a temporary file: 0 MiB." in plan.lines(run, "teacher")
+    assert "Each is whitened once and kept in a temporary file: 0 MiB." in plan.lines(run, "teacher")
     run = new_run(tmp_path / "none", replace(CONFIG, targets_memory=0), dataset=dataset)
     assert run.sets.taught("train", None, 1).prepared is None
     on_a_device = new_run(tmp_path / "device", dataset=dataset, xp=strict)
