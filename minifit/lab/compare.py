@@ -231,8 +231,11 @@ def _row(method, setting, arm, seed_figures, reference):
     """Returns the figures of a method in an arm.   seed_figures, reference: seed -> figures"""
     sources = {record["from"] for record in seed_figures.values()}
     source = sources.pop() if len(sources) == 1 else None if None in sources else "other runs"
-    # The same network has no spread.
-    one = seed_figures if source in (None, "other runs") else dict([*seed_figures.items()][:1])
+    networks = {}  # A copy of one network is no further value: figures of copies are the same to the second.
+    for seed, record in seed_figures.items():
+        same = tuple(record[name] for name in record if name != "from")
+        networks.setdefault(same if record["from"] else seed, seed)
+    one = {seed: seed_figures[seed] for seed in networks.values()}
     return {
         "method": method,
         "setting": setting,

@@ -33,27 +33,28 @@ def tables(results, say):
 
 
 def lines(row, accuracies, results):
-    """Returns one row of cells per preset with results; without results, one row with the command."""
+    """Returns one row of cells per preset and arm with results; without results, one row with the command."""
     method = next(method for method in baselines.METHODS if method.name == row.method)
     system = method.title + f" ({row.about})" * bool(row.about)
     published = "fails" if row.published is None else f"{row.published:g}"
     rows = []
-    for preset, ours in figures(results / row.experiment, row.method).items():
+    for settings, ours in figures(results / row.experiment, row.method).items():
         errors = [100 - error if accuracies else error for error in ours["test_errors"]]
         seeds = several(ours["seeds"])
-        rows.append([system, published, number(float(np.mean(errors))), interval(errors), seeds, preset])
+        rows.append([system, published, number(float(np.mean(errors))), interval(errors), seeds, settings])
     chosen = "" if method.default else f" --methods {method.name}"
     command = f"python run.py compare {row.experiment}{chosen}"
     return rows or [[system, published, None, None, None, command]]
 
 
 def figures(folder, method):
-    """Returns {preset and data: the row of a method with unchanged settings} from the results of an experiment."""
+    """Returns {preset, changed settings of an arm, and data: the row of a method} from the results of an experiment."""
     parts, rows = publish.parts_of(folder), {}
     for part in (parts[name] for name in PARTS if name in parts):
+        preset = part["preset"] + " (changed)" * bool(part["changed"])
         for row in part["questions"][0]["rows"]:
-            if row["method"] == method and row["arm"] == "" and row["test_errors"]:
-                rows[part["preset"] + " (changed)" * bool(part["changed"]) + f", {part['data']}"] = row
+            if row["method"] == method and row["test_errors"]:
+                rows[", ".join([preset, *filter(None, [row["arm"]]), part["data"]])] = row
     return rows
 
 

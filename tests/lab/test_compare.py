@@ -236,6 +236,13 @@ def test_one_teacher_for_all_seeds_is_told_and_has_no_spread():
     assert "eacher" not in said(None, None)[1]
 
 
+def test_a_teacher_that_serves_some_seeds_is_one_value_of_the_mean():
+    made = stage("teacher", seconds=3.0), stage("teacher", seconds=4.0, test_error=6.0)
+    seeds = [member(i, teacher=made[i > 0] | {"from": f"runs/{i > 0}"}, a=stage("a")) for i in range(4)]
+    teacher, a = compare.gather([*seeds, member(4, teacher=made[1], a=stage("a"))], "command")["questions"][0]["rows"]
+    assert (teacher["seeds"], teacher["test_errors"], a["seeds"]) == ([0, 1, 4], [2.0, 6.0, 6.0], [0, 1, 2, 3, 4])
+
+
 def test_run_directories_are_arms_by_what_differs_in_their_settings():
     runs = [member(0), member(1), member(0, settings={"tau": 1.0}), member(0, settings={"train": 20, "images": "b"})]
     assert [run["arm"] for run in compare.arms_of(runs)] == ["", "", "tau=1.0", "train=20"]

@@ -23,7 +23,7 @@ def test_a_row_without_results_names_a_command_that_exists(tmp_path):
         assert shlex.split(command)[4:] == ([] if row.method in paper.TABLE_4 else ["--methods", row.method])
 
 
-def test_a_row_has_the_mean_and_interval_of_each_preset_without_the_seeds_and_arms_that_are_not_of_it(tmp_path):
+def test_a_row_has_the_mean_and_interval_of_each_preset_and_arm_without_seeds_of_others(tmp_path):
     def write(part, runs, changed=None):
         (tmp_path / "mnist" / part).mkdir(parents=True)
         write_record(
@@ -42,6 +42,7 @@ def test_a_row_has_the_mean_and_interval_of_each_preset_without_the_seeds_and_ar
         ["0.51", "0.50", None, "0", "paper (changed), digits"],
         ["0.51", "1.50", "-4.85 to 7.85", "0 and 1", "default, digits"],
         ["0.51", "3.00", None, "0", "short, digits"],
+        ["0.51", "7.00", None, "0", "short, tau=1, digits"],
     ]
     assert tables.lines(TABLE_4, True, tmp_path)[1][2] == "98.50"  # as accuracy
 
