@@ -48,6 +48,7 @@ PAPER = (
     "greedy",
     "baselines",
     "gradcheck",
+    "problems",
     "audit",
 )
 LAB = (

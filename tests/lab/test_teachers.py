@@ -11,7 +11,7 @@ import pytest
 from exported import command, pictures, refused, saved
 from small import EXPERIMENTS, LIGHT
 
-from minifit import UserError, audit, data, experiments, files, fitnets, gradcheck, layers, networks
+from minifit import UserError, data, experiments, files, fitnets, gradcheck, layers, networks, problems
 from minifit.data.preprocessing import Unit
 from minifit.lab import runner, teachers
 from minifit.lab.records import write_record
@@ -276,9 +276,9 @@ def test_gradients_of_eqs_2_and_3_against_it_pass_the_audits_check(tmp_path):
         images = pictures(2, IMAGE, seed=draw)
         x, labels = images / 255.0, np.array([0, 2])
         for stage in stages:
-            audit.settled(stage.network, rng)
+            problems.settled(stage.network, rng)
             target = stage.target(images).astype(np.float64)  # of bytes, where the student sees numbers
-            problem = replace(audit.of_stage(replace(stage, target=None), x, labels), examples=(x, target, labels))
+            problem = replace(problems.of_stage(replace(stage, target=None), x, labels), examples=(x, target, labels))
             with suppress(gradcheck.KinkCrossed):  # a draw that decides nothing
                 made = gradcheck.check(problem, problem.arrays, rng)
                 assert {comparison.oracle for comparison in made} == {"differences", "complex step"}

@@ -1,4 +1,4 @@
-"""What every layer, loss and stage must do, as functions of a drawn problem (minifit.audit), and the reference's view.
+"""What every layer, loss and stage must do, as functions of a problem (minifit.problems), and the reference's view.
 
 Each raises AssertionError, or lets the library's own error through where something given is written to.
 """
@@ -11,7 +11,6 @@ import pytest
 from scipy import special
 
 from minifit import baselines, fitnets, gradcheck, greedy
-from minifit.audit import EPOCH, each, joined
 from minifit.composites import Autoassociator, Branches, Mean, Sequential, leaves
 from minifit.layers import (
     Bias,
@@ -31,6 +30,7 @@ from minifit.layers import (
     Sigmoid,
     Softmax,
 )
+from minifit.problems import EPOCH, each, joined
 from reference import losses, ops, optimizers, train
 
 FAR = np.array([[1e4, -1e4, 0.0], [-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4]])

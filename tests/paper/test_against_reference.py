@@ -11,7 +11,7 @@ from scipy.differentiate import derivative
 from scipy.signal import convolve, correlate
 from scipy.special import log_softmax as scipys_log_softmax
 
-from minifit import audit, convolution, layers, losses, optimizers
+from minifit import convolution, layers, losses, optimizers, problems
 from minifit import fast_convolution as filtering
 from minifit.composites import Sequential
 from minifit.layers import Conv2d, Dropout, Maxout, MaxPool2d, Softmax
@@ -46,12 +46,12 @@ def by_differences(problem, dy, directions, h):
     return train.gradient(projection, [np.zeros(()) if directions else a for a in arrays.values()], h)
 
 
-@every(audit.cases())
+@every(problems.cases())
 def test_a_gradient_is_the_references_by_differences(case):
     large = case.name.startswith(LARGE)
     for seed in range(60):  # the first draw whose answers at h and h/2 agree is clear of kinks
         rng = np.random.default_rng(seed)
-        answers = [answer(quiet(problem), large, rng) for problem in audit.problems_of(case, smallish, rng)]
+        answers = [answer(quiet(problem), large, rng) for problem in problems.problems_of(case, smallish, rng)]
         if all(
             np.abs(c - f).max() < 1e-8 * max(1, np.abs(c).max()) for _, *cf in answers for c, f in zip(*cf, strict=True)
         ):
@@ -123,7 +123,7 @@ def test_the_table_reaches_every_way_of_computing_a_convolution(monkeypatch):
 
     monkeypatch.setattr(layers, "choose", spy)
     rng = np.random.default_rng(0)
-    for case in [case for case in audit.CASES if case.name.startswith("Conv2d")] * 5:
+    for case in [case for case in problems.CASES if case.name.startswith("Conv2d")] * 5:
         problem = case.draw(lambda low, high: int(rng.integers(low, high, endpoint=True)), rng)
         problem(problem.arrays)
     assert chosen == {"Unfolded", "Stacked", "winograd", "fourier"}

@@ -21,8 +21,8 @@ from properties import (
 )
 
 from minifit import UserError, audit, gradcheck, losses, optimizers
-from minifit.audit import Case, of_layer, of_loss, spaced
 from minifit.layers import Conv2d, Linear, Maxout, MaxPool2d, ReLU, Softmax
+from minifit.problems import Case, Problem, of_layer, of_loss, spaced
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = np.array([1, 0, 2])
@@ -540,7 +540,7 @@ def test_what_failed_before_a_kink_is_kept():
         return x + w * (w > 0), lambda dy: {"x": 2 * dy, "w": dy * (w > 0)}
 
     def wrong_and_on_a_kink(integer, rng):
-        return audit.Problem(None, f, {"x": np.ones(2), "w": 1e-5 * np.ones(2)})
+        return Problem(None, f, {"x": np.ones(2), "w": 1e-5 * np.ones(2)})
 
     found = audit.examine(Case("", wrong_and_on_a_kink), None, rng())
     assert found and all(c.name == "x" and c.ratio > 1 for c in found)

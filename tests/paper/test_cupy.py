@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import strict
 
-from minifit import UserError, audit, composites, fitnets, layers, losses, networks
+from minifit import UserError, composites, fitnets, layers, losses, networks, problems
 from minifit.backend import array_module, to_host, use
 from minifit.composites import Autoassociator, Branches, Mean, Sequential, leaves, weights
 from minifit.experiments import MNIST_PAPER
@@ -149,10 +149,10 @@ def through(xp, dtype, case):
     draw = Draw(xp, dtype)
     layer, x = make(draw), draw(*shape)
     y, cache = layer.forward(x, np.random.default_rng(2))
-    dy = audit.parted(draw(*audit.joined(y).shape), y)
+    dy = problems.parted(draw(*problems.joined(y).shape), y)
     dx, grads = layer.backward(dy, cache)
     alone = layer.weight_gradients(dy, cache)
-    y, again = audit.joined(y), audit.joined(layer(x))
+    y, again = problems.joined(y), problems.joined(layer(x))
     assert all(array_module(a) is xp for a in (y, dx, *grads.values(), *alone.values()))
     named = {f"{kind} {name}": g for kind, gs in (("d", grads), ("alone d", alone)) for name, g in gs.items()}
     return {"y": y, "dx": dx, "y without noise": again, **named}

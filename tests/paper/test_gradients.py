@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from properties import EVERY_PROBLEM, all_close, below, close
 
 import minifit
-from minifit import audit, baselines, losses
+from minifit import audit, baselines, losses, problems
 from minifit.composites import leaves
 from minifit.fitnets import gradient
 from minifit.layers import Layer, ReLU
@@ -21,14 +21,16 @@ from minifit.patches import fold, unfold
 from minifit.regressors import KINDS
 
 SEEDS = st.integers(0, 2**32 - 1)
-CASES = audit.cases()
+CASES = problems.cases()
 METHODS = [case for case in CASES if case.name.startswith("method")]
 LAYERS = [
     case
-    for case in audit.CASES
+    for case in problems.CASES
     if isinstance(case.draw(lambda low, high: low, np.random.default_rng(0)).subject, Layer)
 ]
-NOISY = [case for case in audit.CASES if case.name in ("Dropout", "Dropout not rescaled", "block dropout conv maxout")]
+NOISY = [
+    case for case in problems.CASES if case.name in ("Dropout", "Dropout not rescaled", "block dropout conv maxout")
+]
 
 
 def every(cases):
@@ -48,9 +50,9 @@ def without_a_row():
     for name, function in inspect.getmembers(losses, inspect.isfunction):
         own = function.__module__ == losses.__name__ and not name.startswith("_") and "__mutmut" not in name
         names += [name] if own and name != "log_softmax" else []  # which has no gradient to check
-    names += dict.fromkeys(audit.regressor_name(kind, pieces) for kind in KINDS for pieces in (2, 1, None))
+    names += dict.fromkeys(problems.regressor_name(kind, pieces) for kind in KINDS for pieces in (2, 1, None))
     names += [method.name for method in baselines.METHODS]
-    asked = set(map(audit.asks, audit.cases()))
+    asked = set(map(problems.asks, problems.cases()))
     return [name for name in names if name not in asked]
 
 
@@ -58,10 +60,10 @@ def test_every_layer_loss_and_method_has_a_row():
     assert without_a_row() == []
 
 
-@pytest.mark.parametrize("kind", sorted(set(map(audit.asks, CASES))))
+@pytest.mark.parametrize("kind", sorted(set(map(problems.asks, CASES))))
 def test_a_kind_of_row_that_is_dropped_is_noticed(kind, monkeypatch):
-    left = [case for case in CASES if audit.asks(case) != kind]
-    monkeypatch.setattr(audit, "cases", lambda: left)
+    left = [case for case in CASES if problems.asks(case) != kind]
+    monkeypatch.setattr(problems, "cases", lambda: left)
     assert without_a_row() == [kind]
 
 
@@ -82,14 +84,14 @@ def test_a_public_function_of_losses_needs_a_row(monkeypatch):
 def test_a_new_method_is_audited_in_the_variants_that_change_it(monkeypatch):
     monkeypatch.setattr(baselines, "METHODS", (*baselines.METHODS, joint.METHOD))
     assert without_a_row() == []
-    rows = [case for case in audit.cases() if audit.asks(case) == "joint"]
-    assert [case.name for case in rows] == ["method joint" + variant for variant in audit.VARIANTS]
+    rows = [case for case in problems.cases() if problems.asks(case) == "joint"]
+    assert [case.name for case in rows] == ["method joint" + variant for variant in problems.VARIANTS]
     results = audit.run(draws=1, only="method joint") + audit.run(draws=1, only="method joint ")
     assert [result.failure for result in results] == [None] * len(rows)
     assert {array.split()[0] for result in results for array in result.worst} == {"joint"}
     for case in rows:
         for holds in EVERY_PROBLEM[:-2]:
-            for problem in audit.problems_of(case, lambda low, high: high, np.random.default_rng(0)):
+            for problem in problems.problems_of(case, lambda low, high: high, np.random.default_rng(0)):
                 holds(problem, np.random.default_rng(1))
 
 
@@ -103,7 +105,7 @@ def test_backward_is_the_derivative_of_forward(case, data, seed):
 @every(CASES)
 @given(data=st.data(), seed=SEEDS)
 def test_of_every_row(case, data, seed):
-    for problem in audit.problems_of(case, whole_numbers(data), np.random.default_rng(seed)):
+    for problem in problems.problems_of(case, whole_numbers(data), np.random.default_rng(seed)):
         for holds in EVERY_PROBLEM:
             holds(problem, np.random.default_rng(seed))
 
@@ -115,8 +117,8 @@ def test_calling_a_layer_is_its_forward_and_weight_gradients_are_its_backwards(c
     problem = case.draw(whole_numbers(data), rng)
     layer, x = problem.subject, problem.arrays["x"]
     y, cache = layer.forward(x, np.random.default_rng(seed))
-    np.testing.assert_array_equal(audit.joined(layer(x, np.random.default_rng(seed))), audit.joined(y))
-    dy = audit.parted(rng.normal(size=audit.joined(y).shape), y)
+    np.testing.assert_array_equal(problems.joined(layer(x, np.random.default_rng(seed))), problems.joined(y))
+    dy = problems.parted(rng.normal(size=problems.joined(y).shape), y)
     all_close(layer.weight_gradients(dy, cache), layer.backward(dy, cache)[1])
 
 
@@ -126,18 +128,18 @@ def test_a_visit_sees_every_leaf_in_order_with_its_input_and_gives_y(case, data,
     problem = case.draw(whole_numbers(data), np.random.default_rng(seed))
     layer, seen = problem.subject, []
     y = layer.visit(problem.arrays["x"], lambda leaf, x: seen.append((leaf, leaf(x))))
-    np.testing.assert_array_equal(audit.joined(y), audit.joined(layer(problem.arrays["x"])))
+    np.testing.assert_array_equal(problems.joined(y), problems.joined(layer(problem.arrays["x"])))
     assert set(map(id, leaves(layer))) == {id(leaf) for leaf, _ in seen}
 
 
 @every(METHODS)
 @given(data=st.data(), seed=SEEDS)
 def test_a_minibatchs_gradient_is_the_sum_of_its_microbatches_each_times_its_share(case, data, seed):
-    for problem in audit.problems_of(case, whole_numbers(data), np.random.default_rng(seed)):
+    for problem in problems.problems_of(case, whole_numbers(data), np.random.default_rng(seed)):
         stage, (x, target, labels) = problem.subject, problem.examples
         n, cut = len(x), data.draw(st.integers(1, len(x)))
         parts = [
-            gradient(stage, x[i], audit.each(lambda a, i=i: a[i], target), labels[i], 3, share=len(x[i]) / n)
+            gradient(stage, x[i], problems.each(lambda a, i=i: a[i], target), labels[i], 3, share=len(x[i]) / n)
             for i in ([slice(0, cut), slice(cut, n)] if cut < n else [slice(n)])
         ]
         loss, grads = gradient(stage, x, target, labels, 3)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from properties import FAR, far_logits_are_scipys, ties_go_to_the_first
 from scipy import special
 
-from minifit import audit, composites, networks
+from minifit import composites, networks, problems
 from minifit.composites import Autoassociator, Branches, Mean, Sequential
 from minifit.layers import (
     Binary,
@@ -43,7 +43,7 @@ def integers(seed, *shape, high=3):
     return np.random.default_rng(seed).integers(0, high, shape).astype(float)
 
 
-TIES = [case for case in audit.CASES if audit.asks(case) in ("Maxout", "MaxPool2d")]
+TIES = [case for case in problems.CASES if problems.asks(case) in ("Maxout", "MaxPool2d")]
 
 
 @pytest.mark.parametrize("case", TIES, ids=lambda case: case.name)
@@ -101,7 +101,7 @@ def test_softmax_and_log_softmax_are_scipys_for_logits_of_any_size(dtype):
     far, exact = FAR.astype(dtype), 4 * np.finfo(dtype).eps
     np.testing.assert_allclose(log_softmax(far), special.log_softmax(FAR, axis=1), rtol=exact)
     for tau in (1e-3, 1.0, 1e3):
-        far_logits_are_scipys(audit.of_layer(Softmax(tau), far), None)
+        far_logits_are_scipys(problems.of_layer(Softmax(tau), far), None)
 
 
 def test_softmax_is_over_the_last_axis_and_at_temperature_1_unless_told():

@@ -9,7 +9,7 @@ import pytest
 from properties import below
 
 import minifit
-from minifit import audit, fitnets, losses, optimizers
+from minifit import fitnets, losses, optimizers, problems
 from minifit.composites import Composite
 from minifit.layers import Layer
 from minifit.regressors import KINDS
@@ -46,7 +46,7 @@ def test_every_file_on_the_page_is_there():
 
 
 def test_every_audit_row_on_the_page_is_a_row_or_the_beginning_of_one():
-    rows = [case.name for case in audit.cases()]
+    rows = [case.name for case in problems.cases()]
     assert len(ROWS) > 30
     assert [name for name in ROWS if not any(row.startswith(name) for row in rows)] == []
 
@@ -54,7 +54,7 @@ def test_every_audit_row_on_the_page_is_a_row_or_the_beginning_of_one():
 def test_every_row_of_the_audit_is_on_the_page():
     # A method that is not the paper's may have its page elsewhere.
     of_the_paper = tuple(f"method {method.name}" for method in fitnets.TABLE_4)
-    rows = [case.name for case in audit.cases()]
+    rows = [case.name for case in problems.cases()]
     rows = [row for row in rows if not row.startswith("method ") or row.startswith(of_the_paper)]
     assert [row for row in rows if not row.startswith(tuple(ROWS))] == []
 

@@ -9,13 +9,13 @@ import pytest
 from properties import as_reference, close
 
 from minifit import fitnets, optimizers
-from minifit.audit import settled
 from minifit.composites import Branches, Sequential, leaves, weights
 from minifit.experiments import MNIST_PAPER
 from minifit.fitnets import Stage, gradient, measure
 from minifit.layers import Conv2d, Dropout, Linear, ReLU
 from minifit.networks import Conv, FullyConnected, Network, Output, build
 from minifit.optimizers import Ramp
+from minifit.problems import settled
 from minifit.task import Task
 from reference import losses as reference_losses
 from reference import optimizers as reference_optimizers
