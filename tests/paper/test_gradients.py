@@ -1,4 +1,4 @@
-"""The contract of DESIGN.md as properties, over every row of the audit's table and shapes that Hypothesis draws."""
+"""The contract of layers, losses and methods as properties: of every row of the audit, with shapes from Hypothesis."""
 
 import inspect
 import pkgutil
