@@ -74,6 +74,7 @@ LAB = (
     "lab.plan",
     "lab.runner",
     "lab.publish",
+    "lab.train",
     "lab.tables",
     "lab.speed",
     "lab.commands",

@@ -9,31 +9,21 @@ import sys
 import textwrap
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from functools import cache
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
-
-from minifit import UserError, baselines, data, experiments, networks
+from minifit import UserError, experiments
 from minifit.backend import BACKENDS, use
 from minifit.lab import commands as on_files
-from minifit.lab import compare as comparison
-from minifit.lab import parallel, plan, publish, report, runner, tables, teachers
+from minifit.lab import parallel, publish, report, tables, train
 from minifit.lab.files import versions
 from minifit.lab.jobs import PARENT
-from minifit.lab.options import HELP, HELP_ALL, WIDTH, changed, changes, nearest, option_of, options, read, show_help
-from minifit.lab.parallel import WorkerLost, available
-from minifit.lab.rundir import flat
+from minifit.lab.options import HELP, WIDTH, nearest, read, show_help
+from minifit.lab.parallel import WorkerLost
 from minifit.lab.training import TrainingError
-from minifit.settings import ABOVE_0, Rule, at_least, between, one_of, setting
-from minifit.task import Task
-from reference import paper
+from minifit.settings import at_least, one_of, setting
 
-ONE_OR_255 = Rule("1 or 255", lambda value: value in (1, 255))
-SETTINGS = Rule("settings such as tau=1,init=uniform", lambda value: True, ("SETTING=VALUE,...",))
 ABOUT = """minifit trains the FitNets of Romero et al. (ICLR 2015), compares methods,
 and audits every gradient.
 
@@ -61,105 +51,6 @@ COMPARE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(experiments.Config):
-    """The settings of an experiment, and the other options of a command that trains."""
-
-    preset: str = setting("begin with these settings", default="default", group="run", common=True)
-    stage: str = setting("train this stage and the stages it needs", default="all", common=True)
-    teacher_spec: str | None = setting("use this .onnx or .h5 teacher; auto: train one", default=None, common=True)
-    hint_tensor: tuple[str, ...] = setting("take the hint from this tensor of an ONNX teacher", default=())
-    teacher_mean: tuple[float, ...] = setting(
-        "subtract X from the pixels for an ONNX teacher; one number or one per channel", default=(0.0,)
-    )
-    teacher_std: tuple[float, ...] = setting("then divide the pixels by X", ABOVE_0, default=(1.0,))
-    teacher_range: float = setting("scale the pixels for an ONNX teacher to [0, X]", ONE_OR_255, default=1.0)
-    teacher_from: Path | None = setting("copy the teacher from this run directory; auto: train one", default=None)
-    runs: Path = setting("write to PATH/EXPERIMENT/seedN", default=Path("runs"), common=True)
-    workers: int = setting(
-        "use N processes; results do not depend on it", at_least(1), default=available(), common=True
-    )
-    backend: str = setting(
-        "compute with this library: NumPy on the CPU, CuPy on a GPU", one_of(*BACKENDS), default="numpy"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneSeed(Options):
-    """The options of a run."""
-
-    CHOICE: ClassVar[str] = "method"
-
-    seed: int = setting("draw other initial weights and image orders", at_least(0), default=0, common=True)
-    method: tuple[str, ...] | None = setting("train these methods", default=None, common=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """An experiment on digits that are drawn here has no further options."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Folder:
-    """The further option of an experiment on a published data set."""
-
-    data_dir: Path | None = setting(
-        "read the data set from here; auto: MINIFIT_DATA, the cache, or a download",
-        default=None,
-        group="data",
-        common=True,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class File:
-    """The further option of an experiment on the user's file, which must be given."""
-
-    data: Path = setting(
-        "read the images from this file or folder; the README describes it",
-        default=None,
-        group="your data",
-        common=True,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Specs(File):
-    """The further options of an experiment on the user's file with networks of their own."""
-
-    student_spec: str = setting(
-        "build the student from these layers: channels, - between layers, / between groups; a group ends in a pooling",
-        default=experiments.OWN_STUDENT,
-        common=True,
-    )
-    teacher_spec: str = setting(
-        "build the teacher from these layers; without a / every layer ends in a pooling; or use this trained file",
-        default=experiments.OWN_TEACHER,
-        common=True,
-    )
-
-
-MORE = {"digits": Drawn, "faces": File, "own": Specs}  # by the name of the data set; else Folder
-OF_TEACHERS = "teacher_spec", "hint_tensor", "teacher_mean", "teacher_std", "teacher_range"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Several(Options):
-    """The options of a comparison."""
-
-    CHOICE: ClassVar[str] = "methods"
-
-    seeds: int = setting("train seeds 0 to N - 1", between(1, 1000), default=5, common=True)
-    at_once: int = setting(
-        "train N seeds at the same time; they share the workers", at_least(1), default=1, common=True
-    )
-    methods: tuple[str, ...] | None = setting("compare these methods", default=None, common=True)
-    arm: tuple[str, ...] = setting("also train an arm with these settings", SETTINGS, default=(), common=True)
-    studies: bool = setting("answer the questions of experiments.STUDIES, from the preset short", default=False)
-    results: Path = setting("write tables and pictures to PATH/EXPERIMENT", default=Path("results"), common=True)
-    html: bool = setting("also write the page as report.html", default=False, common=True)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Written:
     """Where a comparison is written."""
 
@@ -181,192 +72,17 @@ class Audit:
     )
 
 
-def parse(name, arguments, kind=OneSeed, command="run.py"):
-    """Returns the options of an experiment: a preset's settings, changed by the arguments."""
-    experiment, named = experiments.EXPERIMENTS[name], option_of("preset", arguments) or "default"
-    kind = extended(kind, experiment)
-    if (experiment.data in data.FILES or option_of("teacher_spec", arguments)) and not HELP & {*arguments}:
-        experiment = experiment_of(name, read(arguments, kind(**vars(experiment.presets["default"]))))
-    if named not in experiment.presets:
-        raise UserError(f"--preset {named}: wanted {', '.join(experiment.presets)}")
-    start = kind(**vars(experiment.presets[named]), preset=named)
-    if parallel.ranks.size > 1:  # which are as many as the user wants
-        start = replace(start, workers=1)
-    if HELP & {*arguments}:
-        about = (
-            f"{experiment.student.name} learns from {experiment.teacher.name}. The values in brackets are the defaults."
-        )
-        choices = {"stage": goals_of(experiment, start), "preset": experiment.presets}
-        names = [method.name for method in baselines.METHODS]
-        more = names if HELP_ALL in arguments else [f"and {len(names) - len(plan.chosen())} more ({HELP_ALL})"]
-        more = ["all", *more] if start.CHOICE == Several.CHOICE else more
-        choices[start.CHOICE] = [f"auto ({', '.join(method.name for method in plan.chosen())})", *more]
-        show_help(f"{command} {name}", about, start, arguments, choices)
-    asked = read(arguments, start)
-    experiments.check(experiment, asked)
-    use(asked.backend)
-    return replace(asked, **{asked.CHOICE: methods_of(experiment, asked)})
-
-
-def extended(kind, experiment):
-    """Returns the class of options, extended by those for the experiment's kind of data."""
-    more = MORE.get(experiment.data, Folder)
-    return dataclass(frozen=True, kw_only=True)(type(kind.__name__, (more, kind), {}))
-
-
-def experiment_of(name, asked):
-    """Returns the experiment of that name, adapted to the user's file, SPECs and trained teacher."""
-    experiment, trained = experiments.EXPERIMENTS[name], (asked.teacher_spec or "").endswith(teachers.ENDINGS)
-    if experiment.data in data.FILES:
-        dataset = read_file(experiment.data, asked.data)
-        if isinstance(asked, Specs):
-            spec = experiments.OWN_TEACHER if trained else asked.teacher_spec
-            experiment = experiments.of_own(dataset, asked.student_spec, spec)
-        else:
-            experiment = experiments.fitted(experiment, dataset)
-    if trained and asked.teacher_from:
-        raise UserError("--teacher and --teacher-from: wanted one of them")
-    if trained:
-        pixels = teachers.Pixels(asked.teacher_mean, asked.teacher_std, asked.teacher_range)
-        return teachers.experiment(experiment, asked.teacher_spec, asked.hint_tensor, pixels)
-    if asked.teacher_spec and not isinstance(asked, Specs):
-        raise UserError(f"--teacher {asked.teacher_spec}: wanted a file that ends in {' or '.join(teachers.ENDINGS)}")
-    if asked.hint_tensor:
-        raise UserError("--hint-tensor: names a tensor of an ONNX teacher; wanted --teacher FILE.onnx")
-    return experiment
-
-
-@cache
-def read_file(name, file):
-    """Reads the data set in the user's file."""
-    return data.load(name, file=file)
-
-
-def methods_of(experiment, asked):
-    """Returns the names of the methods to train, with the one that has the stage of --stage; None: the default ones."""
-    names = getattr(asked, asked.CHOICE)
-    methods = baselines.METHODS if names == ("all",) else plan.chosen(names)
-    goals = goals_of(experiment, asked, methods)
-    for method in () if asked.stage in goals else baselines.METHODS:
-        with suppress(UserError):  # of a method that these settings do not suit
-            if asked.stage in goals_of(experiment, asked, [method]):
-                methods = (*methods, method)
-                break
-    else:
-        if asked.stage not in goals:
-            raise UserError(f"--stage {asked.stage}: wanted {', '.join(goals)}")
-    return None if methods == plan.chosen() else tuple(method.name for method in methods)
-
-
-def goals_of(experiment, config, methods=None):
-    """Returns the values that `--stage` accepts with these settings: methods, their stages, and "all"."""
-    task, goals = Task({"teacher": experiment.teacher, "student": experiment.student}, config, 0, draw=False), []
-    for method in plan.chosen() if methods is None else methods:
-        if keys := plan.noted([method], task):  # a given teacher is not trained
-            goals += [*keys, method.name]
-    return [*dict.fromkeys(goals), "all"]
-
-
-def config_of(asked):
-    return experiments.Config(**{f.name: getattr(asked, f.name) for f in fields(experiments.Config)})
-
-
-def dataset_of(name, asked):
-    of, wanted = experiments.EXPERIMENTS[name].data, {"train": asked.train + asked.validation, "test": asked.test}
-    if of in data.FILES:
-        return read_file(of, asked.data)
-    return data.load(of, getattr(asked, "data_dir", None), sys.stderr.isatty(), **wanted)
-
-
-def run_of(name, asked, config, seed, dataset, runs):
-    """Sets up the run of one seed.   runs: the folder that holds one folder per experiment"""
-    folder, experiment = runs / name / f"seed{seed}", experiment_of(name, asked)
-    about = folder, name, asked.preset, experiment, config, seed, dataset
-    methods = getattr(asked, asked.CHOICE)
-    more = asked.workers, sys.stderr.isatty(), asked.runs / ".cache"
-    return runner.set_up(*about, use(asked.backend), *more, methods=methods)
-
-
-def train(name, words):
-    def prepared():
-        asked = parse(name, words)
-        if parallel.ranks.size > 1 and use(asked.backend) is not np:
-            raise UserError(f"--backend {asked.backend}: ranks share minibatches on CPUs only")
-        return asked, run_of(name, asked, config_of(asked), asked.seed, dataset_of(name, asked), asked.runs)
-
-    asked, run = parallel.ranks.each(prepared)
-    parallel.ranks.agree(lambda: versions() | flat(run.directory.settings))
-    parallel.ranks.begun = True
-    if isinstance(asked, Specs):
-        settings = run.task.settings
-        marks = {"teacher": (settings.hint_layer, "hint"), "student": (settings.guided_layer, "guided")}
-        for name, network in run.task.networks.items():
-            if network is not runner.given(run):
-                say(plan.network_table(network, *marks.get(name, ())) + "\n")
-    of_all = asked.teacher_from and asked.teacher_from / "all"
-    if asked.retrain and of_all and not of_all.is_dir():
-        raise UserError(f"--teacher-from {asked.teacher_from}: has no {of_all.name}/, as --retrain needs")
-    runner.train(run, asked.stage, say, asked.teacher_from)
-    if asked.retrain:
-        say("\nAgain, on all images, for the epochs that were best:\n")
-        runner.train(runner.on_all(run), asked.stage, say, of_all)
-    return 0
-
-
 def compare(words):
     """Trains several seeds of several arms and compares them; or compares existing run directories."""
-    command, named = f"python run.py compare {shlex.join(words)}", [*takewhile(lambda word: word[:1] != "-", words)]
-    if not {*named[:1]} & {*experiments.EXPERIMENTS}:
-        asked = read_alone("compare RUN RUN ...", COMPARE, words[len(named) :], Written())
-        for folder in named or [""]:
-            if not (Path(folder) / "config.json").exists():
-                known(folder, experiments.EXPERIMENTS, "an experiment or a run directory")
-        return publish.compare_runs(named, asked.results, command, asked.html, say)
-
-    name, words = words[0], words[1:]
-    asked = parse(name, ["--preset", "short"] * ("--studies" in words) + words, Several, "run.py compare")
-    experiment, base, members = experiment_of(name, asked), config_of(asked), []
-    runs, studies = asked.runs / asked.preset.replace("default", ""), experiments.STUDIES if asked.studies else ()
-    arms = arms_of(asked, base, studies)
-    for settings, *_ in arms.values():
-        experiments.check(experiment, changed(base, settings))
-        goals_of(
-            experiment, changed(base, settings), plan.chosen(asked.methods)
-        )  # UserError for a regressor that cannot fit
-    dataset = dataset_of(name, asked)
-    for arm, (settings, goals, more) in arms.items():
-        config = changed(base, settings)
-        shaping = {f.name for f in fields(base) if f.metadata.get("teacher")} & {
-            part.partition(".")[0] for part in settings
-        }
-        for seed in range(asked.seeds + more):
-            run = run_of(name, asked, config, seed, dataset, runs / arm)
-            teacher = asked.teacher_from if not arm else None if shaping else runs / name / f"seed{seed}"
-            members.append(publish.Member(run, child(name, asked, run, teacher), arm, goals))
-    questions = comparison.questions_of(studies, asked.seeds)
-    return publish.compare(members, asked.results, command, asked.at_once, asked.html, questions or None, say)
-
-
-def arms_of(asked, base, studies):
-    """Returns {arm: (changed settings, goals, seeds beyond --seeds)}. The base comes first; its name is ""."""
-    arms, single = {"": ({}, (asked.stage,), 0)}, [(changes(arm, base), (asked.stage,), 0) for arm in asked.arm]
-    for settings, goals, more in single + [
-        (settings, s.goals, s.more) for s in studies for settings in s.arms.values()
-    ]:
-        arm = comparison.arm_name(settings)
-        _, before, most = arms.get(arm, (settings, (), 0))
-        arms[arm] = settings, tuple(dict.fromkeys((*before, *goals))), max(most, more)
-    return arms
-
-
-def child(name, asked, run, teacher):
-    """Returns the words of the command that trains one run."""
-    start = extended(OneSeed, run.experiment)(**vars(run.experiment.presets[asked.preset]), preset=asked.preset)
-    settings = {"seed": run.task.seed, "method": asked.methods, "runs": run.directory.folder.parents[1]}
-    more = [f.name for f in fields(MORE.get(run.experiment.data, Folder))]
-    settings |= {name: getattr(asked, name) for name in ("backend", *OF_TEACHERS, *more)}
-    settings |= {"workers": max(1, asked.workers // asked.at_once), "teacher_from": teacher}
-    return [name, "--preset", asked.preset, *options(replace(start, **vars(run.task.settings), **settings), start)]
+    named = [*takewhile(lambda word: word[:1] != "-", words)]
+    if {*named[:1]} & {*experiments.EXPERIMENTS}:
+        return train.compare(words[0], words[1:], say)
+    asked = read_alone("compare RUN RUN ...", COMPARE, words[len(named) :], Written())
+    for folder in named or [""]:
+        if not (Path(folder) / "config.json").exists():
+            known(folder, experiments.EXPERIMENTS, "an experiment or a run directory")
+    command = f"python run.py compare {shlex.join(words)}"
+    return publish.compare_runs(named, asked.results, command, asked.html, say)
 
 
 def results(words):
@@ -385,47 +101,7 @@ def show_networks(words):
         return 0
     if words:
         raise UserError(f"networks takes no options, but was given {shlex.join(words)}")
-
-    def counted(network):
-        """Returns the weights and the multiplications of a network, built as it is trained."""
-        counts = networks.count(networks.build(network), np.zeros((0, *network.input), np.float32))
-        return [sum(column) for column in zip(*counts, strict=True)]
-
-    likely = paper.COUNTS["FitNet 3, block 1 of 64s"]
-    fully_connected = (
-        "Its fully connected maxout layer is built and trained with 5 pieces, as the text says. The published counts "
-        "are those of 2 pieces in every maxout layer."
-    )
-    as_printed = [
-        "With the printed first block, 32-48-64-64, neither count is the published one. 64-64-64-64 would give both: "
-        f"{likely.weights:,} weights and {report.count(likely.multiplications)} multiplications."
-    ]
-    budget = ["Table 6 gives no counts; this is the budget of multiplications of its series."]
-    notes = {
-        networks.FITNET_3: as_printed,
-        networks.FITNET_3_100: as_printed,
-        networks.FITNET_4_100: ["The published count is for 10 classes; 100 classes have 45,000 weights more."],
-        **dict.fromkeys((*networks.DEPTH_30M, *networks.DEPTH_107M), budget),
-    }
-    for network in (networks.AFLW_TEACHER, networks.AFLW_FITNET_1, networks.AFLW_FITNET_2):
-        weights, multiplications = counted(replace(network, input=(16, 16, 1)))
-        grey = f"For grey images it has {weights:,} weights and {report.count(multiplications)} multiplications."
-        notes[network] = [grey]
-    supervised = ["A deeply-supervised net has these weights, and heads that are discarded after training."]
-    notes |= {network: supervised for network in networks.OTHERS if network.name.startswith("network in network")}
-    rows = []
-    for network in (*networks.NETWORKS, *networks.OTHERS):
-        theirs, as_built = network in networks.OTHERS, counted(network)
-        as_counted = as_built if theirs else counted(networks.as_counted(network))
-        printed = paper.OTHER_COUNTS.get(network.name), None
-        if not theirs:
-            published = paper.COUNTS[network.name]
-            printed = published.published_weights, published.published_multiplications
-        weights, multiplications = zip(printed, as_counted, as_built, strict=True)
-        row = {"network": network.name, "layers": len(network.blocks), "weights": weights}
-        more = [fully_connected] * (as_counted != as_built) + notes.get(network, [])
-        rows.append(row | {"multiplications": multiplications, "notes": more})
-    say(report.networks_table(rows))
+    tables.network_counts(say)
     return 0
 
 
@@ -474,7 +150,7 @@ def main(words):
             parallel.ranks.agree(lambda: versions() | {"the words": shlex.join(words)})
             return parallel.ranks.lead(lambda: commands[name](rest))
         known(name, [*experiments.EXPERIMENTS, *commands])
-        return train(name, rest)
+        return train.train(name, rest, say)
     except UserError as error:
         line = str(error).replace("\n", "\\n")  # of a word, or of a file's name
         return parallel.ranks.end(f"run.py: {line}", 2, sys.stderr)

@@ -1,5 +1,6 @@
-"""Prints the paper's tables: each row with its published figure, and ours from results/ or the command for it."""
+"""Prints the paper's tables and its networks' counts: published figures, and ours or the command for them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from minifit import baselines, experiments, networks
 from minifit.lab import publish
 from minifit.lab.compare import paired
-from minifit.lab.report import count, number, several, table
+from minifit.lab.report import count, networks_table, number, several, table
 from reference import paper
 
 CONFIDENCES = 0.1, 0.3, 0.5, 0.9, 0.99, 0.999  # of the teacher, in the table of the curriculum
@@ -67,10 +68,7 @@ def interval(values):
 def table_6():
     rows = []
     for network in (*networks.DEPTH_30M, *networks.DEPTH_107M):
-        image = np.zeros((0, *network.input), np.float32)
-        weights, multiplications = map(
-            sum, zip(*networks.count(networks.build(networks.as_counted(network)), image), strict=True)
-        )
+        weights, multiplications = counted(networks.as_counted(network))
         guided = next(e for e in experiments.EXPERIMENTS.values() if e.student is network).presets["paper"].guided_layer
         budget = paper.COUNTS[network.name].published_multiplications
         rows.append([network.name, f"{several(guided)} from 2", f"{weights:,}", budget, count(multiplications)])
@@ -86,3 +84,48 @@ def curriculum():
     lam = "python run.py compare mnist --studies shows whether lambda's decay matters."
     header = ["teacher's\nconfidence", "gradient"]
     return f"{table(rows, header)}\n\n{note}\n{lam}"
+
+
+def network_counts(say):
+    """Prints the weights and multiplications of the paper's networks beside the published counts."""
+    likely = paper.COUNTS["FitNet 3, block 1 of 64s"]
+    fully_connected = (
+        "Its fully connected maxout layer is built and trained with 5 pieces, as the text says. The published counts "
+        "are those of 2 pieces in every maxout layer."
+    )
+    as_printed = [
+        "With the printed first block, 32-48-64-64, neither count is the published one. 64-64-64-64 would give both: "
+        f"{likely.weights:,} weights and {count(likely.multiplications)} multiplications."
+    ]
+    budget = ["Table 6 gives no counts; this is the budget of multiplications of its series."]
+    notes = {
+        networks.FITNET_3: as_printed,
+        networks.FITNET_3_100: as_printed,
+        networks.FITNET_4_100: ["The published count is for 10 classes; 100 classes have 45,000 weights more."],
+        **dict.fromkeys((*networks.DEPTH_30M, *networks.DEPTH_107M), budget),
+    }
+    for network in (networks.AFLW_TEACHER, networks.AFLW_FITNET_1, networks.AFLW_FITNET_2):
+        weights, multiplications = counted(replace(network, input=(16, 16, 1)))
+        grey = f"For grey images it has {weights:,} weights and {count(multiplications)} multiplications."
+        notes[network] = [grey]
+    supervised = ["A deeply-supervised net has these weights, and heads that are discarded after training."]
+    notes |= {network: supervised for network in networks.OTHERS if network.name.startswith("network in network")}
+    rows = []
+    for network in (*networks.NETWORKS, *networks.OTHERS):
+        theirs, as_built = network in networks.OTHERS, counted(network)
+        as_counted = as_built if theirs else counted(networks.as_counted(network))
+        printed = paper.OTHER_COUNTS.get(network.name), None
+        if not theirs:
+            published = paper.COUNTS[network.name]
+            printed = published.published_weights, published.published_multiplications
+        weights, multiplications = zip(printed, as_counted, as_built, strict=True)
+        row = {"network": network.name, "layers": len(network.blocks), "weights": weights}
+        more = [fully_connected] * (as_counted != as_built) + notes.get(network, [])
+        rows.append(row | {"multiplications": multiplications, "notes": more})
+    say(networks_table(rows))
+
+
+def counted(network):
+    """Returns the weights and the multiplications of a network."""
+    counts = networks.count(networks.build(network), np.zeros((0, *network.input), np.float32))
+    return [sum(column) for column in zip(*counts, strict=True)]

@@ -26,7 +26,7 @@ from small import light, noise
 
 from minifit import experiments
 from minifit.data import digits
-from minifit.lab import cli, files, parallel, plots, publish, runner
+from minifit.lab import cli, files, parallel, plots, publish, runner, train
 from minifit.lab.records import seal
 
 RUN, HALF = Path("runs/digits/seed0"), Path("half/digits/seed0")
@@ -544,7 +544,7 @@ def tried(case, base, folder):
     (folder / "victim").write_text("precious")
     with small(), contextlib.chdir(folder):
         case.harm(folder)
-        cli.read_file.cache_clear()  # which knows files by their names
+        train.read_file.cache_clear()  # which knows files by their names
         status, said = answer(case.words)
     if (folder / "victim").read_bytes() != b"precious":
         return None, ["a file outside is changed"]

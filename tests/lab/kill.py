@@ -28,8 +28,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import faults  # noqa: E402
 from test_ranks import MPIEXEC  # noqa: E402
 
-from minifit import UserError, baselines  # noqa: E402
-from minifit.lab import cli  # noqa: E402
+from minifit import UserError, baselines, experiments  # noqa: E402
+from minifit.lab import cli, train  # noqa: E402
 
 LONGEST = 100  # seconds that a run may take
 OF_THE_DAY = {"seconds", "commit"}
@@ -39,10 +39,10 @@ def methods():
     """Returns the names of the methods that the small networks suit."""
     found = []
     with faults.small():
-        asked = cli.parse("digits", [])
+        asked = train.parse("digits", [])
         for method in baselines.METHODS:
             with contextlib.suppress(UserError):
-                cli.goals_of(cli.experiments.EXPERIMENTS["digits"], asked, [method])
+                train.goals_of(experiments.EXPERIMENTS["digits"], asked, [method])
                 found.append(method.name)
     return found
 

@@ -19,10 +19,10 @@ import run
 from minifit import UserError, baselines, data, fitnets, networks
 from minifit.data import mnist
 from minifit.experiments import EXPERIMENTS, Experiment
-from minifit.lab import cli, plan, runner
-from minifit.lab.cli import OneSeed, child, config_of, options, parse
-from minifit.lab.options import changed, changes
+from minifit.lab import plan, runner
+from minifit.lab.options import changed, changes, options
 from minifit.lab.parallel import WorkerLost
+from minifit.lab.train import OneSeed, Several, child, config_of, parse, run_of
 from minifit.networks import Conv, Network, Output
 from minifit.optimizers import Ramp
 from minifit.settings import walk
@@ -580,7 +580,7 @@ def test_every_kind_of_value_is_read_with_a_space_and_with_an_equals_sign(monkey
 def test_a_tilde_is_the_home_of_who_asks(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     option, _, _ = folder.partition("=")
-    found = parse("mnist", [folder], cli.Several)
+    found = parse("mnist", [folder], Several)
     assert getattr(found, option[2:].replace("-", "_")) == tmp_path / "x"
 
 
@@ -626,9 +626,9 @@ def test_a_switch_that_was_left_off_can_be_put_back():
 
 def test_the_words_of_a_child_are_its_run(light, tmp_path):
     words = ["--preset", "short", *small(16, 1), "--workers", "4", "--at-once", "2", "--tau", "2"]
-    asked = parse("digits", words, cli.Several)
+    asked = parse("digits", words, Several)
     dataset = data.load("digits", train=24, test=8)
-    own = cli.run_of("digits", asked, config_of(asked), 3, dataset, tmp_path / "short" / "tau=2.0")
+    own = run_of("digits", asked, config_of(asked), 3, dataset, tmp_path / "short" / "tau=2.0")
     found = parse("digits", child("digits", asked, own, tmp_path / "t")[1:])
     assert isinstance(found, OneSeed) and config_of(found) == config_of(asked) and found.preset == "short"
     assert (found.seed, found.workers, found.teacher_from) == (3, 2, tmp_path / "t")

@@ -21,7 +21,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from machine import machine
 
 from minifit import UserError, files, schema, stages
-from minifit.lab import cli, parallel, records, runner, training
+from minifit.lab import cli, parallel, records, runner, train, training
 from minifit.lab.parallel import Team
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -300,8 +300,9 @@ def test_a_fork_that_is_refused_leaves_no_worker(monkeypatch):
 def test_no_more_workers_are_forked_than_there_are_lanes(base, monkeypatch):
     monkeypatch.chdir(base)
     with faults.small():
-        asked = cli.parse("digits", ["--workers", "3000"])
-        made = cli.run_of("digits", asked, cli.config_of(asked), 0, cli.dataset_of("digits", asked), Path("new"))
+        asked = train.parse("digits", ["--workers", "3000"])
+        dataset = train.dataset_of("digits", asked)
+        made = train.run_of("digits", asked, train.config_of(asked), 0, dataset, Path("new"))
     assert made.workers == training.LANES
 
 
