@@ -25,7 +25,7 @@ class Task:
     images: object = None  # the first MEASURED training images, as networks see them; only a scaled start needs them
     xp: object = np  # the library, numpy or cupy
     dtype: type = np.float32
-    trained: frozenset = frozenset()  # stages that have finished: a network of the same name is loaded, not drawn
+    trained: frozenset = frozenset()  # stages that have a file: a network of the same name is loaded, not drawn
     draw: bool = True  # False: all weights stay 0, where only shapes are needed
     teachers: dict = field(default_factory=dict, init=False)  # name -> a teacher that a method has trained or loaded
 

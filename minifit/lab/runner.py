@@ -122,8 +122,8 @@ def given(run):
 
 
 def task_of(run):
-    """Returns the task whose networks are drawn, except those of finished stages, which are loaded."""
-    images, trained = run.sets["train"].batch(slice(MEASURED))[0], frozenset(run.directory.finished())
+    """Returns the task whose networks are drawn, except those of stages that have a file."""
+    images, trained = run.sets["train"].batch(slice(MEASURED))[0], frozenset(filter(run.directory.has, run.plan.stages))
     return replace(run.task, images=images, trained=trained, draw=True)
 
 
@@ -222,8 +222,7 @@ def trained(run, stage, tell=None):
         load(run, stage)
         return record, False
     stage = replace(stage, schedule=replace(stage.schedule, epochs=run.plan.epochs.get(key, stage.schedule.epochs)))
-    start = [*(stage.below.params.values() if stage.below else ()), *stage.network.params.values()]
-    made_from = {"teacher": digest_of(stage.target), "start": digest(start), "after": made_after(run, key)}
+    made_from = {"teacher": digest_of(stage.target), "start": start_of(run, stage), "after": made_after(run, key)}
     identity = {"settings": stage_settings(run, key), "stage": key, **made_from}
     sets, until, draw = {}, None, run.sets.draw
     if stage.on_all:
@@ -252,6 +251,13 @@ def trained(run, stage, tell=None):
     record = figures(run, stage, state)
     directory.add(run.heading, key, record)
     return record, True
+
+
+def start_of(run, stage):
+    """Returns the digest of a stage's initial weights, as its file has it where they were not drawn."""
+    if stage.key == stage.of and run.directory.has(stage.key):
+        return run.directory.identity(stage.key)["start"]
+    return digest([*(stage.below.params.values() if stage.below else ()), *stage.network.params.values()])
 
 
 def made_after(run, key):

@@ -401,10 +401,19 @@ def test_how_far_a_stage_is_is_read_from_its_record_alone(new_run, copy):
     assert "its checksum is wrong" in refusal(perform, new_run(copy), "teacher")
 
 
-@pytest.mark.parametrize(("goal", "drawn"), [("teacher", []), ("kd", ["deep"]), ("fitnet", ["deep", "regressor"])])
-def test_weights_that_are_there_are_not_drawn_to_be_overwritten(goal, drawn, new_run, copy, monkeypatch):
-    (copy / f"{goal}.h5").unlink(missing_ok=goal != "teacher")
-    perform(new_run(copy), "teacher")
+@pytest.mark.parametrize(
+    ("goal", "drawn", "half"),
+    [("teacher", [], False), ("teacher", [], True), ("kd", ["deep"], False), ("fitnet", ["deep", "regressor"], False)],
+)
+def test_weights_that_are_there_are_not_drawn_to_be_overwritten(
+    goal, drawn, half, new_run, copy, finished, monkeypatch
+):
+    (copy / f"{goal}.h5").unlink()
+    if half:
+        with pytest.raises(KeyboardInterrupt):
+            perform(new_run(copy), "teacher", interrupt_at("teacher", 1))
+    else:
+        perform(new_run(copy), "teacher")
     found, initialise, unit_variance = [], task.initialise, task.unit_variance
     names = {len(TEACHER.blocks): "wide", len(STUDENT.blocks): "deep", 2: "regressor"}
 
@@ -420,6 +429,7 @@ def test_weights_that_are_there_are_not_drawn_to_be_overwritten(goal, drawn, new
     monkeypatch.setattr(task, "unit_variance", scaling)
     perform(new_run(copy), goal)
     assert found == drawn
+    assert all(np.array_equal(w, best(finished, goal)[name]) for name, w in best(copy, goal).items())
 
 
 @pytest.mark.parametrize(
