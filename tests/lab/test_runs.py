@@ -304,6 +304,16 @@ def test_a_stage_is_not_continued_from_another_teacher_or_start(stage, needed, n
     assert f"{stage}.h5" in line and "another teacher or start" in line
 
 
+def test_a_stage_is_not_continued_from_weights_that_were_drawn_otherwise(new_run, copy, monkeypatch):
+    (copy / "backprop.h5").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        perform(new_run(copy), "backprop", interrupt_at("backprop", 1))
+    initialise = task.initialise
+    monkeypatch.setattr(task, "initialise", lambda layers, rng, *more: initialise(layers, rng.spawn(1)[0], *more))
+    line = refusal(perform, new_run(copy), "backprop")
+    assert "backprop.h5" in line and "another teacher or start" in line
+
+
 @pytest.mark.parametrize("stage", ["kd", "hint", "fitnet"])
 def test_what_another_teacher_made_is_not_kept(stage, new_run, copy):
     for name in {"kd", "hint", "fitnet"} - {stage}:
