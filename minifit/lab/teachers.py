@@ -401,10 +401,15 @@ def experiment(one, path, hints=(), pixels=None):
     """Returns the experiment with the trained teacher in a file, and with guided layers that suit its hints.
 
     The hint layers of an ONNX model are its hint tensors. In the file of a stage they are those of the experiment, as
-    far as the teacher has as many layers.
+    far as the teacher has as many layers. The experiment's guided layers stay if the hints are of the size of its own.
     """
-    student, image = one.student, np.zeros((1, *one.student.input), np.float32)
-    classes = networks.build(student)(image[:0]).shape[1]
+
+    def size(layers, h):
+        """Returns the height and width of the output of the first h layers."""
+        return layers[:h](image).shape[1:-1]
+
+    student, image = one.student, np.zeros((0, *one.student.input), np.float32)
+    classes, own = networks.build(student)(image).shape[1], networks.build(one.teacher)
     teacher, maps = given(str(path), tuple(student.input), classes, tuple(hints), pixels), spec.shapes(student)
     if isinstance(teacher, FromOnnx) and not hints:
         raise UserError(f"--hint-tensor: wanted a tensor of {path}; python run.py inspect {path} lists them")
@@ -415,8 +420,10 @@ def experiment(one, path, hints=(), pixels=None):
             numbers = range(1, len(hints) + 1)
         else:
             numbers = [min(h, len(teacher.blocks) - 1) for h in preset.hint_layer]
-        if isinstance(teacher, FromOnnx) or tuple(numbers) != preset.hint_layer or one.teacher.name != teacher.name:
-            pairs = [beside(maps, teacher[:h](image[:0]).shape[1:]) for h in numbers]
+        sizes = [size(own, h) for h in preset.hint_layer]
+        other = tuple(numbers) != preset.hint_layer or [size(teacher, h) for h in numbers] != sizes
+        if isinstance(teacher, FromOnnx) or other:
+            pairs = [beside(maps, teacher[:h](image).shape[1:]) for h in numbers]
             changes |= {"hint_layer": tuple(numbers), "guided_layer": tuple(g for g, _ in pairs)}
             changes["regressor"] = "fc" if "fc" in (kind for _, kind in pairs) else "conv"
         presets[name] = replace(preset, **changes)

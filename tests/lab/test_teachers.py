@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import command, pictures, refused, saved
+from exported import command, drawn, pictures, refused, saved
 from small import EXPERIMENTS, LIGHT
 
 from minifit import UserError, data, experiments, files, fitnets, gradcheck, layers, networks, problems
@@ -308,6 +308,21 @@ def test_a_stages_file_is_a_teacher_for_networks_of_its_own_shape(tmp_path):
         asked.check(images, wrong)
     with pytest.raises(UserError, match="are for ONNX models"):
         given(str(path), IMAGE, 3, ("r1",))
+
+
+def test_the_papers_pair_stays_for_a_teacher_whose_hint_is_of_the_same_size(tmp_path):
+    digits = experiments.EXPERIMENTS["digits"]
+    paper, (first, *rest) = digits.presets["paper"], digits.teacher.blocks
+
+    def pair(name, network):
+        path = saved(tmp_path / name, drawn(network), network.input)
+        config = teachers.experiment(digits, path).presets["paper"]
+        return config.guided_layer, config.hint_layer, config.regressor
+
+    papers = paper.guided_layer, paper.hint_layer, paper.regressor
+    assert pair("narrow.h5", networks.widened(digits.teacher, 0.1)) == papers
+    with_larger_maps = replace(digits.teacher, blocks=(replace(first, channels=4, pool=None), *rest))
+    assert pair("larger.h5", with_larger_maps) == ((2,), paper.hint_layer, "conv")
 
 
 def digits_teacher(path):
