@@ -113,6 +113,7 @@ def _figures(records):
         "weights": tested[-1]["weights"],
         "multiplications": tested[-1]["multiplications"],
         "test_error": tested[-1]["test_error"],
+        "test_loss": tested[-1].get("test_loss"),
         "validation_error": chosen[-1].get("validation_error"),
         "best_epoch": chosen[-1]["best_epoch"],
         "epochs": sum(r["epochs"] for r in records),
@@ -231,10 +232,11 @@ def _row(method, setting, arm, seed_figures, reference):
     """Returns the figures of a method in an arm.   seed_figures, reference: seed -> figures"""
     sources = {record["from"] for record in seed_figures.values()}
     source = sources.pop() if len(sources) == 1 else None if None in sources else "other runs"
-    networks = {}  # A copy of one network is no further value: figures of copies are the same to the second.
+    networks = {}  # A copy of one network is no further value. It has the test loss of what it is a copy of.
+    copied = {record["test_loss"] for record in seed_figures.values() if record["from"]}
     for seed, record in seed_figures.items():
-        same = tuple(record[name] for name in record if name != "from")
-        networks.setdefault(same if record["from"] else seed, seed)
+        loss = record["test_loss"]
+        networks.setdefault(("copies", loss) if loss in copied else seed, seed)
     one = {seed: seed_figures[seed] for seed in networks.values()}
     return {
         "method": method,

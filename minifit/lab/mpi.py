@@ -62,12 +62,8 @@ class RankTeam:
         return rows[0]
 
     def spread(self, arrays, places):
-        size = self.ranks.size
-        parts = [(k % size, array, place, array[place]) for k, place in enumerate(places) for array in arrays]
-        self.ranks.wait(*(self.ranks.world.Ibcast(part, root) for root, _, _, part in parts))
-        for root, array, place, part in parts:
-            if root != self.ranks.rank:
-                array[place] = part  # which is a copy where the array is in a file
+        parts = [(array[place], k % self.ranks.size) for k, place in enumerate(places) for array in arrays]
+        self.ranks.wait(*(self.ranks.world.Ibcast(part, root) for part, root in parts))
 
 
 def by_rank(names, errors):

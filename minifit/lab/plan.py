@@ -122,7 +122,7 @@ def lines(run, goal):
             4 * prod(images.shape) for part, (images, _) in run.sets.stored.items() if run.sets.keeps_whitened(part)
         ]
         if sizes:
-            yield f"Each is whitened once and kept in a temporary file: {sum(sizes) / 2**20:.0f} MiB."
+            yield f"Whitened images are kept in a temporary file: {sum(sizes) / 2**20:.0f} MiB."
     yield ""
     yield plan_table(outline(run, stages))
 

@@ -344,7 +344,7 @@ def about_runs(part):
         lines.append(f"One teacher, trained in {source}, served all seeds: the spread comes from the students only.")
     elif any(sources.values()):
         where = (f"seed {seed}'s in {source or 'its own run'}" for seed, source in sources.items())
-        lines.append(f"Teachers were trained elsewhere: {', '.join(where)}.")
+        lines.append(f"Teachers were trained elsewhere: {', '.join(where)}. One that serves several seeds counts once.")
     return lines
 
 

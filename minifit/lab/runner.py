@@ -122,9 +122,13 @@ def given(run):
 
 
 def task_of(run):
-    """Returns the task whose networks are drawn, except those of stages that have a file."""
-    images, trained = run.sets["train"].batch(slice(MEASURED))[0], frozenset(filter(run.directory.has, run.plan.stages))
-    return replace(run.task, images=images, trained=trained, draw=True)
+    """Returns the task whose networks are drawn, except those of one method that have a file of their name."""
+    stages, users = run.plan.stages, {}
+    for method, stage in stages.values():
+        users.setdefault(stage.of, set()).add(method.name)
+    alone = (key for key, (method, _) in stages.items() if users.get(key) == {method.name})
+    images = run.sets["train"].batch(slice(MEASURED))[0]
+    return replace(run.task, images=images, trained=frozenset(filter(run.directory.has, alone)), draw=True)
 
 
 def stage_settings(run, key):

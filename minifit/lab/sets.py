@@ -32,17 +32,20 @@ CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at a time, on a device 
 class Prepared(Scratch):
     """All images of a set as `prepare` makes them. The worker that first needs some prepares their slice and keeps it.
 
-    Slices begin at multiples of HOST_CHUNK, so an image is the same bit for bit, whichever is needed first.
+    Slices begin at multiples of HOST_CHUNK, so an image is the same bit for bit, whichever is needed first. Workers
+    that need a slice at the same time all prepare it; ranks have a file each.
     """
 
     def __init__(self, folder, images, prepare):
+        folder.mkdir(parents=True, exist_ok=True)  # of a rank on another machine too
         super().__init__(folder, images.shape, np.float32)
         self.images, self.prepare = images, prepare
         self.known = shared((len(images) // HOST_CHUNK + 1,), bool)  # for each slice, whether the file has it
 
     def __getitem__(self, index):
-        slices = np.unique(self.index[index] // HOST_CHUNK)
-        for i in slices[~self.known[slices]]:
+        for i in dict.fromkeys(np.atleast_1d(self.index[index] // HOST_CHUNK).tolist()):  # each worker in its own order
+            if self.known[i]:
+                continue
             rows = slice(i * HOST_CHUNK, (i + 1) * HOST_CHUNK)
             with threadpool_limits(1, user_api="blas"):  # the sums of BLAS depend on the number of threads
                 self[rows] = self.prepare(self.images[rows])
@@ -196,7 +199,7 @@ def fingerprint(layer):
 
 def outputs(network, examples, workers, progress=False):
     """Returns network(x) for all images of a set, on the host, without noise; a tuple for several outputs."""
-    weights = next(iter(network.params.values()))
+    weights = next(iter(network.params.values()), np.zeros(0, np.float32))
     xp = array_module(weights)
     chunk = HOST_CHUNK if xp is np else CHUNK
 

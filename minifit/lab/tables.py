@@ -26,7 +26,7 @@ def tables(results, say):
             f"ours\n{unit}",
             "95 %\ninterval",
             "seeds",
-            "preset and data, or the command",
+            "settings and data, or the command",
         ]
         say(f"{title}\n\n{table(body, header)}\n")
     say(f"Table 6. The networks of Figure 2\n\n{table_6()}\n")

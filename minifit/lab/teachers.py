@@ -401,7 +401,7 @@ def experiment(one, path, hints=(), pixels=None):
     """Returns the experiment with the trained teacher in a file, and with guided layers that suit its hints.
 
     The hint layers of an ONNX model are its hint tensors. In the file of a stage they are those of the experiment, as
-    far as the teacher has as many layers. The experiment's guided layers stay if the hints are of the size of its own.
+    far as the teacher has as many layers; where they are of the size of the experiment's own, its guided layers stay.
     """
 
     def size(layers, h):

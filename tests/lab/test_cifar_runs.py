@@ -18,7 +18,7 @@ from minifit.composites import Branches, Sequential, weights
 from minifit.data import augment, preprocessing
 from minifit.data.stored import Rows, Scratch
 from minifit.experiments import CIFAR10, EXPERIMENTS, Experiment
-from minifit.lab import files, plan, report, runner, sets, training
+from minifit.lab import files, parallel, plan, report, runner, sets, training
 from minifit.lab.runner import on_all, set_up, stage_of, take_teacher
 from minifit.networks import Conv, FullyConnected, Network, Output
 from minifit.optimizers import Ramp
@@ -274,12 +274,27 @@ def test_an_image_is_whitened_once_with_its_slice_when_it_is_needed_and_kept_if_
         assert isinstance(examples.prepared, Scratch)  # memory holds none of them
         examples.prepared[:] = np.full_like(examples.prepared, 7.0)
         assert (examples.batch(np.array([3, 1]))[0] == 7.0).all()
-    assert "Each is whitened once and kept in a temporary file: 0 MiB." in plan.lines(run, "teacher")
+    assert "Whitened images are kept in a temporary file: 0 MiB." in plan.lines(run, "teacher")
     run = new_run(tmp_path / "none", replace(CONFIG, targets_memory=0), dataset=dataset)
     assert run.sets.taught("train", None, 1).prepared is None
     on_a_device = new_run(tmp_path / "device", dataset=dataset, xp=strict)
     assert on_a_device.sets.taught("train", None, 1).prepared is None
     assert not [line for line in plan.lines(on_a_device, "teacher") if "temporary file" in line]
+
+
+def test_what_a_worker_has_whitened_is_there_for_all(tmp_path):
+    asked, images = [], noise().images
+
+    def prepare(stored):
+        asked.append(len(stored))
+        return stored + np.float32(0.5)
+
+    prepared = sets.Prepared(tmp_path / "cache", images, prepare)
+    with parallel.team(2, {"read": lambda part: prepared[part].sum()}) as team:
+        team.run("read", [slice(0, 0), slice(None)])  # the second job is the other process's
+    assert prepared.known[0] and not asked
+    np.testing.assert_array_equal(prepared[:64], images[:64] + np.float32(0.5))
+    assert sum(asked) == len(images[64:])
 
 
 def test_the_plan_counts_the_teachers_forward_pass_where_it_is_made_in_every_epoch(tmp_path, monkeypatch):

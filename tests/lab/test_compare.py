@@ -149,6 +149,7 @@ def test_a_methods_figures_are_those_of_its_last_judged_stage_and_its_costs_thos
             "weights": 9,
             "multiplications": 1000,
             "test_error": 2.0,
+            "test_loss": 0.1,
             "validation_error": 1.0,
             "best_epoch": 8,
             "epochs": 14,
@@ -225,7 +226,8 @@ def test_a_question_shows_methods_that_two_of_its_arms_have_and_asks_for_its_own
 
 def test_one_teacher_for_all_seeds_is_told_and_has_no_spread():
     def said(*teachers):
-        runs = [member(i, teacher=stage("teacher", **({"from": t} if t else {}))) for i, t in enumerate(teachers)]
+        made = [{"from": t} if t else {"test_loss": 1.0 + i} for i, t in enumerate(teachers)]
+        runs = [member(i, teacher=stage("teacher", **more)) for i, more in enumerate(made)]
         found = compare.gather(runs, "command")
         return found["questions"][0]["rows"][0]["seeds"], " ".join(report.about_runs(found))
 
@@ -237,10 +239,14 @@ def test_one_teacher_for_all_seeds_is_told_and_has_no_spread():
 
 
 def test_a_teacher_that_serves_some_seeds_is_one_value_of_the_mean():
-    made = stage("teacher", seconds=3.0), stage("teacher", seconds=4.0, test_error=6.0)
-    seeds = [member(i, teacher=made[i > 0] | {"from": f"runs/{i > 0}"}, a=stage("a")) for i in range(4)]
-    teacher, a = compare.gather([*seeds, member(4, teacher=made[1], a=stage("a"))], "command")["questions"][0]["rows"]
-    assert (teacher["seeds"], teacher["test_errors"], a["seeds"]) == ([0, 1, 4], [2.0, 6.0, 6.0], [0, 1, 2, 3, 4])
+    made = stage("teacher", test_loss=0.3), stage("teacher", test_loss=0.4, test_error=6.0)
+    seeds = [member(i, teacher=made[i > 0] | {"from": f"runs/{i > 0}"}, a=stage("a")) for i in range(3)]
+    seeds += [
+        member(3, teacher=made[1], a=stage("a")),
+        member(4, teacher=stage("teacher", test_loss=0.5), a=stage("a")),
+    ]
+    teacher, a = compare.gather(seeds, "command")["questions"][0]["rows"]
+    assert (teacher["seeds"], teacher["test_errors"], a["seeds"]) == ([0, 1, 4], [2.0, 6.0, 2.0], [0, 1, 2, 3, 4])
 
 
 def test_run_directories_are_arms_by_what_differs_in_their_settings():

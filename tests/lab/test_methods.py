@@ -117,6 +117,19 @@ def test_it_starts_as_every_student_does_and_is_of_its_teacher(new_run, tmp_path
     assert "made from another teacher" in refusal(perform, new_run(tmp_path), "joint")
 
 
+def test_a_network_that_several_methods_train_is_drawn_though_a_stage_has_its_name(new_run, tmp_path, monkeypatch):
+    def student(task, train):
+        train(fitnets.Stage("student", task.network("student"), fitnets.LABELS, task.settings.student))
+
+    monkeypatch.setattr(
+        baselines, "METHODS", (*baselines.METHODS, fitnets.Method("student", "a", "a", student, default=True))
+    )
+    common = {name: p.copy() for name, p in task_of(new_run(tmp_path)).network("student").params.items()}
+    perform(new_run(tmp_path), "student")
+    start = task_of(new_run(tmp_path)).network("student").params
+    assert all(np.array_equal(start[name], p) for name, p in common.items())
+
+
 def test_it_is_compared_and_published_and_its_records_outlive_it(added, tmp_path, monkeypatch, capfd):
     (tmp_path / "with_joint.py").write_text(SCRIPT)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "with_joint.py")])

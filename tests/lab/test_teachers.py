@@ -311,18 +311,19 @@ def test_a_stages_file_is_a_teacher_for_networks_of_its_own_shape(tmp_path):
 
 
 def test_the_papers_pair_stays_for_a_teacher_whose_hint_is_of_the_same_size(tmp_path):
-    digits = experiments.EXPERIMENTS["digits"]
-    paper, (first, *rest) = digits.presets["paper"], digits.teacher.blocks
+    one = experiments.EXPERIMENTS["cifar10-30m-11"]  # without the paper's pair, layer 6 would be guided
+    paper, narrow = one.presets["paper"], networks.widened(one.teacher, 0.05)
 
     def pair(name, network):
         path = saved(tmp_path / name, drawn(network), network.input)
-        config = teachers.experiment(digits, path).presets["paper"]
+        config = teachers.experiment(one, path).presets["paper"]
         return config.guided_layer, config.hint_layer, config.regressor
 
     papers = paper.guided_layer, paper.hint_layer, paper.regressor
-    assert pair("narrow.h5", networks.widened(digits.teacher, 0.1)) == papers
-    with_larger_maps = replace(digits.teacher, blocks=(replace(first, channels=4, pool=None), *rest))
-    assert pair("larger.h5", with_larger_maps) == ((2,), paper.hint_layer, "conv")
+    assert pair("narrow.h5", narrow) == papers
+    first, *rest = narrow.blocks
+    assert pair("larger.h5", replace(narrow, blocks=(replace(first, pool=None), *rest)))[0] != papers[0]
+    assert pair("shorter.h5", replace(narrow, blocks=(first, rest[-1])))[1] == (1,)
 
 
 def digits_teacher(path):

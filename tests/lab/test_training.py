@@ -14,6 +14,7 @@ from minifit.fitnets import LABELS, Distillation, Hint, Loss, Stage
 from minifit.lab import files, sets, training
 from minifit.lab.sets import Examples, outputs
 from minifit.lab.training import DataParallel, TrainingError, fit, improves, stopped
+from minifit.layers import Log
 from minifit.networks import Conv, Network, Output, build, initialise
 from minifit.optimizers import Ramp, Schedule, update
 from minifit.regressors import regressor
@@ -472,6 +473,8 @@ def test_outputs_are_what_the_network_says_without_noise(workers):
     assert isinstance(found, tuple) and len(found) == 2
     for one, expected in zip(found, several(x), strict=True):
         np.testing.assert_allclose(one, expected, rtol=1e-12, atol=1e-14)
+    found = outputs(Log(2.0), replace(examples, images=abs(x) + 1), workers)  # it has no weights
+    np.testing.assert_allclose(found, 2 * np.log(abs(x) + 1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["kd", "hint", "joint"])
