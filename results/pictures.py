@@ -1,11 +1,17 @@
-"""Draws the two pictures of the front page: `python results/pictures.py`.
+"""Draws the two pictures of the front page, and Figure 2 of the paper with ours: `python results/pictures.py`.
 
 method.svg shows the method: teacher, student, hint, guided layer and regressor. It has a background of its own, and
 colours for light and for dark screens. working.png shows the method at work: parts of mnist/default/hints.png, enlarged
-for a phone.
+for a phone. figure2.png shows accuracy by depth, from the records in cifar10-30m-*/.
 """
 
 from pathlib import Path
+
+import numpy as np
+
+from minifit import baselines
+from minifit.lab import plots, tables
+from reference import paper
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 460, 446
@@ -140,6 +146,37 @@ def working(path):
     figure.savefig(path)
 
 
+def figure_2(path):
+    """Figure 2 at 30M multiplications: test accuracy by depth, one panel per start, and the paper's."""
+    from matplotlib.figure import Figure
+
+    starts = {"our start: unit variance": False, "the paper's start: U(-.005, .005)": True}
+    labels, depths = {m.name: m.label for m in baselines.METHODS}, [5, 7, 9, 11]
+    figure = Figure(figsize=(8.4, 4.1))
+    about = "filled: ours, test accuracy of 9,968 images; open: the paper's, read off its figure"
+    plots.heading(figure, "CIFAR-10: depth at 30M multiplications", about)
+    for column, (start, uniform) in enumerate(starts.items()):
+        axes = figure.add_axes((0.065 + 0.485 * column, 0.12, 0.435, 0.66))
+        for method in paper.FIGURE_2_POINTS["30M", 5]:
+            style, ours = {"color": plots.colour_of(method)}, []
+            for depth in depths:
+                rows = tables.figures(HERE / f"cifar10-30m-{depth}", method).items()
+                accuracies = [100 - np.mean(row["test_errors"]) for name, row in rows if ("init=" in name) == uniform]
+                ours += [(depth, accuracy) for accuracy in accuracies]
+            published = [(d, p[method]) for d in depths if method in (p := paper.FIGURE_2_POINTS["30M", d])]
+            axes.plot(*zip(*published, strict=True), "--D", mfc="none", ms=5, lw=0.8, **style)
+            if ours:
+                axes.plot(*zip(*ours, strict=True), "-o", ms=6, lw=2, label=labels[method], **style)
+        axes.set_title(start, loc="left", fontsize=10, fontweight="bold")
+        axes.set_xticks(depths, [f"{depth} layers" for depth in depths])
+        axes.set_xlim(4.3, 11.7)
+        axes.set_ylim(40, 95)
+        plots.bare(axes)
+        axes.legend(loc="lower left", frameon=False, fontsize=9)
+    plots.save(figure, path)
+
+
 if __name__ == "__main__":
     (HERE / "method.svg").write_text(method(), encoding="utf-8")
     working(HERE / "working.png")
+    figure_2(HERE / "figure2.png")
