@@ -181,7 +181,8 @@ def _without(run, shared):
 
 def again(comparison):
     """Returns the arguments of `gather` that give this comparison: its records and the rest."""
-    keys = ("experiment", "data", "teacher", "student", "train_images", "validation_images", "test_images")
+    keys = ("experiment", "data", "teacher", "student", "teacher_error")
+    keys += ("train_images", "validation_images", "test_images")
     head = {name: comparison[name] for name in keys if name in comparison}
     shared = comparison["settings"]
     runs = [run | {"settings": shared | run["settings"], "head": head} for run in comparison["runs"]]

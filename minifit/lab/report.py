@@ -137,8 +137,7 @@ def results_table(summary, published=None):
     images = summary["test_images"]
     captions = [f"{summary['data']}, {images:,} test images, seed {summary['seed']}, preset {summary['preset']}."]
     if "teacher" in summary:
-        errs = f", with {summary['teacher_error']:.2f} % of test errors" if "teacher_error" in summary else ""
-        captions.append(f"Teacher: {summary['teacher']}{errs}. Student: {summary['student']}.")
+        captions.append(f"{about_networks(summary)}.")
         captions.append(f"Trained on {summary['train_images']:,} images; {_chosen(summary['validation_images'])}.")
     sources = {key: stage["from"] for key, stage in stages.items() if "from" in stage}
     captions += [f"Stage {key} was trained in {source}." for key, source in sources.items()]
@@ -275,14 +274,20 @@ def rows_of(part):
     return [row for question in part["questions"] for row in question["rows"]]
 
 
+def about_networks(head):
+    """Names teacher and student, and the error of a teacher that was trained elsewhere."""
+    error = f", with {head['teacher_error']:.2f} % of test errors" if "teacher_error" in head else ""
+    return f"Teacher: {head['teacher']}{error}. Student: {head['student']}"
+
+
 def part_blocks(name, part):
     """Returns the blocks of one comparison without its pictures: settings, seeds, tables."""
     several_arms = len(part["arms"]) > 1
     blocks = [("heading", f"{TITLES.get(name, name)} (preset {part['preset']})"), ("code", part["command"])]
     if "teacher" in part:
         sizes = f"{part['train_images']:,} training, {part['validation_images']:,} validation"
-        about = f"{part['data']}: {sizes} and {part['test_images']:,} test images. Teacher: {part['teacher']}. "
-        blocks.append(("text", f"{about}Student: {part['student']}. {made_by(part)}".strip()))
+        about = f"{part['data']}: {sizes} and {part['test_images']:,} test images. {about_networks(part)}. "
+        blocks.append(("text", f"{about}{made_by(part)}".strip()))
     over_groups = [s["standard_error"] for run in part["runs"] for s in run["stages"].values() if "standard_error" in s]
     if over_groups:
         low, high = min(over_groups), max(over_groups)
