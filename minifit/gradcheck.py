@@ -84,7 +84,7 @@ def comparisons(f, arrays, rng, affine=False, coordinates=0):
     """
     xp = array_module(*arrays.values())
     y, pull = f(arrays)
-    dy = xp.asarray(direction(y.shape, rng))
+    dy = xp.asarray(direction(y.shape, rng), dtype=y.dtype)
     grads = pull(dy)
     shapes, wanted = ({name: a.shape for name, a in group.items()} for group in (grads, arrays))
     if shapes != wanted:

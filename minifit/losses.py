@@ -118,7 +118,7 @@ def _probabilities(xp, log_p):
     Smaller gradients, of a network that is sure of an image, become subnormal on their way back. Processors may compute
     far more slowly with subnormal numbers.
     """
-    return xp.exp(log_p) * (log_p > log(np.finfo(log_p.dtype).tiny) / 2)
+    return xp.exp(log_p) * (log_p > np.finfo(log_p.dtype).minexp * log(2) / 2)
 
 
 def _weighed(xp, p, log_p):

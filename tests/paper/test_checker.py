@@ -518,6 +518,30 @@ def test_a_row_that_raises_or_never_decides_fails_and_the_next_is_run(monkeypatc
     assert failures[3] is None
 
 
+class Rounds(Linear):
+    """Loses four digits of its gradients."""
+
+    def backward(self, dy, cache):
+        dx, grads = super().backward(dy, cache)
+        return dx, {name: (g + 1e4) - 1e4 for name, g in grads.items()}
+
+
+class RoundsAndIsSlightlyLarge(Rounds, SlightlyLarge):
+    pass
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps > 1e-18, reason="here extended precision has no more digits")
+def test_rounding_beyond_the_tolerance_is_told_from_a_wrong_gradient(monkeypatch):
+    rounding, wrong = linear(Rounds), linear(RoundsAndIsSlightlyLarge)
+    for problem in (rounding, wrong):
+        made = gradcheck.comparisons(problem, problem.arrays, rng(), affine=True)
+        assert max(comparison.ratio for comparison in made) > 1
+    rows = [Case("rounds", lambda i, r: rounding, affine=True), Case("wrong", lambda i, r: wrong, affine=True)]
+    monkeypatch.setattr(audit, "cases", lambda: rows)
+    right, failed = audit.run(draws=3)
+    assert right.failure is None and 0 < right.ratio < 1 and "backward says" in failed.failure
+
+
 def test_the_audit_repeats_itself_and_a_row_does_not_hang_on_the_others():
     one, (other,) = audit.run(draws=2, seed=3, only="Maxout"), audit.run(draws=2, seed=3, only="Maxout 5")
     assert [r.row for r in one] == ["Maxout 1", "Maxout 2", "Maxout 5", "Maxout 5 of features"]
