@@ -29,8 +29,8 @@ def compared(problem, affine, rng):
     """Yields the comparisons of a problem. One that misses its tolerance is made again with more digits.
 
     A gradient can be a difference of nearly equal numbers, such as P - y of a sure network. Its rounding error may then
-    exceed 1e-13, about once in ten thousand comparisons. In NumPy's extended precision rounding errors are 2000 times
-    smaller, on x86, and a wrong gradient is as wrong as before.
+    exceed 1e-13, as in 2 of the 102,131 comparisons of seeds 0 to 29. NumPy's extended precision has 2000 times smaller
+    rounding errors on x86, and a wrong gradient is as wrong there as before.
     """
     state, more = rng.bit_generator.state, {}
     for i, comparison in enumerate(comparisons(problem, problem.arrays, rng, affine, COORDINATES)):
