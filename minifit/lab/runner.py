@@ -122,13 +122,21 @@ def given(run):
 
 
 def task_of(run):
-    """Returns the task whose networks are drawn, except those of one method that have a file of their name."""
-    stages, users = run.plan.stages, {}
-    for method, stage in stages.values():
-        users.setdefault(stage.of, set()).add(method.name)
-    alone = (key for key, (method, _) in stages.items() if users.get(key) == {method.name})
+    """Returns the task whose networks are drawn, except those that `undrawn` names."""
     images = run.sets["train"].batch(slice(MEASURED))[0]
-    return replace(run.task, images=images, trained=frozenset(filter(run.directory.has, alone)), draw=True)
+    return replace(run.task, images=images, trained=undrawn(run), draw=True)
+
+
+def undrawn(run):
+    """Returns the stages whose network is loaded and not drawn.
+
+    Such a stage has a file, and its method alone trains the network that has the stage's name.
+    """
+    users = {}
+    for method, stage in run.plan.stages.values():
+        users.setdefault(stage.of, set()).add(method.name)
+    alone = (key for key, (method, _) in run.plan.stages.items() if users.get(key) == {method.name})
+    return frozenset(filter(run.directory.has, alone))
 
 
 def stage_settings(run, key):
@@ -258,8 +266,8 @@ def trained(run, stage, tell=None):
 
 
 def start_of(run, stage):
-    """Returns the digest of a stage's initial weights, as its file has it where they were not drawn."""
-    if stage.key == stage.of and run.directory.has(stage.key):
+    """Returns the digest of a stage's initial weights. Where the weights were not drawn, the stage's file has it."""
+    if stage.key in undrawn(run):
         return run.directory.identity(stage.key)["start"]
     return digest([*(stage.below.params.values() if stage.below else ()), *stage.network.params.values()])
 

@@ -30,10 +30,10 @@ CHUNK, HOST_CHUNK = 250, 64  # images that are evaluated at a time, on a device 
 
 
 class Prepared(Scratch):
-    """All images of a set as `prepare` makes them. The worker that first needs some prepares their slice and keeps it.
+    """All images of a set as `prepare` makes them. The first worker that needs an image prepares the image's slice.
 
-    Slices begin at multiples of HOST_CHUNK, so an image is the same bit for bit, whichever is needed first. Workers
-    that need a slice at the same time all prepare it; ranks have a file each.
+    The file keeps the slice for all workers of the process. Slices begin at multiples of HOST_CHUNK, so an image has
+    the same bits whichever image is needed first. Workers that need a slice at the same time all prepare it.
     """
 
     def __init__(self, folder, images, prepare):
