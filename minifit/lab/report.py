@@ -349,7 +349,8 @@ def about_runs(part):
         lines.append(f"One teacher, trained in {source}, served all seeds: the spread comes from the students only.")
     elif any(sources.values()):
         where = (f"seed {seed}'s in {source or 'its own run'}" for seed, source in sources.items())
-        lines.append(f"Teachers were trained elsewhere: {', '.join(where)}. One that serves several seeds counts once.")
+        lines.append(f"Teachers were trained elsewhere: {', '.join(where)}.")
+        lines.append("A teacher that serves several seeds counts once in the means.")
     return lines
 
 
