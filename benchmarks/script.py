@@ -1,7 +1,7 @@
 """The PyTorch script of a stage: what a competent user would write to train the same networks by the same loss.
 
-The teacher is frozen and runs under inference_mode, or its outputs are kept where images are not augmented. Images are
-prepared once and lie ready as floats. The update is `torch.optim`'s, with max-norm after it.
+The teacher is frozen and runs under inference_mode, or its outputs are kept, for mirror images too where the experiment
+mirrors. Images are prepared once and lie ready as floats. The update is `torch.optim`'s, with max-norm after it.
 """
 
 import numpy as np
@@ -75,7 +75,10 @@ class Script:
         self.student = Net(stage.network, x.shape[1:], format, True, device)
         self.teacher = stage.target and Net(stage.target, x.shape[1:], format, device=device)
         self.x, self.labels = images(x, format, device), torch.from_numpy(labels).to(device)
-        self.answers = self.outputs(self.x) if keeps and self.teacher else None
+        self.answers = None
+        if keeps and self.teacher:
+            versions = [self.x, self.x.flip(3)] if flips else [self.x]
+            self.answers = torch.stack([self.outputs(x) for x in versions])
         self.optimizer = _optimizer(stage, self.student.weights)
         self.limits = [(self.student.weights[w.name], w.max_norm) for w in weights(stage.network) if w.max_norm]
 
@@ -107,11 +110,11 @@ class Script:
     def step(self, chosen, epoch=1):
         """One update on the images of these numbers."""
         chosen = chosen.to(self.device)
-        x, labels = self.x[chosen], self.labels[chosen]
+        x, labels, version = self.x[chosen], self.labels[chosen], 0
         if self.flips:
             mirror = torch.rand(len(x), device=self.device) < 0.5
-            x = torch.where(mirror[:, None, None, None], x.flip(3), x)
-        target = self.answers[chosen] if self.answers is not None else self.teacher and self.outputs(x)
+            x, version = torch.where(mirror[:, None, None, None], x.flip(3), x), mirror.long()
+        target = self.answers[version, chosen] if self.answers is not None else self.teacher and self.outputs(x)
         self.gradient(x, target, labels, epoch)
         self.optimizer.step()
         with torch.no_grad():

@@ -174,8 +174,9 @@ def about_the_teacher(run, stages):
                 anew.append(stage.key)
     memory = f"{sum(needed.values()) / 2**20:.0f} MiB"
     if not anew:
-        return f"The teacher's outputs are computed once and kept: {memory}."
-    why = ", which are augmented" if run.sets.draw else f", in {', '.join(anew)} (--targets-memory)"
+        mirrored = " for each image and its mirror image" if run.sets.versions("train") > 1 else ""
+        return f"The teacher's outputs{mirrored} are computed once and kept: {memory}."
+    why = ", which are cropped" if run.task.settings.crops else f", in {', '.join(anew)} (--targets-memory)"
     return (
         f"The teacher's outputs are computed anew in every epoch for training images{why}; the others are computed "
         f"once and kept: {memory}."

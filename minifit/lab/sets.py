@@ -2,7 +2,7 @@
 
 The worker that needs a batch prepares its images (scales them, or normalises their contrast), augments them and shows
 them to the teacher. If they fit the space that the settings allow, the teacher's outputs for images that are not
-augmented are kept in memory and, on a host, whitened images in a file without a name.
+cropped, and for their mirror images, are kept in memory and, on a host, whitened images in a file without a name.
 """
 
 import fcntl
@@ -57,7 +57,8 @@ class Prepared(Scratch):
 class Examples:
     """Stored images, their labels, their preparation, and the teacher's outputs or the teacher itself.
 
-    teacher: the teacher's outputs for all images, or a layer that computes them for each batch; None: no teacher
+    teacher: the teacher's outputs for all images, followed by those for their mirror images if some are mirrored; or a
+    layer that computes them for each batch; None: no teacher
     """
 
     images: np.ndarray  # uint8 (N, H, W, C)
@@ -75,10 +76,18 @@ class Examples:
         x = self.prepare(stored) if self.prepared is None else self.prepared[index]
         if choices is not None:
             x = augment.apply(x, choices)
+        if not callable(given):
+            return x, each(lambda a: a[self._rows(index, choices)], given), self.labels[index]
         seen = x
         if sees_bytes(given):
             seen = stored if choices is None else augment.apply(stored, choices)
-        return x, given(seen) if callable(given) else each(lambda a: a[index], given), self.labels[index]
+        return x, given(seen), self.labels[index]
+
+    def _rows(self, index, choices):
+        """Returns the numbers of the teacher's outputs for some images; those for mirror images follow all others."""
+        if choices is None:
+            return index
+        return index + len(self) * array_module(index).asarray(choices[:, 0].astype(np.int64))
 
     def on(self, xp):
         """Returns these examples on another library's device. The device keeps bytes and prepares each batch."""
@@ -150,7 +159,7 @@ class Sets:
         return partial(augment.draw, flips=c.flips, pad=c.crops) if c.flips or c.crops else None
 
     def taught(self, part, teacher, workers, progress=False):
-        """Returns a set with the teacher's outputs, computed once if images are not augmented and the outputs fit."""
+        """Returns a set with the teacher's outputs, computed once if images are not cropped and the outputs fit."""
         if self.keeps_whitened(part) and part not in self.whitened:
             self.whitened[part] = Prepared(self.cache, self.stored[part][0], self.prepare)
         examples, key = self[part], (part, fingerprint(teacher))
@@ -159,26 +168,31 @@ class Sets:
         if not self.keeps(part, teacher):
             return replace(examples, teacher=teacher)
         if key not in self.answers:
-            self.answers[key] = outputs(*self.nearest(part, teacher, workers, progress), workers, progress), teacher
+            layers, seen, versions = self.nearest(part, teacher, workers, progress)
+            self.answers[key] = outputs(layers, seen, workers, progress, versions), teacher
         return replace(examples, teacher=self.answers[key][0])
 
     def nearest(self, part, teacher, workers, progress):
-        """Returns (layers, examples): the teacher's layers above the highest hint whose maps are kept, and the maps."""
+        """Returns (layers, examples, versions): the layers above the highest hint whose maps are kept, and the maps."""
         for h in sorted(self.config.hint_layer, reverse=True) if isinstance(teacher, Sequential) else ():
             if h < len(teacher) and self.keeps(part, teacher[:h]):
                 maps = self.taught(part, teacher[:h], workers, progress).teacher
-                return teacher[h:], Examples(maps, self.stored[part][1], as_they_are)
-        return teacher, self[part]
+                return teacher[h:], Examples(maps, np.zeros(len(maps)), as_they_are), 1
+        return teacher, self[part], self.versions(part)
 
     def keeps(self, part, teacher):
         """Whether the teacher's outputs for a set are kept. Only the settings decide, not the free memory."""
-        augmented = part == "train" and self.draw is not None
-        return not augmented and self.needs(part, teacher) <= self.config.targets_memory * 2**20
+        cropped = part == "train" and self.config.crops
+        return not cropped and self.needs(part, teacher) <= self.config.targets_memory * 2**20
 
     def needs(self, part, teacher):
         """Returns the bytes that the teacher's outputs for a set take."""
         x = array_module(*teacher.params.values()).zeros((0, *self.stored[part][0].shape[1:]), np.float32)
-        return self.sizes[part] * sum(each_size(teacher(x))) * x.itemsize
+        return self.versions(part) * self.sizes[part] * sum(each_size(teacher(x))) * x.itemsize
+
+    def versions(self, part):
+        """Returns how many versions of each image of a set there are, crops aside: 2 if it may be mirrored."""
+        return 2 if part == "train" and self.config.flips else 1
 
 
 def as_they_are(images):
@@ -197,31 +211,38 @@ def fingerprint(layer):
     return type(layer).__name__, *((name, fingerprint(child)) for name, child in layer.children.items())
 
 
-def outputs(network, examples, workers, progress=False):
-    """Returns network(x) for all images of a set, on the host, without noise; a tuple for several outputs."""
+def outputs(network, examples, workers, progress=False, versions=1):
+    """Returns network(x) for all images of a set, on the host, without noise; a tuple for several outputs.
+
+    versions: 2: the outputs for the mirror images of all images follow
+    """
     weights = next(iter(network.params.values()), np.zeros(0, np.float32))
     xp = array_module(weights)
     chunk = HOST_CHUNK if xp is np else CHUNK
 
-    def ask(part):
-        return network(xp.asarray(examples.images[part] if sees_bytes(network) else examples.batch(part)[0]))
+    n = len(examples)
+
+    def ask(start, mirrored):
+        part = slice(start, min(start + chunk, n))
+        x = examples.images[part] if sees_bytes(network) else examples.batch(part)[0]
+        return network(xp.asarray(x[:, :, ::-1] if mirrored else x))
 
     none = network(xp.zeros((0, *examples.images.shape[1:]), weights.dtype))  # no images are enough to find the shape
-    given = each(lambda y: shared((len(examples), *y.shape[1:]), y.dtype), none)
+    given = each(lambda y: shared((versions * n, *y.shape[1:]), y.dtype), none)
 
-    def part(start):
-        part = slice(start, start + chunk)
-        for result, y in zip(*(v if isinstance(v, tuple) else (v,) for v in (given, ask(part))), strict=True):
-            result[part] = to_host(y)
+    def part(rows):
+        y = ask(rows.start % n, rows.start >= n)
+        for result, of_part in zip(*(v if isinstance(v, tuple) else (v,) for v in (given, y)), strict=True):
+            result[rows] = to_host(of_part)
 
-    jobs = range(0, len(examples), chunk)
-    bar = Bar(total=len(examples), unit="img", unit_scale=True, leave=False, disable=not progress, desc="kept outputs")
+    ends = [n * version for version in range(1, versions + 1)]
+    jobs = [slice(i, min(i + chunk, end)) for end in ends for i in range(end - n, end, chunk)]
+    bar = Bar(total=ends[-1], unit="img", unit_scale=True, leave=False, disable=not progress, desc="kept outputs")
     with team(workers if xp is np else 1, {"outputs": part}) as processes, bar:
         for i in range(0, len(jobs), 50):
-            starts = jobs[i : i + 50]
-            processes.run("outputs", starts)
+            processes.run("outputs", jobs[i : i + 50])
             results = given if isinstance(given, tuple) else (given,)
-            processes.spread(results, [slice(start, start + chunk) for start in starts])
+            processes.spread(results, jobs[i : i + 50])
             bar.update(min(50 * chunk, len(examples) - bar.n))
     return given
 

@@ -297,7 +297,8 @@ def test_the_bytes_that_move_are_counted_on_both_sides():
 def test_a_stage_on_noise_has_the_settings_of_its_experiment(tmp_path):
     run = stages.noise_run("cifar10-fitnet1", "default", 20, 1, tmp_path)
     assert run.sets.draw is not None and run.task.networks["teacher"].blocks[0].channels == 48
-    assert not run.sets.keeps("train", stages.started(run, "kd").target)  # flipped images, another answer every time
+    assert run.sets.keeps("train", stages.started(run, "kd").target)  # for mirror images too
+    assert not run.sets.keeps("train", stages.started(run, "hint").target)  # whose maps are too large
     x, labels = stages.prepared(run.sets["train"], 7, at_once=3)
     np.testing.assert_allclose(x, run.sets["train"].batch(slice(7))[0], atol=1e-5)
     assert x.dtype == np.float32 and len(labels) == 7
@@ -311,7 +312,7 @@ def test_steps_of_a_stage_are_those_of_training(tmp_path):
         before = {name: p.copy() for name, p in ours.parallel.params.items()}
         assert ours.steps(2) > 0
         assert all((before[name] != p).any() for name, p in ours.parallel.params.items())
-    with stages.Stage("cifar10-fitnet1", "default", "kd", 2, 1) as ours:
+    with stages.Stage("cifar10-fitnet1", "default", "hint", 2, 1) as ours:
         assert not ours.kept() and ours.steps(1) > 0
 
 
@@ -360,6 +361,23 @@ def test_the_script_mirrors_images_and_takes_a_step_down_its_loss():
     assert mirrored == {True, False}
     with pytest.raises(TypeError, match="no layer"):
         script.Net(Sequential([Linear(np.ones((3, 2)), np.ones(2)), Softmax()]), (3,), "NCHW")
+
+
+def test_the_scripts_kept_outputs_are_those_for_the_images_that_it_shows():
+    torch = pytest.importorskip("torch")
+    with stages.Script("cifar10-fitnet1", "default", "kd", 8, 1, True) as theirs:
+        trained, shown = theirs.scripts["channels_last", True], []
+        trained.gradient = lambda x, target, *more: shown.append((x, target))
+        trained.optimizer.step = lambda: None
+        torch.manual_seed(0)
+        for _ in range(3):
+            trained.step(torch.tensor([6, 1, 3, 0]))
+        assert {bool((x[i] != trained.x[n]).any()) for x, _ in shown for i, n in enumerate((6, 1, 3, 0))} == {
+            True,
+            False,
+        }
+        for x, target in shown:
+            torch.testing.assert_close(target, trained.outputs(x), rtol=1e-4, atol=1e-5)
 
 
 def test_all_stages_of_an_experiment_are_trained_by_the_script(monkeypatch):

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import run as command
 from minifit import UserError, data, experiments, networks, regressors
+from minifit.backend import to_host
 from minifit.composites import Branches, Sequential, weights
 from minifit.data import augment, preprocessing
 from minifit.data.stored import Rows, Scratch
@@ -44,6 +45,7 @@ CONFIG = replace(
     microbatch=4,
 )
 AS_STORED = replace(CONFIG, flips=False, crops=0, preprocessing="unit")  # the teacher's outputs can then be kept
+MIRRORED = replace(CONFIG, crops=0)  # and then those for mirror images too
 STAGES = ["teacher", "backprop", "kd", "hint", "hint_2", "fitnet"]
 
 
@@ -178,6 +180,38 @@ def test_without_augmentation_the_teacher_speaks_once(tmp_path, monkeypatch):
         np.testing.assert_allclose(said, target(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("xp", [np, strict], ids=["host", "device"])
+def test_of_mirrored_images_the_teacher_speaks_twice_and_of_none_again(xp, tmp_path, monkeypatch):
+    run, asked, outputs = new_run(tmp_path, MIRRORED, xp=xp), [], sets.outputs
+
+    def listening(network, examples, *more):
+        asked.append((len(network), len(examples), more[-1]))
+        return outputs(network, examples, *more)
+
+    monkeypatch.setattr(sets, "outputs", listening)
+    monkeypatch.setattr(sets, "HOST_CHUNK", 20)  # by which 48 images cannot be divided
+    monkeypatch.setattr(sets, "CHUNK", 20)
+    microbatches = seen(monkeypatch, run, "fitnet")
+    assert [entry for entry in asked if entry[1] >= 48] == [(1, 48, 2), (1, 96, 1), (2, 96, 1)]  # from map to map
+    x, said = (np.concatenate([to_host(batch[i]) for batch in microbatches]) for i in (1, 2))
+    target = stage_of(run, "fitnet").target
+    np.testing.assert_allclose(said, to_host(target(xp.asarray(x))), rtol=1e-4, atol=1e-4)
+    originals = to_host(images_of(run, "train"))
+    sides = prints(originals), prints(originals[:, :, ::-1])
+    assert prints(x) <= sides[0] | sides[1]
+    assert all(len(prints(x) & side) > 24 for side in sides)
+
+
+def test_mirrored_images_teach_the_same_whether_the_teachers_outputs_are_kept_or_not(tmp_path, monkeypatch):
+    kept = new_run(tmp_path / "kept", MIRRORED)
+    perform(kept, "kd")
+    anew = new_run(tmp_path / "anew", replace(MIRRORED, targets_memory=0))
+    perform(anew, "kd")
+    assert "train" in {part for part, _ in kept.sets.answers} and anew.sets.answers == {}
+    for name, a in best(tmp_path / "kept", "kd").items():
+        np.testing.assert_allclose(best(tmp_path / "anew", "kd")[name], a, rtol=0, atol=1e-3 * abs(a).max())
+
+
 def about(run):
     """What the plan says of the teacher's outputs."""
     return plan.about_the_teacher(run, [stage for _, stage in run.plan.stages.values()])
@@ -185,8 +219,10 @@ def about(run):
 
 def test_the_plan_says_what_becomes_of_the_teachers_outputs(tmp_path):
     assert about(new_run(tmp_path, AS_STORED)) == "The teacher's outputs are computed once and kept: 0 MiB."
+    line = about(new_run(tmp_path, MIRRORED))
+    assert line == "The teacher's outputs for each image and its mirror image are computed once and kept: 0 MiB."
     line = about(new_run(tmp_path))
-    assert "anew in every epoch for training images, which are augmented" in line
+    assert "anew in every epoch for training images, which are cropped" in line
     line = about(new_run(tmp_path, replace(AS_STORED, targets_memory=0)))
     assert "anew in every epoch for training images, in kd, hint, hint_2, fitnet (--targets-memory)" in line
     run = new_run(tmp_path, replace(AS_STORED, targets_memory=1))
@@ -207,6 +243,12 @@ def test_the_memory_of_the_teachers_outputs_is_that_of_its_parts(tmp_path):
     assert run.sets.keeps("train", joint) and not run.sets.keeps("train", teacher[:1])
     run.sets.config = replace(AS_STORED, targets_memory=29_999)
     assert not run.sets.keeps("train", joint) and run.sets.keeps("validation", joint)
+    validation = run.sets.needs("validation", joint)
+    run.sets.config = replace(AS_STORED, flips=True, targets_memory=60_000)
+    assert run.sets.needs("train", joint) == 60_000 * 2**20 and run.sets.needs("validation", joint) == validation
+    assert run.sets.keeps("train", joint)
+    run.sets.config = replace(run.sets.config, targets_memory=59_999)
+    assert not run.sets.keeps("train", joint)
 
 
 def test_outputs_beyond_their_memory_are_computed_on_the_batch_for_any_number_of_workers(tmp_path, monkeypatch):

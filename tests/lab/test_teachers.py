@@ -15,7 +15,7 @@ from minifit import UserError, data, experiments, files, fitnets, gradcheck, lay
 from minifit.data.preprocessing import Unit
 from minifit.lab import runner, teachers
 from minifit.lab.records import write_record
-from minifit.lab.sets import Examples
+from minifit.lab.sets import Examples, outputs
 from minifit.lab.teachers import FromFile, FromOnnx, Given, Pixels, given
 from minifit.regressors import pieces_of
 from minifit.task import Task
@@ -256,6 +256,11 @@ def test_it_sees_the_stored_bytes_augmented_as_the_students_images_are(tmp_path)
     assert not np.array_equal(seen, images[:3])
     np.testing.assert_array_equal(target, asked(seen))
     np.testing.assert_array_equal(examples.batch(slice(3, 6))[1], asked(images[3:]))
+    mirrored = outputs(asked, examples, 1, versions=2)[6:]  # where they are kept
+    x, target, _ = replace(examples, teacher=np.concatenate([mirrored - 1, mirrored])).batch(
+        np.arange(3, 6), np.array([[1, 0, 0]] * 3)
+    )
+    np.testing.assert_allclose(target, asked(np.rint(255 * x).astype(np.uint8)), rtol=1e-5, atol=1e-5)
 
 
 def small_task(asked, dtype=np.float64):
