@@ -493,6 +493,8 @@ def check(experiment, config):
     if not config.guided_layer or len(config.guided_layer) != len(config.hint_layer):
         given = (f"{flag(name)} {' '.join(words(getattr(config, name)))}" for name in ("guided_layer", "hint_layer"))
         raise UserError(f"{' and '.join(given)}: wanted pairs, the same number of layers for both")
+    if config.teacher_width_scale != 1 and not isinstance(experiment.teacher, networks.Network):
+        raise UserError("--teacher-width-scale: --teacher names a trained teacher, which has its width; leave it out")
     side = min(experiment.student.input[:2])
     if config.crops >= side:
         raise UserError(f"--crops {config.crops}: wanted 0 to {side - 1} pixels")

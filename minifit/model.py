@@ -26,7 +26,9 @@ from minifit.layers import Layer, Softmax
 FORMAT = 1  # of the description
 BATCH = 64  # images computed at a time
 AXES = (
-    "Images are uint8 (N, H, W, C), N of them of height H, width W and C channels. Arrays are in row-major order, and "
+    "Images are uint8 (N, H, W, C), N of them of height H, width W and C channels. `images` begins the SHA-256 of the "
+    "images and then the labels, as int64, of the training set, the validation set and the test set of the run, each "
+    "whole set after the one before. Arrays are in row-major order, and "
     "Flatten reads (H, W, C) in that order. Filters are (R, S, C, K): height, width, input and output channels. "
     "Dropout works in training only; otherwise it is the identity. A Sequential passes x from child to child."
 )
@@ -82,7 +84,10 @@ def load(path):
     """Returns the Model in a stage's file. UserError if the file is damaged or holds no whole classifier."""
     path = Path(path)
     try:
+        files.opened(path).close()
         record, groups = files.load(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
     except UserError as error:
         raise UserError(str(error).replace("; remove it to train again", "")) from None
     about = record.get("network")
@@ -92,6 +97,11 @@ def load(path):
         raise UserError(f"{path}: holds {about.get('name')}{about.get('part', '')}, which does not classify images")
     try:
         stages.check_best(groups)
+        for name, a in groups["best"].items():
+            if a.dtype != np.float32:
+                raise ValueError(f"{name} is {a.dtype}, wanted float32")
+        if not isinstance(about["name"], str):
+            raise ValueError(f"its name is {about['name']}")
         rebuilt = rebuild(about["layers"], groups["best"])
         prepare = prepared_by(about["preprocessing"], path)
         model = Model(rebuilt, prepare, about)

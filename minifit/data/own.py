@@ -5,7 +5,6 @@ An HDF5 file or .npz has `images` uint8 (N, H, W, C) and `labels` (N,), the clas
 may have any size, up to 64 MiB each, and 1 to 4 channels.
 """
 
-import re
 import zipfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from minifit import UserError
 from minifit.data import stored
 from minifit.data.files import PLENTY, believable
+from minifit.data.images import picture
 from minifit.data.stored import Array, Rows
 from minifit.files import opened
 
@@ -26,8 +26,6 @@ DRAWING = 2**20  # bytes of pixels that any picture may have, however small its 
 TEST_SHARE, SEED = 5, 0  # without a test part, a fifth of each class is one; every run has the same
 MOST_CLASSES, MOST_IMAGES = 2**31, 2**24
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
-DEEP = re.compile(r";16[BLN]\b|^\('\w+', 65535\)$")  # how Pillow reads 16 bits per channel: PNG and TIFF, or PPM
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 
 def load(path):
@@ -260,38 +258,18 @@ def _copy_pictures(folder, copy, files):
     )
     with stored.Copy(copy, {"images": (len(files), *shape), "labels": (len(files),)}) as out:
         for path, label in files.items():
-            picture = _picture(path, shape)
-            out.write("images", picture[None])
+            out.write("images", _picture(path, shape)[None])
             out.write("labels", np.array([label]))
 
 
 def _picture(path, wanted=None):
     """The pixels of a picture, uint8 (H, W, C)."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        file = opened(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; wanted a picture") from None
-    try:
-        with file, Image.open(file, formats=FORMATS) as picture:
-            mode = {"1": "L", "P": "RGBA" if "transparency" in picture.info else "RGB"}.get(picture.mode, picture.mode)
-            if mode not in CHANNELS:
-                raise UserError(f"{path}: found a picture of kind {mode}; wanted one of {', '.join(CHANNELS)}")
-            shape = (picture.height, picture.width, CHANNELS[mode])
-            if np.prod(shape, dtype=object) > PLENTY:
-                raise UserError(f"{path}: found {shape}; wanted at most {PLENTY:,} bytes of pixels")
-            if any(DEEP.search(str(tile[-1])) for tile in picture.tile):
-                raise UserError(f"{path}: found 16 bits per channel; wanted 8")
-            frames = getattr(picture, "n_frames", 1)
-            if frames > 1 and picture.format != "MPO":  # a camera's JPEG, whose other pictures are previews
-                raise UserError(f"{path}: found {frames} pictures in it; wanted one")
-            if wanted and shape != wanted:
-                raise UserError(f"{path}: found a picture {shape}; wanted {wanted}, as the first one")
-            return np.asarray(picture.convert(mode)).reshape(shape)
-    except UserError:
-        raise
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: found no picture; wanted {', '.join(FORMATS)}") from None
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        raise UserError(f"{path}: found a damaged picture ({error}); wanted {', '.join(FORMATS)}") from None
+    with picture(path) as image:
+        if image.mode not in CHANNELS:
+            raise UserError(f"{path}: found a picture of kind {image.mode}; wanted one of {', '.join(CHANNELS)}")
+        shape = (image.height, image.width, CHANNELS[image.mode])
+        if np.prod(shape, dtype=object) > PLENTY:
+            raise UserError(f"{path}: found {shape}; wanted at most {PLENTY:,} bytes of pixels")
+        if wanted and shape != wanted:
+            raise UserError(f"{path}: found a picture {shape}; wanted {wanted}, as the first one")
+        return np.asarray(image).reshape(shape)

@@ -12,13 +12,13 @@ from threadpoolctl import threadpool_limits
 
 from minifit import UserError, data, experiments, files, model, networks, regressors, spec, stages
 from minifit.data import stored
+from minifit.data.images import picture as picture_file
 from minifit.lab import export, report, speed, teachers
 from minifit.lab.options import HELP, read, show_help
 from minifit.settings import ABOVE_0, flag, setting
 
 WORK = 4e11  # the most multiplications for comparing an exported model with minifit
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's name of the mode
-MOST_PIXELS = 10**8
 ARRAYS = ".npy", ".h5", ".hdf5"
 UNTRAINED = (
     "Softmax",
@@ -102,6 +102,8 @@ def export_(words, say):
         raise UserError(f"export: {out} ends in {out.suffix or 'nothing'}; wanted .onnx or .safetensors")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: there is no such folder")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"export: {out} is the file to export; wanted another name")
     network = model.load(source)
     weights = f"{network.about['name']}, {sum(p.size for p in network.layers.params.values()):,} parameters"
     if out.suffix == ".safetensors":
@@ -123,8 +125,12 @@ def examples(path, network, asked):
     experiment = experiments.EXPERIMENTS.get(wanted.get("experiment"))
     if experiment is not None:
         sizes = {"train": wanted["train"] + wanted["validation"], "test": wanted["test"]}
+        if asked.data and experiment.data not in data.FILES:
+            raise UserError(f"--data {asked.data}: the network is tested on {wanted['data']}; wanted --data-dir")
         try:
             dataset = data.load(experiment.data, asked.data_dir, False, file=asked.data, **sizes)
+            if asked.data and dataset.digest(wanted["train"], wanted["validation"], wanted["test"]) != wanted["images"]:
+                raise UserError(f"--data {asked.data}: has other images than the network was trained and tested on")
             counts = networks.count(network.layers, np.zeros((0, *network.input), np.float32))
             affordable = int(WORK // max(1, sum(m for _, m in counts)))
             images = dataset.test_images[: min(affordable, wanted["test"] or affordable)]
@@ -168,7 +174,7 @@ def predict(words, say):
 def opened(path, network, notes):
     """Returns the images in a file, one for a picture. Images of an array are read when they are needed.
 
-    notes: the list to which a line is added for a picture that is resized
+    notes: the list to which a line is added for a picture that is changed
     """
     try:
         with files.opened(path) as file:
@@ -204,16 +210,12 @@ def picture(path, shape, notes):
     height, width, channels = shape
     if channels not in MODES:
         raise UserError(f"{path}: the network sees {channels} channels, which no picture has; wanted an .npy or .h5")
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels; wanted at most {MOST_PIXELS:,}")
-            if image.mode[0] in "IF":
-                raise ValueError(f"of kind {image.mode}; wanted 8 bits a channel")
-            image = image.convert("RGBA" if "transparency" in image.info else image.mode)
-            pixels = image.convert(MODES[channels])
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        raise UserError(f"{path}: not a picture ({' '.join(str(error).split())})") from None
+    with picture_file(path) as image:
+        if image.mode[0] in "IF":
+            raise UserError(f"{path}: found a picture of kind {image.mode}; wanted 8 bits per channel")
+        pixels = image.convert(MODES[channels])
+        if image.mode[-1] in "Aa" and channels % 2:
+            notes.append(f"{path}: its transparency is left out")
     if pixels.size != (width, height):
         notes.append(f"{path}: resized from {pixels.height}x{pixels.width} to {height}x{width}")
         pixels = pixels.resize((width, height), Image.Resampling.BOX if pixels.width > width else None)
@@ -230,13 +232,13 @@ def inspect(words, say):
     if len(places) != 1:
         raise UserError("inspect: wanted one model, as in inspect teacher.onnx")
     teacher = teachers.Onnx(Path(places[0]))
-    maps, logits = teacher.maps(), teacher.logits()
-    if len(maps.get(logits, ())) != 1:
-        raise UserError(f"{places[0]}: {logits} is {maps.get(logits)}; wanted the logits of classes")
-    layout = teacher.layout(min(teacher.shape[1], teacher.shape[3]))
-    first = layout == teachers.LAYOUTS[0]
-    image = (*teacher.shape[2:], teacher.shape[1]) if first else tuple(teacher.shape[1:])
+    maps, logits, image = teacher.maps(), teacher.logits(), teacher.image
+    layout = teacher.layout(image[2])
     student = student_of(asked.student_spec, image, maps[logits][0])
+    sees = student.input[2], student.blocks[-1].classes
+    if sees != (image[2], maps[logits][0]):
+        given = f"{image[2]} channels and {maps[logits][0]} classes"
+        raise UserError(f"{places[0]}: has {given}; {student.name} has {sees[0]} channels and {sees[1]} classes")
     sides, rows = spec.shapes(student), []
     for name, shape in maps.items():
         if name == logits or teacher.makes[name].op_type in UNTRAINED:

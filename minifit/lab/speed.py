@@ -42,23 +42,33 @@ class Contender:
     input: tuple
     error: float | None = None  # the test error in percent
     digest: str | None = None  # of a given teacher, as the settings of a run record it
+    classes: int | None = None
+
+    @property
+    def channels(self):
+        return self.input[2] if self.model else min(self.input[0], self.input[2])  # first or last in an ONNX model
 
     @property
     def counts(self):
         """(layers, weights, multiplications); for an ONNX model (None, the count of its constants, None)."""
         if self.model is None:
-            given = export.library().load_from_string(self.onnx).graph.initializer
-            return None, sum(int(np.prod(tensor.dims)) for tensor in given), None
+            graph = export.library().load_from_string(self.onnx).graph
+            held = [a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.HasField("t")]
+            return None, sum(int(np.prod(tensor.dims)) for tensor in (*graph.initializer, *held)), None
         counts = networks.count(self.model.layers, np.zeros((0, *self.input), np.float32))
         return sum(w > 0 for w, _ in counts), sum(w for w, _ in counts), sum(m for _, m in counts)
 
 
-def drawn(network, error=None):
-    """Builds a network with random weights; it is as fast as with trained ones."""
+def drawn(network, errors):
+    """Builds a network with random weights; it is as fast as with trained ones.
+
+    errors: {number of weights: recorded test error}: a teacher that was trained may have been of another width
+    """
     layers = networks.build(network)
     networks.initialise(layers, np.random.default_rng(0))
     made = Model(layers, Unit(), describe(layers, network.name, network.input, Unit()))
-    return Contender(network.name, made, exported(made), network.input, error)
+    one = Contender(network.name, made, exported(made), network.input)
+    return replace(one, error=errors.get(one.counts[1]))
 
 
 def exported(made):
@@ -73,11 +83,15 @@ def from_file(path):
     path = Path(path)
     if path.suffix == ".onnx":
         network = teachers.Onnx(path)
-        image = tuple(network.shape[1:])
-        return Contender(path.name, None, network.proto.SerializeToString(), image, digest=network.digest)
+        (classes,) = network.maps()[network.logits()]
+        written, image = network.proto.SerializeToString(), tuple(network.shape[1:])
+        one = Contender(path.name, None, written, image, digest=network.digest, classes=classes)
+        if not one.counts[1]:
+            raise UserError(f"{path}: has no weights, and so no size to compare")
+        return one
     made = model.load(path)
     digest, error = files.digest(made.layers.params.values()), record_of(path).get("figures", {}).get("test_error")
-    return Contender(made.about["name"], made, exported(made), made.input, error, digest)
+    return Contender(made.about["name"], made, exported(made), made.input, error, digest, made.classes)
 
 
 def record_of(path):
@@ -91,10 +105,12 @@ def record_of(path):
 def pair(teacher, student):
     """(teacher, student) of two files. A given teacher has the error that the run of its student found."""
     one, other = from_file(teacher), from_file(student)
-    of = [(c.input, c.model.classes) for c in (one, other) if c.model]
-    if len({*of}) > 1:
-        sees = [f"images {image} of {classes} classes" for image, classes in of]
+    same = one.input == other.input if one.model and other.model else one.channels == other.channels  # ONNX may resize
+    if not same or one.classes != other.classes:
+        sees = [f"images {c.input} of {c.classes} classes" for c in (one, other)]
         raise UserError(f"speed: {teacher} is for {sees[0]}, {student} for {sees[1]}")
+    if one.name == other.name:
+        one, other = replace(one, name=str(teacher)), replace(other, name=str(student))
     return (one if one.error is not None else replace(one, error=error_as_teacher(one, Path(student)))), other
 
 
@@ -115,19 +131,23 @@ def of_experiments(name, results):
         raise UserError(f"speed {name}: wanted an experiment, a data set, or the files of a teacher and a student")
     names = names if name in every else in_table or names
     errors = {n: recorded(results / n) for n in names}
-    teacher = drawn(every[names[0]].teacher, errors[names[0]][0])
-    return teacher, [drawn(every[n].student, errors[n][1]) for n in names]
+    return drawn(every[names[0]].teacher, errors[names[0]]), [drawn(every[n].student, errors[n]) for n in names]
 
 
 def recorded(folder):
-    """Returns the mean test errors (teacher, best method) in a results folder, if possible of the paper's settings."""
+    """Returns {number of weights: mean test error of the best method} of a results folder.
+
+    The errors are those of the paper's settings if there are any, and otherwise those of the default ones.
+    """
     for preset in ("paper", "default"):
-        path = folder / preset / "results.json"
+        path, errors = folder / preset / "results.json", {}
         questions = publish.read_part(path)["questions"] if path.exists() else []
-        of = [row["test_error"] and row["test_error"]["mean"] for row in questions[0]["rows"]] if questions else []
-        if len(of) > 1 and None not in of:
-            return of[0], min(of[1:])
-    return None, None
+        for row in questions[0]["rows"] if questions else ():
+            if row["test_error"] is not None:
+                errors.setdefault(row["weights"], []).append(row["test_error"]["mean"])
+        if errors:
+            return {weights: min(of) for weights, of in errors.items()}
+    return {}
 
 
 def engines(threads):

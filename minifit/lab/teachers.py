@@ -205,6 +205,12 @@ class Onnx:
             raise UserError(f"{description}, of {min(first, last)} channels; the images have {channels}")
         return LAYOUTS[first != channels]
 
+    @property
+    def image(self):
+        """The shape (H, W, C) of an image, if the shorter of the axes that may be the channels' is theirs."""
+        s = self.shape
+        return (*s[2:], s[1]) if self.layout(min(s[1], s[3])) == LAYOUTS[0] else tuple(s[1:])
+
     def logits(self):
         """Returns the tensor of the logits: the first output, or the input of its softmax."""
         name = self.graph.output[0].name
@@ -247,14 +253,35 @@ class Onnx:
             raise UserError(f"{self.path}: onnxruntime refuses it ({' '.join(str(error).split())[:200]})") from None
 
     def maps(self):
-        """Returns {tensor: its shape without the batch} for all tensors that are computed per image."""
+        """Returns {tensor: its shape without the batch} for all tensors that are computed per image.
+
+        UserError where the logits are not, or have a number that is not finite, for random images.
+        """
         float_types = {value.name: value.type.tensor_type.elem_type for value in self.graph.value_info}
         float_types |= {value.name: value.type.tensor_type.elem_type for value in self.graph.output}
-        fixed = {constant.name for constant in self.graph.initializer}
+        fixed, logits = {constant.name for constant in self.graph.initializer}, self.logits()
         known = [name for name in self.makes if float_types.get(name) in (1, 10, 11) and name not in fixed]
-        run, probe = self.session(known), np.zeros((3, *self.shape[1:]), self.dtype)
-        arrays = dict(zip(known, _run(self.path, run, known, {self.given.name: probe}), strict=True))
-        return {name: y.shape[1:] for name, y in arrays.items() if y.ndim >= 2 and y.shape[0] == 3}
+        run, probes = self.session(known), []
+        for n in PROBES:
+            images = np.random.default_rng(0).integers(0, 256, (n, *self.shape[1:])).astype(self.dtype)
+            images = images if self.dtype == np.uint8 else images / self.dtype.type(255)
+            probes.append(dict(zip(known, _run(self.path, run, known, {self.given.name: images}), strict=True)))
+        maps = {name: shape for name in known if (shape := _of_each([y[name] for y in probes]))}
+        if len(maps.get(logits, ())) != 1:
+            raise UserError(f"{self.path}: {logits} is {maps.get(logits)}; wanted the logits of classes")
+        if not all(np.isfinite(y[logits]).all() for y in probes):
+            raise UserError(f"{self.path}: {logits} has a number that is not finite, for random images")
+        return maps
+
+
+PROBES = 3, 5  # numbers of images: an axis of one of these lengths is not that of the images for both
+
+
+def _of_each(outputs):
+    """Returns the shape of an output for one image, from its arrays for PROBES; None if no axis is that of images."""
+    shapes = {y.shape[1:] for y in outputs}
+    per_image = [y.ndim >= 2 and len(y) == n for y, n in zip(outputs, PROBES, strict=True)]
+    return shapes.pop() if all(per_image) and len(shapes) == 1 else None
 
 
 def first_input(node):
@@ -297,15 +324,17 @@ class FromOnnx(Given):
         self.params = {"model": np.frombuffer(sha, np.uint8)}
         self.blocks = (*self.hints, self.tensor)
         self.shapes = {}
-        probe = np.random.default_rng(0).integers(0, 256, (3, *self.image)).astype(np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (max(PROBES), *self.image)).astype(np.uint8)
         for name in self.blocks:
             part = self.part(name)
-            y = part.answer(probe)
-            if y.ndim < 2 or len(y) != len(probe) or y.dtype.kind != "f":
-                raise UserError(f"{path}: {name} is {y.dtype} {y.shape} for 3 images; wanted numbers of each image")
-            if not np.isfinite(y).all():
+            outputs = [part.answer(images[:n]) for n in PROBES]
+            self.shapes[name], y = _of_each(outputs), outputs[0]
+            if self.shapes[name] is None or y.dtype.kind != "f":
+                raise UserError(
+                    f"{path}: {name} is {y.dtype} {y.shape} for {PROBES[0]} images; wanted numbers of each image"
+                )
+            if not all(np.isfinite(y).all() for y in outputs):
                 raise UserError(f"{path}: {name} has a number that is not finite, for random images")
-            self.shapes[name] = y.shape[1:]
         if self.shapes[self.tensor] != (classes,):
             raise UserError(f"{path}: {self.tensor} has the shape {self.shapes[self.tensor]}; wanted {classes} classes")
 

@@ -32,7 +32,7 @@ class Options(experiments.Config):
     preset: str = setting("begin with these settings", default="default", group="run", common=True)
     stage: str = setting("train this stage and the stages it needs", default="all", common=True)
     teacher_spec: str | None = setting("use this .onnx or .h5 teacher; auto: train one", default=None, common=True)
-    hint_tensor: tuple[str, ...] = setting("take the hint from this tensor of an ONNX teacher", default=())
+    hint_tensor: tuple[str, ...] = setting("take the hint from this tensor of an ONNX teacher", default=(), common=True)
     teacher_mean: tuple[float, ...] = setting(
         "subtract X from the pixels for an ONNX teacher; one number or one per channel", default=(0.0,)
     )

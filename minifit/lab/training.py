@@ -273,16 +273,20 @@ def _diagnosis(stage, examples, indices, loss, epoch, step):
     """Returns an error message with the first layer whose output is not finite."""
     xp = array_module(*stage.network.params.values())
     message = f"{stage.key}, epoch {epoch}, step {step}: the loss is {loss}; not finite"
-    culprits = []
+    culprits, place = [], "in the loss alone"
 
     def see(layer, x):
         if not np.isfinite(to_host(layer(x))).all():
             culprits.append(layer)
 
     for start in range(0, len(indices), CHUNK):
-        stage.network.visit(stage.sees(xp.asarray(examples.batch(indices[start : start + CHUNK])[0])), see)
+        x, target, _ = examples.batch(indices[start : start + CHUNK])
+        outputs = () if target is None else target if isinstance(target, tuple) else (target,)
+        if not all(np.isfinite(to_host(y)).all() for y in outputs):
+            place = "in the teacher's output"
+        stage.network.visit(stage.sees(xp.asarray(x)), see)
         for name, child in (stage.network.children or {"0": stage.network}).items():
             if culprits and culprits[0] in leaves(child):
-                place = f"layer {int(name) + 1}" if name.isdigit() else name
-                return f"{message} first in {place}, {type(culprits[0]).__name__}"
-    return f"{message} in the loss alone"
+                layer = f"layer {int(name) + 1}" if name.isdigit() else name
+                return f"{message} first in {layer}, {type(culprits[0]).__name__}"
+    return f"{message} {place}"

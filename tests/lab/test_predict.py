@@ -60,6 +60,19 @@ def test_a_picture_of_another_size_and_of_colours_is_resized_and_said_so(path, t
     np.testing.assert_allclose(json.loads(out)["probabilities"], load(path)(pictures(1))[0], atol=1e-6)
 
 
+def test_a_picture_is_seen_upright_and_without_its_transparency(path, tmp_path, capsys):
+    image = pictures(1)[0][..., 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    Image.fromarray(np.rot90(image).copy()).save(tmp_path / "turned.png", exif=exif)
+    clear = np.stack([image, np.zeros_like(image)], axis=-1)
+    Image.fromarray(clear, "LA").save(tmp_path / "clear.png")
+    for name, notes in (("turned.png", ""), ("clear.png", f"{tmp_path / 'clear.png'}: its transparency is left out\n")):
+        _, out, err = command(capsys, "predict", path, tmp_path / name, "--json")
+        assert err == notes
+        np.testing.assert_allclose(json.loads(out)["probabilities"], load(path)(pictures(1))[0], atol=1e-6)
+
+
 def test_a_network_for_colours_sees_them(tmp_path, capsys):
     image = 6, 5, 3
     path = saved(tmp_path / "a.h5", small(image), image)
@@ -76,6 +89,11 @@ def test_what_is_no_image_for_this_network_is_one_line_before_any_answer(path, t
     np.save(tmp_path / "floats.npy", pictures(2).astype(float))
     np.save(tmp_path / "wide.npy", pictures(2, (12, 12, 1)))
     Image.fromarray(np.full((12, 11), 300, np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.full((12, 11), 300, np.float32)).save(tmp_path / "deep.tiff")
+    frames = [Image.fromarray(picture[..., 0]) for picture in pictures(2)]
+    frames[0].save(tmp_path / "several.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "small.tiff", compression="tiff_lzw")
+    Image.new("1", (12000, 12000)).save(tmp_path / "huge.png")  # Pillow warns of it
     as_picture(tmp_path / "big.png", np.zeros((24, 22, 1), np.uint8))
     negative = b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 12, 11, 1), }".ljust(117) + b"\n"
     (tmp_path / "negative.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(negative).to_bytes(2, "little") + negative)
@@ -83,14 +101,18 @@ def test_what_is_no_image_for_this_network_is_one_line_before_any_answer(path, t
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["pixels"] = pictures(1)
     for name, reason in {
-        "text.png": "not a picture",
-        "cut.png": "not a picture",
+        "text.png": "found no picture",
+        "cut.png": "found a damaged picture",
+        "several.gif": "found 2 pictures in it; wanted one",
+        "small.tiff": "found a compressed TIFF",
+        "huge.png": "found 12000x12000 pixels; wanted at most 100,000,000",
         "empty.npy": "no array of numbers",
         "floats.npy": "found float64",
         "wide.npy": "wanted uint8 (N, 12, 11, 1)",
         "objects.npy": "no array of numbers",
         "negative.npy": "no array of numbers",
-        "deep.png": "wanted 8 bits a channel",
+        "deep.png": "found 16 bits per channel; wanted 8",
+        "deep.tiff": "found a picture of kind F; wanted 8 bits per channel",
         "other.h5": "has no images",
         "none.png": "No such file",
     }.items():

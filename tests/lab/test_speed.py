@@ -16,7 +16,8 @@ from minifit.model import load
 
 def test_the_table_of_an_experiment_has_sizes_accuracies_and_a_speed_up_of_every_engine(tmp_path, capsys):
     errors = {"teacher": 0.5, "backprop": 0.9, "kd": 0.7}
-    run = member(0, **{name: stage(name, test_error=error) for name, error in errors.items()})
+    sizes = {"teacher": 360_816, "backprop": 29_944, "kd": 29_944}
+    run = member(0, **{name: stage(name, test_error=error, weights=sizes[name]) for name, error in errors.items()})
     (tmp_path / "mnist" / "default").mkdir(parents=True)
     write_record(
         tmp_path / "mnist" / "default" / "results.json", compare.gather([run], "command") | {"experiment": "mnist"}
@@ -29,6 +30,16 @@ def test_the_table_of_an_experiment_has_sizes_accuracies_and_a_speed_up_of_every
     engines = {words[0] for words in lines if words[1:2] == ["1"]}
     assert engines == {"minifit", "onnxruntime", "PyTorch"} & {"minifit", *speed.engines(1)}
     assert "MNIST FitNet is 12.0 times smaller" in out and out.rstrip().endswith("loses 0.20 points.")
+
+
+def test_an_error_is_that_of_a_network_with_as_many_weights(tmp_path, capsys):
+    run = member(0, teacher=stage("teacher", weights=90_000), kd=stage("kd", test_error=0.7, weights=29_944))
+    (tmp_path / "mnist" / "default").mkdir(parents=True)
+    write_record(
+        tmp_path / "mnist" / "default" / "results.json", compare.gather([run], "command") | {"experiment": "mnist"}
+    )
+    teacher, (student,) = speed.of_experiments("mnist", tmp_path)
+    assert (teacher.error, student.error) == (None, 0.7)
 
 
 def test_a_data_set_means_the_students_of_table_5_or_all_of_its_experiments(tmp_path):
@@ -77,7 +88,7 @@ def test_results_that_are_damaged_are_named_and_unfinished_ones_pass(tmp_path, c
     path = tmp_path / "mnist" / "default" / "results.json"
     path.parent.mkdir(parents=True)
     write_record(path, compare.gather([member(0, missing=["teacher"])], "command") | {"experiment": "mnist"})
-    assert speed.recorded(tmp_path / "mnist") == (None, None)
+    assert speed.recorded(tmp_path / "mnist") == {}
     path.write_text('{"a":')
     assert str(path) in refused(capsys, "speed", "mnist", "--results", tmp_path)
 
@@ -93,6 +104,56 @@ def test_an_onnx_teacher_is_run_by_onnxruntime_alone(tmp_path, capsys):
     command(capsys, "export", path, tmp_path / "t.onnx")
     status, out, _ = command(capsys, "speed", tmp_path / "t.onnx", path, "--seconds", 0.01)
     assert status == 0 and "onnxruntime " in out and "minifit " not in out
+
+
+def test_two_files_of_one_name_are_two_networks(tmp_path, capsys):
+    blocks = networks.Conv(8, 3, pool=(3, 2)), networks.FullyConnected(6, pieces=3), networks.Output(3)
+    large, little = drawn(networks.Network("small", IMAGE, blocks)), small()
+    paths = {ending: [tmp_path / side / f"a{ending}" for side in "xy"] for ending in (".h5", ".onnx")}
+    for side, layers in zip("xy", (large, little), strict=True):
+        (tmp_path / side).mkdir()
+        path = saved(tmp_path / side / "a.h5", layers)
+        if export.there("onnxruntime"):
+            export.write_onnx(load(path), path.with_suffix(".onnx"), pictures(3))
+    for ending in (".h5", ".onnx") if export.there("onnxruntime") else (".h5",):
+        status, out, _ = command(capsys, "speed", *paths[ending], "--seconds", 0.01)
+        assert status == 0 and f"{paths[ending][1]} is 2.0 times smaller" in out and str(paths[ending][0]) in out
+
+
+def test_an_onnx_model_that_cannot_be_measured_is_one_line(tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    from onnx import TensorProto, helper, numpy_helper
+
+    path = saved(tmp_path / "a.h5")
+
+    def written(name, classes=3, kind="Gemm", channels=1, value=1.0, constant=False):
+        weights = numpy_helper.from_array(np.full((132 * channels, classes), value, np.float32), "w")
+        nodes = [helper.make_node("Constant", [], ["w"], value=weights)] if constant else []
+        nodes += [helper.make_node("Flatten", ["images"], ["rows"]), helper.make_node(kind, ["rows", "w"], ["logits"])]
+        shape = ["N", *IMAGE[:2], channels]
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
+            [] if constant else [weights],
+        )
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        (tmp_path / name).write_bytes(made.SerializeToString())
+        return tmp_path / name
+
+    for constant in (False, True):
+        assert speed.from_file(written("right.onnx", constant=constant)).counts == (None, 396, None)
+        status, out, _ = command(capsys, "speed", tmp_path / "right.onnx", path, "--seconds", 0.01)
+        assert status == 0 and "right.onnx" in out
+    for given, reason in {
+        written("classes.onnx", classes=4): "of 4 classes",
+        written("channels.onnx", channels=2): "images (12, 11, 2)",
+        written("unknown.onnx", kind="Frobnicate"): "onnxruntime refuses it",
+        written("nan.onnx", value=np.nan): "not finite, for random images",
+    }.items():
+        for pair in ((given, path), (path, given)):
+            assert reason in refused(capsys, "speed", *pair)
 
 
 def test_pytorch_computes_the_same_network():

@@ -134,6 +134,24 @@ def test_inspect_lists_the_maps_and_the_regressors_beside_a_student(tmp_path, ca
     assert "wanted one model" in refused(capsys, "inspect")
     assert "No such file" in refused(capsys, "inspect", tmp_path / "none.onnx")
     assert "found 'x'" in refused(capsys, "inspect", tmp_path / "t.onnx", "--student", "x")
+    said = refused(capsys, "inspect", tmp_path / "t.onnx", "--student", "mnist")
+    assert "has 2 channels and 3 classes; MNIST FitNet has 1 channels and 10 classes" in said
+    nothing = W | {"b3": np.full(CLASSES, np.nan, np.float32)}
+    assert "logits has a number that is not finite" in refused(
+        capsys, "inspect", written(tmp_path / "t.onnx", weights=nothing)
+    )
+
+
+@pytest.mark.parametrize("parts", [3, 5])
+def test_a_tensor_is_a_hint_if_its_first_axis_is_that_of_the_images(parts, tmp_path, capsys):
+    weights = W | {"front": np.array([0], np.int64)}
+    several = [helper.make_node("Unsqueeze", ["r1", "front"], ["one part"])]
+    several.append(helper.make_node("Concat", ["one part"] * parts, ["parts"], axis=0))  # as queries, keys and values
+    model = written(tmp_path / "t.onnx", weights=weights, extra=several)
+    status, out, _ = command(capsys, "inspect", model)
+    assert status == 0 and "r1" in out and "part" not in out
+    with pytest.raises(UserError, match="wanted numbers of each image"):
+        FromOnnx(model, IMAGE, CLASSES, ("parts",))
 
 
 def test_images_of_another_size_are_resized_between_the_centres_of_pixels(tmp_path):
@@ -415,6 +433,7 @@ def test_what_cannot_be_meant_on_the_command_line_writes_nothing(tmp_path, capsy
         (model, "--hint-tensor", "hidden", "--method", "joint-hint"): "cannot be taken apart",
         (model, "--hint-tensor", "hidden", "--method", "kd-ensemble"): "wanted a teacher that can be trained",
         (model, "--hint-tensor", "hidden", "--teacher-mean", "5", "--teacher-std", "9"): "look at --teacher-mean",
+        (model, "--hint-tensor", "hidden", "--teacher-width-scale", ".5"): "which has its width; leave it out",
         ("96-192",): "wanted a file that ends in .onnx or .h5",
         (tmp_path / "none.h5",): "No such file",
         (saved(tmp_path / "a.h5"),): "wanted (28, 28, 1) of 10",

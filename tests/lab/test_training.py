@@ -451,6 +451,14 @@ def test_a_loss_that_alone_is_not_finite_is_told_so_and_the_epochs_before_are_ke
     assert files.load(tmp_path / "a.h5")[0]["epoch"] == 1
 
 
+def test_a_teacher_whose_outputs_are_not_finite_is_named(tmp_path):
+    stage = make_stage("kd")
+    sets = sets_for(stage)
+    sets["train"].teacher[5] = np.nan
+    with pytest.raises(TrainingError, match=r"kd, epoch 1, step .: .* not finite in the teacher's output"):
+        run(stage, SGD, tmp_path / "a.h5", sets)
+
+
 def test_a_validation_loss_that_is_not_finite_stops_too_wherever_the_image_is(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHUNK", 2)
     stage = make_stage("backprop")

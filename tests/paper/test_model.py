@@ -221,6 +221,8 @@ def test_images_of_another_kind_are_refused_in_one_line(tmp_path):
 
 def test_what_is_no_classifiers_file_is_refused_in_one_line(tmp_path):
     path, network = tmp_path / "a.h5", small()
+    assert refusal(path) == f"{path}: No such file or directory"
+    path.write_bytes(b"")
     assert "not a whole minifit file" in refusal(path)
     files.save(path, {"epoch": 1}, best={})
     assert "does not describe its network" in refusal(path)
@@ -234,12 +236,14 @@ def test_what_is_no_classifiers_file_is_refused_in_one_line(tmp_path):
         about | {"classes": 4},
         about | {"preprocessing": {"kind": "fit"}},
         about | {"input": [20, 20, 1]},
-        {name: value for name, value in about.items() if name != "layers"},
+        *({name: value for name, value in about.items() if name != missing} for missing in ("layers", "name")),
+        about | {"name": 7},
     ):
         files.save(path, {"network": broken}, best=dict(network.params))
         assert "does not fit its arrays" in refusal(path)
-    files.save(path, {"network": about}, best={n: p[..., :1] for n, p in network.params.items()})
-    assert "does not fit its arrays" in refusal(path)
+    for change in (lambda p: p[..., :1], lambda p: p.astype(np.float64)):
+        files.save(path, {"network": about}, best={n: change(p) for n, p in network.params.items()})
+        assert "does not fit its arrays" in refusal(path)
     whole = saved(path, network).read_bytes()
     path.write_bytes(whole[:-100])
     assert "remove it" not in refusal(path)
