@@ -185,6 +185,17 @@ def test_the_photograph_of_a_cameras_file_of_several_is_read(tmp_path):
     assert loaded.images.shape == (8, 6, 8, 3) and loaded.images[:][..., 0].min() > 190
 
 
+def test_a_photograph_is_read_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    images, labels = np.random.default_rng(0).integers(0, 256, (10, 4, 6, 3), np.uint8), np.repeat([0, 1], 5)
+    folder = pictures(tmp_path / "p", images, labels)
+    expected = data.load("own", file=folder).images[:]
+    for path in folder.glob("*/*.png"):
+        Image.fromarray(np.rot90(np.asarray(Image.open(path))).copy()).save(path, exif=exif)
+    np.testing.assert_array_equal(data.load("own", file=folder).images[:], expected)
+
+
 IMAGES, LABELS = some()
 WRONG = {
     "no images": ({"labels": LABELS}, "has no images; wanted images uint8"),
@@ -411,6 +422,9 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
     Image.fromarray(IMAGES[0].astype(np.int32)[..., 0]).save(new("deep") / "class 0" / "0.tiff")
     with pytest.raises(UserError, match=r"0\.tiff: found a picture of kind I; wanted one of L, LA, RGB, RGBA"):
         data.load("own", file=tmp_path / "deep")
+    Image.fromarray(IMAGES[0]).save(new("packed") / "class 0" / "0.tiff", compression="tiff_lzw")
+    with pytest.raises(UserError, match=r"0\.tiff: found a compressed TIFF; wanted an uncompressed one, or PNG, JPEG"):
+        data.load("own", file=tmp_path / "packed")
     cut = new("cut") / "class 1" / "0002.png"
     cut.write_bytes(cut.read_bytes()[:60])
     with pytest.raises(UserError, match=r"0002\.png: found a damaged picture \(.*\); wanted PNG, JPEG"):

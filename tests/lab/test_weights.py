@@ -45,6 +45,18 @@ def test_the_errors_that_speed_reads_are_those_of_the_list():
     assert listed and listed == {path.stem: round(from_file(path).error, 2) for path in FOLDER.glob("*.h5")}
 
 
+def test_a_file_is_read_without_minifit_as_the_page_says(monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    assert "import minifit" not in code and "from minifit" not in code
+    monkeypatch.chdir(FOLDER.parents[1])
+    scope = {}
+    exec(code, scope)
+    model = load(FOLDER / "mnist-fitnet.h5")
+    assert scope["about"] == model.about and scope["arrays"].keys() == model.layers.params.keys()
+    assert all(np.array_equal(scope["arrays"][name], a) for name, a in model.layers.params.items())
+    assert capsys.readouterr().out.count("'kind': 'Conv2d'") == 6
+
+
 def test_every_network_can_be_loaded_and_gives_probabilities():
     for path in sorted(FOLDER.glob("*.h5")):
         if not path.name.startswith("whitening"):
