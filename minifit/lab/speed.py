@@ -59,16 +59,16 @@ class Contender:
         return sum(w > 0 for w, _ in counts), sum(w for w, _ in counts), sum(m for _, m in counts)
 
 
-def drawn(network, errors):
+def drawn(network, errors=None):
     """Builds a network with random weights; it is as fast as with trained ones.
 
-    errors: {number of weights: recorded test error}: a teacher that was trained may have been of another width
+    errors: {number of weights: recorded test error}, as the teacher that was trained may have another width
     """
     layers = networks.build(network)
     networks.initialise(layers, np.random.default_rng(0))
     made = Model(layers, Unit(), describe(layers, network.name, network.input, Unit()))
     one = Contender(network.name, made, exported(made), network.input)
-    return replace(one, error=errors.get(one.counts[1]))
+    return replace(one, error=errors and errors.get(one.counts[1]))
 
 
 def exported(made):
