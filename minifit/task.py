@@ -27,11 +27,13 @@ class Task:
     dtype: type = np.float32
     trained: frozenset = frozenset()  # stages that have a file: a network of the same name is loaded, not drawn
     draw: bool = True  # False: all weights stay 0, where only shapes are needed
+    shared: Layer | None = None  # the teacher that another run has trained, from which this one learns
     teachers: dict = field(default_factory=dict, init=False)  # name -> a teacher that a method has trained or loaded
 
     def __post_init__(self):
-        given = self.networks["teacher"]
-        if isinstance(given, Layer):  # trained elsewhere
+        network = self.networks["teacher"]
+        given = network if isinstance(network, Layer) else self.shared
+        if given is not None:  # trained elsewhere
             self.teachers["teacher"] = given
 
     @property

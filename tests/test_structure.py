@@ -33,6 +33,7 @@ PAPER = (
     "data.augment",
     "data.preprocessing",
     "data.files",
+    "data.images",
     "data.stored",
     "data.mnist",
     "data.cifar",

@@ -14,7 +14,7 @@ from minifit.stages import SETTINGS
 FORMAT = 2  # version of config.json and of the files beside it
 BESIDE = ", or remove it if the weights are there: it is then written again"
 RESULTS_FORMAT = 2  # version of results.json
-OF_THE_DAY = "commit", "seconds", "from"  # of a stage's figures, those that do not follow from its training
+OF_THE_DAY = "commit", "seconds"  # of a stage's figures, those that do not follow from its training
 
 CONFIG = {
     **{"format": Kind(str(FORMAT), lambda value: value == FORMAT), "settings": SETTINGS, "minifit": TEXT},

@@ -11,7 +11,7 @@ import textwrap
 from itertools import pairwise
 from pathlib import Path
 
-from minifit.lab.compare import ERRORS, figures, in_order
+from minifit.lab.compare import ERRORS, TEACHER, figures, in_order
 from reference.paper import ABOUT
 
 NUMBER = re.compile(r"[~<>+-]?\d[\d.,]*( ?(K|M|G|%|s|min|h))?( \d\d (s|min))?( of \d[\d,]*)?")
@@ -337,12 +337,18 @@ def about_runs(part):
         state = f"unfinished ({', '.join(other['missing'])})" if other["missing"] else "finished"
         lines.append(f"Seed {other['seed']} has been started too and is {state}. It was not asked for.")
     if len(part["arms"]) > 1:
-        origins = {run["folder"]: teacher_of(run) or run["folder"] for run in runs}
+        own = {run["folder"] for run in runs if any(stage["method"] == TEACHER for stage in run["stages"].values())}
+        base = {run["seed"]: run["folder"] for run in runs if not run["arm"] and run["folder"] in own}
+        origins = {
+            run["folder"]: teacher_of(run) or (run["folder"] if run["folder"] in own else base.get(run["seed"]))
+            for run in runs
+        }
         teachers = {}
         for run in runs:
             source = origins[run["folder"]]
             teachers.setdefault(run["seed"], set()).add(origins.get(source, source))  # an arm's source may have its own
-        shared = any(teacher_of(run) for run in runs) and all(len(folders) == 1 for folders in teachers.values())
+        elsewhere = any(origins[run["folder"]] not in (None, run["folder"]) for run in runs)
+        shared = elsewhere and all(len(folders) == 1 for folders in teachers.values())
         return lines + ["All settings of one seed share that seed's teacher."] * shared
     sources = {run["seed"]: teacher_of(run) for run in runs if not run["missing"]}
     if len(sources) > 0 and len({*sources.values()}) == 1 and (source := next(iter(sources.values()))):

@@ -21,8 +21,7 @@ from pathlib import Path
 from minifit import UserError, __version__, baselines, stages
 from minifit.backend import describe
 from minifit.files import open_own
-from minifit.lab import files
-from minifit.lab.files import commit, digest, write_text
+from minifit.lab.files import commit, write_text
 from minifit.lab.parallel import first
 from minifit.lab.records import BESIDE, FORMAT, lasting, read_config, read_metrics, read_summary, seal, write_record
 
@@ -171,17 +170,14 @@ class RunDirectory:
         if not record["finished"]:
             return False
         self._refuse_lost_lines(stage, epochs)
-        identity, mend = record["identity"], "Remove summary.json, which is then written again"
-        came_from = {name: value for name, value in identity.items() if name == "from"}
-        if came_from:
-            mend += f" by the same command with --teacher-from {identity['from']}"
+        mend = "Remove summary.json, which is then written again"
         if not {"figures", "heading"} <= record.keys():
             raise UserError(f"{self.checkpoint(stage)}: has no figures, and summary.json has. {mend}")
         file_settings = settings_in(record)
-        summary_figures = lasting(figures) | {name: value for name, value in figures.items() if name == "from"}
+        copied = {name: value for name, value in record["identity"].items() if name == "from"}  # as once was done
         for of_file, beside, path, advice in (
             (file_settings, settings or file_settings, "config.json", "Put back the one that was changed"),
-            (record["figures"] | came_from, summary_figures, "summary.json", mend),
+            (record["figures"] | copied, lasting(figures), "summary.json", mend),
             (record["heading"], heading, "summary.json", mend),
         ):
             if differing := differences(flat(of_file), flat(beside), f"in {path}"):
@@ -266,54 +262,6 @@ class RunDirectory:
         done = self._record(stage)["epoch"] if self.checkpoint(stage).exists() else 0
         lines = [line for line, record in self.lines() if record["stage"] != stage or record["epoch"] <= done]
         write_text(self.folder / "metrics.jsonl", "".join(lines))
-
-    @first
-    def trained_elsewhere(self, source, settings, shapes):
-        """Returns {stage: (record, groups)} of finished stages in another run's directory.
-
-        settings: stage -> the settings that its file must have    shapes(setting): whether both runs must agree in it
-        """
-        return {name: self._of_another(source, name, wanted, shapes) for name, wanted in settings.items()}
-
-    @first
-    def take(self, source, taken, settings, summary):
-        """Copies the stages that `trained_elsewhere` found, with their figures.
-
-        UserError if this directory has a stage of the same name with other weights.
-        """
-        for name, (record, groups) in taken.items():
-            path = self.checkpoint(name)
-            if path.exists() and digest(self.best(name).values()) != digest(groups["best"].values()):
-                raise UserError(f"--teacher-from {source}: {self.folder} has a {name} of its own")
-            if name in self.finished():
-                continue
-            figures = RunDirectory(source, (name,), {}, None).finished().get(name)
-            if figures is None:
-                raise UserError(f"--teacher-from {source}: its summary.json has no {name}")
-            path.unlink(missing_ok=True)  # its figures were lost
-            self.forget_after(name)
-            self.add(summary, name, figures | {"from": str(source)})
-            lines = [line for line, epoch in read_metrics(source / "metrics.jsonl") if epoch["stage"] == name]
-            write_text(self.folder / "metrics.jsonl", "".join([line for line, _ in self.lines()] + lines))
-            record["identity"] |= {"settings": settings[name], "from": str(source)}
-            record |= {"figures": lasting(figures), "heading": heading_of(summary)}
-            files.save(path, record, best=groups["best"])  # last: before it, nothing else counts
-
-    def _of_another(self, source, stage, settings, shapes):
-        path = source / f"{stage}.h5"
-        if not path.exists():
-            raise UserError(f"--teacher-from {source}: there is no {path.name} in it")
-        if (source / "config.json").exists():
-            read_config(source)  # UserError for one of an earlier minifit
-        record, groups = stages.load(path)
-        stages.refuse_another(path, record, stage)
-        if not record["finished"]:
-            raise UserError(f"--teacher-from {source}: its {stage} is not finished")
-        sides = record["identity"]["settings"], settings
-        differing = differences(*({name: v for name, v in flat(side).items() if shapes(name)} for side in sides))
-        if differing:
-            raise UserError(f"--teacher-from {source}: a teacher with other settings: {differing}")
-        return record, groups
 
 
 def heading_of(summary):

@@ -1,9 +1,8 @@
 """Runs an experiment with one seed: walks through each method, and trains or loads, and records, its stages."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -14,7 +13,7 @@ from minifit.lab import files, plan, report
 from minifit.lab.files import digest
 from minifit.lab.parallel import first
 from minifit.lab.pictures import Look, draw
-from minifit.lab.plan import Plan, chosen, counts, microbatch, noted, walk
+from minifit.lab.plan import Plan, chosen, counts, microbatch, walk
 from minifit.lab.records import seal
 from minifit.lab.rundir import RunDirectory, on_all_images, refuse_other_settings
 from minifit.lab.sets import Sets, outputs
@@ -36,6 +35,7 @@ class Setup:
     directory: RunDirectory
     workers: int
     progress: bool
+    base: "Setup | None" = None  # the run that trains the teacher; None: this one does
 
     @cached_property
     def heading(self):
@@ -63,18 +63,21 @@ def set_up(
     cache=None,
     epochs=(),
     methods=None,
+    base=None,
 ):
     """Returns the Setup of a run.
 
     name: of the experiment    data: data.Dataset    xp: the library, numpy or cupy
     cache: the folder where runs on the same images share whitening statistics; None: `folder`
     epochs: stage -> number of epochs, if another run has chosen it    methods: names; None: the default ones
+    base: the Setup of a run with the same images, whose teacher this run learns from; None: it trains its own
     """
     sets = Sets(data, config, cache or folder, xp)
-    task = Task(networks_of(experiment, config), config, seed, xp=xp, draw=False)
+    shared = base and base.plan.stages[teacher_of(base)][1].network  # of the right shapes, with any weights
+    task = Task(networks_of(experiment, config), config, seed, xp=xp, draw=False, shared=shared)
     plan = Plan(task, chosen(methods), dict(epochs))
     directory = RunDirectory(folder, tuple(plan.ahead("all")), settings_of(name, preset, data, task), xp)
-    return Setup(experiment, task, plan, sets, directory, min(workers, LANES), progress)
+    return Setup(experiment, task, plan, sets, directory, min(workers, LANES), progress, base)
 
 
 def networks_of(experiment, config):
@@ -112,7 +115,8 @@ def on_all(run):
     named = [directory.settings[name] for name in ("experiment", "preset")]
     about = *named, run.experiment, config, task.seed, sets.data, task.xp, run.workers, run.progress, sets.cache
     epochs = {key: record["best_epoch"] for key, record in finished(run).items()}
-    return set_up(directory.folder / "all", *about, epochs, [method.name for method in run.plan.methods])
+    methods, base = [method.name for method in run.plan.methods], run.base and on_all(run.base)
+    return set_up(directory.folder / "all", *about, epochs, methods, base)
 
 
 def given(run):
@@ -121,10 +125,17 @@ def given(run):
     return teacher if isinstance(teacher, Given) else None
 
 
+def teacher_of(run):
+    """Returns the last of the stages that train the teacher in this run; None if it trains none."""
+    keys = [key for method, keys in run.plan.keys.items() if method.teaches for key in keys]
+    return keys[-1] if keys else None
+
+
 def task_of(run):
     """Returns the task whose networks are drawn, except those that `undrawn` names."""
     images = run.sets["train"].batch(slice(MEASURED))[0]
-    return replace(run.task, images=images, trained=undrawn(run), draw=True)
+    shared = run.base and stage_of(run.base, teacher_of(run.base)).network
+    return replace(run.task, images=images, trained=undrawn(run), draw=True, shared=shared)
 
 
 def undrawn(run):
@@ -183,12 +194,15 @@ def described(network):
     return {"name": network.name, "input": network.input, "blocks": blocks}
 
 
-def train(run, goal, say, teacher_from=None):
+def train(run, goal, say):
     """Trains the stages that lead to `goal`, and prints the plan, the progress and the results.
 
-    teacher_from: the directory of another run, from which the trained teacher is copied
+    The teacher that another run has to train is trained there first.
     """
     ahead, folder = run.plan.ahead(goal), run.directory.folder
+    if run.base and teacher_of(run.base) not in finished(run.base):
+        train(run.base, teacher_of(run.base), say)
+        say("")
     if teacher := given(run):  # before anything is written
         for target in (run.plan.stages[key][1].target for key in ahead):
             if target is not None:
@@ -196,8 +210,6 @@ def train(run, goal, say, teacher_from=None):
         error = run.heading["teacher_error"]
         say(f"{teacher.name}: test error {error:.2f} % of {run.sets.sizes['test']:,} images")
     with run.directory, threadpool_limits(1, user_api="blas"):  # a scaled start's sums depend on the number of threads
-        if teacher_from:
-            take_teacher(run, teacher_from)
         for line in plan.lines(run, goal):
             say(line)
         say("")
@@ -205,8 +217,8 @@ def train(run, goal, say, teacher_from=None):
 
         def make(stage):
             record, fresh = trained(run, stage, lambda epoch: (say(report.epoch_line(epoch)), look(stage)))
-            origin = f" (from {record['from']})" if "from" in record else "" if fresh else " (kept)"
-            say(report.stage_line(stage.key, record, run.sets.sizes["test"], folder) + origin)
+            kept = "" if fresh else " (kept)"
+            say(report.stage_line(stage.key, record, run.sets.sizes["test"], folder) + kept)
             if stage.key == ahead[-1]:
                 draw(run)
             elif fresh:
@@ -350,36 +362,6 @@ def standard_error(run, stage):
     _, of_group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     more = np.bincount(of_group, wrong) - wrong.mean() * sizes  # errors of a group beyond its share
     return float(100 * np.sqrt((more * more).sum() * len(sizes) / max(1, len(sizes) - 1)) / len(wrong))
-
-
-def take_teacher(run, source):
-    """Copies the trained teacher, with its figures, from the run directory `source`.
-
-    UserError if its settings differ from those of the run's own teacher, except for the seed, or if the run already
-    has another teacher, or students of another teacher.
-    """
-    keys = [key for method, keys in run.plan.keys.items() if method.teaches for key in keys]
-    settings = {key: stage_settings(run, key) for key in keys}
-    shaping = {f.name for f in fields(experiments.Config) if f.metadata.get("teacher")} | {"data", "images"}
-    epochs, of_network = {f"epochs.{key}" for key in keys}, f"networks.{run.plan.stages[keys[0]][1].of}."
-
-    def shapes(setting):
-        group = setting.partition(".")[0]
-        return group in shaping or group == "network" or setting.startswith(of_network) or setting in epochs
-
-    source, directory = Path(source), run.directory
-    taken = directory.trained_elsewhere(source, settings, shapes)
-    last = list(settings)[-1]
-    if not directory.has(last):  # existing students must have learned from the teacher to be copied
-        new_stages = noted(run.plan.keys, replace(run.task))
-        files.restore(new_stages[last][1].network.params, taken[last][1]["best"], source / f"{last}.h5")
-        for key, (_, stage) in new_stages.items():
-            if not stage.target or not directory.has(key):
-                continue
-            if directory.identity(key)["teacher"] != digest_of(stage.target):
-                path = directory.checkpoint(key)
-                raise UserError(f"--teacher-from {source}: {path} was made from another teacher")
-    directory.take(source, taken, settings, run.heading)
 
 
 def stage_of(run, key, start=False):

@@ -52,6 +52,7 @@ class Given(Layer):
 
     sees_bytes = True
     microbatch = None
+    xp = np  # the library that computes its outputs
     look = "look at the data that trained it and the order of its classes"  # where it knows no more than chance
 
     @property
@@ -62,8 +63,8 @@ class Given(Layer):
         xp = array_module(images)
         if len(images) and images.dtype != np.uint8:
             raise UserError(f"{self.name}: was trained elsewhere, on stored bytes; this method gives it other numbers")
-        y = self.answer(np.ascontiguousarray(to_host(images)).astype(np.uint8, copy=False))
-        return y if xp is np else xp.asarray(y)
+        y = self.answer(images if xp is self.xp else to_host(images) if self.xp is np else self.xp.asarray(images))
+        return y if xp is self.xp else to_host(y) if xp is np else xp.asarray(y)
 
     def __len__(self):
         return len(self.blocks)
@@ -98,7 +99,7 @@ class Given(Layer):
             except UserError as error:  # returned, because a worker cannot raise it here
                 return str(error)
 
-        with team(workers, {"errors": answer}) as processes:
+        with team(workers if self.xp is np else 1, {"errors": answer}) as processes:
             answers = processes.run("errors", range(0, len(labels), model.BATCH))
         for answer in answers:
             if isinstance(answer, str):
@@ -118,17 +119,21 @@ class Given(Layer):
 
 
 class FromFile(Given):
-    """The network in the file of a stage that classifies."""
+    """The network in the file of a stage that classifies.   xp: the library that computes its outputs"""
 
-    def __init__(self, path, image, classes):
-        self.path, self.model = Path(path), model.load(path)
+    def __init__(self, path, image, classes, xp=np):
+        self.path, self.model, self.xp = Path(path), model.load(path), xp
         sizes = self.model.input, self.model.classes
         if sizes != (tuple(image), classes):
             raise UserError(
                 f"--teacher {path}: for images {sizes[0]} of {sizes[1]} classes; wanted {tuple(image)} of {classes}"
             )
         self.name, self.image, self.classes = self.model.about["name"], tuple(image), classes
-        self.layers = self.model.layers
+        self.layers, self.prepare = self.model.layers, self.model.prepare
+        if xp is not np:
+            self.prepare = self.prepare.on(xp)
+            arrays = {name: xp.asarray(a) for name, a in self.layers.params.items()}
+            self.layers = model.rebuild(self.model.about["layers"], arrays)
         if not isinstance(self.layers, Sequential):
             raise UserError(f"--teacher {path}: is no network of layers one after another, and so has no hint layers")
         self.params, self.blocks = self.layers.params, tuple(self.layers)
@@ -137,7 +142,7 @@ class FromFile(Given):
         return {"name": self.name, "input": self.image, "weights": files.digest(self.params.values())}
 
     def answer(self, images):
-        return model.last(self.layers(self.model.prepare(images)))
+        return model.last(self.layers(self.prepare(images.astype(np.uint8, copy=False))))
 
     def up_to(self, h):
         part = object.__new__(FromFile)
@@ -384,6 +389,7 @@ class FromOnnx(Given):
 
     def tensors(self, names, images):
         """These tensors, as the model has them."""
+        images = np.ascontiguousarray(images).astype(np.uint8, copy=False)
         x = images if self.size == self.image[:2] else resized(images, self.size)
         x = x.astype(np.uint8) if self.onnx.dtype == np.uint8 else self.pixels(x, self.onnx.dtype)
         if self.layout == LAYOUTS[0]:
@@ -416,17 +422,17 @@ ENDINGS = ".onnx", ".h5"
 
 
 @cache
-def given(path, image, classes, hints=(), pixels=None):
-    """Returns the teacher in a file, for images of this shape and this many classes."""
+def given(path, image, classes, hints=(), pixels=None, xp=np):
+    """Returns the teacher in a file, for images of this shape and this many classes.   xp: as in FromFile"""
     path = Path(path).expanduser()
     if path.suffix == ".onnx":
         return FromOnnx(path, image, classes, hints, pixels)
     if hints or (pixels or Pixels()) != Pixels():
         raise UserError(f"--teacher {path}: --hint-tensor and --teacher-mean, -std, -range are for ONNX models")
-    return FromFile(path, image, classes)
+    return FromFile(path, image, classes, xp)
 
 
-def experiment(one, path, hints=(), pixels=None):
+def experiment(one, path, hints=(), pixels=None, xp=np):
     """Returns the experiment with the trained teacher in a file, and with guided layers that suit its hints.
 
     The hint layers of an ONNX model are its hint tensors. In the file of a stage they are those of the experiment, as
@@ -439,7 +445,8 @@ def experiment(one, path, hints=(), pixels=None):
 
     student, image = one.student, np.zeros((0, *one.student.input), np.float32)
     classes, own = networks.build(student)(image).shape[1], networks.build(one.teacher)
-    teacher, maps = given(str(path), tuple(student.input), classes, tuple(hints), pixels), spec.shapes(student)
+    teacher = given(str(path), tuple(student.input), classes, tuple(hints), pixels, xp)
+    maps = spec.shapes(student)
     if isinstance(teacher, FromOnnx) and not hints:
         raise UserError(f"--hint-tensor: wanted a tensor of {path}; python run.py inspect {path} lists them")
     presets = {}

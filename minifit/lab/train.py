@@ -38,7 +38,7 @@ class Options(experiments.Config):
     )
     teacher_std: tuple[float, ...] = setting("then divide the pixels by X", ABOVE_0, default=(1.0,))
     teacher_range: float = setting("scale the pixels for an ONNX teacher to [0, X]", ONE_OR_255, default=1.0)
-    teacher_from: Path | None = setting("copy the teacher from this run directory; auto: train one", default=None)
+    teacher_from: Path | None = setting("use the teacher of this run directory; auto: train one", default=None)
     runs: Path = setting("write to PATH/EXPERIMENT/seedN", default=Path("runs"), common=True)
     workers: int = setting(
         "use N processes; results do not depend on it", at_least(1), default=available(), common=True
@@ -56,6 +56,11 @@ class OneSeed(Options):
 
     seed: int = setting("draw other initial weights and image orders", at_least(0), default=0, common=True)
     method: tuple[str, ...] | None = setting("train these methods", default=None, common=True)
+    arm: str | None = setting(
+        "change these settings too: train in PATH/ARM/EXPERIMENT/seedN, with the teacher of the run without them",
+        SETTINGS,
+        default=None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +109,7 @@ class Specs(File):
 
 
 MORE = {"digits": Drawn, "faces": File, "own": Specs}  # by the name of the data set; else Folder
-OF_TEACHERS = "teacher_spec", "hint_tensor", "teacher_mean", "teacher_std", "teacher_range"
+OF_TEACHERS = "teacher_spec", "teacher_from", "hint_tensor", "teacher_mean", "teacher_std", "teacher_range"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +133,8 @@ def parse(name, arguments, kind=OneSeed, command="run.py"):
     """Returns the options of an experiment: a preset's settings, changed by the arguments."""
     experiment, named = experiments.EXPERIMENTS[name], option_of("preset", arguments) or "default"
     kind = extended(kind, experiment)
-    if (experiment.data in data.FILES or option_of("teacher_spec", arguments)) and not HELP & {*arguments}:
+    given = option_of("teacher_spec", arguments) or option_of("teacher_from", arguments)
+    if (experiment.data in data.FILES or given) and not HELP & {*arguments}:
         experiment = experiment_of(name, read(arguments, kind(**vars(experiment.presets["default"]))))
     if named not in experiment.presets:
         raise UserError(f"--preset {named}: wanted {', '.join(experiment.presets)}")
@@ -159,24 +165,33 @@ def extended(kind, experiment):
 
 def experiment_of(name, asked):
     """Returns the experiment of that name, adapted to the user's file, SPECs and trained teacher."""
-    experiment, trained = experiments.EXPERIMENTS[name], (asked.teacher_spec or "").endswith(teachers.ENDINGS)
+    experiment, file = experiments.EXPERIMENTS[name], file_of_teacher(asked)
     if experiment.data in data.FILES:
         dataset = read_file(experiment.data, asked.data)
         if isinstance(asked, Specs):
-            spec = experiments.OWN_TEACHER if trained else asked.teacher_spec
+            spec = experiments.OWN_TEACHER if file else asked.teacher_spec
             experiment = experiments.of_own(dataset, asked.student_spec, spec)
         else:
             experiment = experiments.fitted(experiment, dataset)
-    if trained and asked.teacher_from:
-        raise UserError("--teacher and --teacher-from: wanted one of them")
-    if trained:
+    if file:
         pixels = teachers.Pixels(asked.teacher_mean, asked.teacher_std, asked.teacher_range)
-        return teachers.experiment(experiment, asked.teacher_spec, asked.hint_tensor, pixels)
+        return teachers.experiment(experiment, file, asked.hint_tensor, pixels, use(asked.backend))
     if asked.teacher_spec and not isinstance(asked, Specs):
         raise UserError(f"--teacher {asked.teacher_spec}: wanted a file that ends in {' or '.join(teachers.ENDINGS)}")
     if asked.hint_tensor:
         raise UserError("--hint-tensor: names a tensor of an ONNX teacher; wanted --teacher FILE.onnx")
     return experiment
+
+
+def file_of_teacher(asked):
+    """Returns the name of the file of a trained teacher, or None."""
+    given = asked.teacher_spec if (asked.teacher_spec or "").endswith(teachers.ENDINGS) else None
+    if given and asked.teacher_from:
+        raise UserError("--teacher and --teacher-from: wanted one of them")
+    if asked.teacher_from:  # its last phase if it has one
+        paths = [asked.teacher_from / f"{stage}.h5" for stage in ("teacher_all", "teacher")]
+        return str(next(filter(Path.exists, paths), paths[-1]))
+    return given
 
 
 @cache
@@ -221,13 +236,25 @@ def dataset_of(name, asked):
     return data.load(of, getattr(asked, "data_dir", None), sys.stderr.isatty(), **wanted)
 
 
-def run_of(name, asked, config, seed, dataset, runs):
-    """Sets up the run of one seed.   runs: the folder that holds one folder per experiment"""
+def run_of(name, asked, config, seed, dataset, runs, base=None):
+    """Sets up the run of one seed.   runs: the folder that holds one folder per experiment   base: as in `set_up`"""
     folder, experiment = runs / name / f"seed{seed}", experiment_of(name, asked)
     about = folder, name, asked.preset, experiment, config, seed, dataset
     methods = getattr(asked, asked.CHOICE)
     more = asked.workers, sys.stderr.isatty(), asked.runs / ".cache"
-    return runner.set_up(*about, use(asked.backend), *more, methods=methods)
+    return runner.set_up(*about, use(asked.backend), *more, methods=methods, base=base)
+
+
+def arm_of(name, asked, settings, dataset, runs, base):
+    """Sets up the run with other settings beside a run.   settings: {name: value}   base: that run
+
+    Unless the settings change the teacher, it is that of the base.
+    """
+    config = changed(base.task.settings, settings)
+    experiments.check(base.experiment, config)
+    shaping = {f.name for f in fields(config) if f.metadata.get("teacher")} & {n.partition(".")[0] for n in settings}
+    other = base if runner.teacher_of(base) and not shaping else None
+    return run_of(name, asked, config, base.task.seed, dataset, runs / comparison.arm_name(settings), other)
 
 
 def train(name, words, say):
@@ -237,7 +264,11 @@ def train(name, words, say):
         asked = parse(name, words)
         if parallel.ranks.size > 1 and use(asked.backend) is not np:
             raise UserError(f"--backend {asked.backend}: ranks share minibatches on CPUs only")
-        return asked, run_of(name, asked, config_of(asked), asked.seed, dataset_of(name, asked), asked.runs)
+        dataset = dataset_of(name, asked)
+        run = run_of(name, asked, config_of(asked), asked.seed, dataset, asked.runs)
+        if asked.arm is not None:
+            run = arm_of(name, asked, changes(asked.arm, run.task.settings), dataset, asked.runs, run)
+        return asked, run
 
     asked, run = parallel.ranks.each(prepared)
     parallel.ranks.agree(lambda: versions() | flat(run.directory.settings))
@@ -248,13 +279,10 @@ def train(name, words, say):
         for name, network in run.task.networks.items():
             if network is not runner.given(run):
                 say(plan.network_table(network, *marks.get(name, ())) + "\n")
-    of_all = asked.teacher_from and asked.teacher_from / "all"
-    if asked.retrain and of_all and not of_all.is_dir():
-        raise UserError(f"--teacher-from {asked.teacher_from}: has no {of_all.name}/, as --retrain needs")
-    runner.train(run, asked.stage, say, asked.teacher_from)
-    if asked.retrain:
+    runner.train(run, asked.stage, say)
+    if run.task.settings.retrain:
         say("\nAgain, on all images, for the epochs that were best:\n")
-        runner.train(runner.on_all(run), asked.stage, say, of_all)
+        runner.train(runner.on_all(run), asked.stage, say)
     return 0
 
 
@@ -270,16 +298,14 @@ def compare(name, words, say):
         goals_of(
             experiment, changed(base, settings), plan.chosen(asked.methods)
         )  # UserError for a regressor that cannot fit
-    dataset = dataset_of(name, asked)
+    dataset, firsts = dataset_of(name, asked), {}
     for arm, (settings, goals, more) in arms.items():
-        config = changed(base, settings)
-        shaping = {f.name for f in fields(base) if f.metadata.get("teacher")} & {
-            part.partition(".")[0] for part in settings
-        }
         for seed in range(asked.seeds + more):
-            run = run_of(name, asked, config, seed, dataset, runs / arm)
-            teacher = asked.teacher_from if not arm else None if shaping else runs / name / f"seed{seed}"
-            members.append(publish.Member(run, child(name, asked, run, teacher), arm, goals))
+            if seed not in firsts:
+                firsts[seed] = run_of(name, asked, base, seed, dataset, runs)
+            first = firsts[seed]
+            run = arm_of(name, asked, settings, dataset, runs, first) if arm else first
+            members.append(publish.Member(run, child(name, asked, first, arm), arm, goals))
     questions = comparison.questions_of(studies, asked.seeds)
     return publish.compare(members, asked.results, command, asked.at_once, asked.html, questions or None, say)
 
@@ -296,11 +322,11 @@ def arms_of(asked, base, studies):
     return arms
 
 
-def child(name, asked, run, teacher):
-    """Returns the words of the command that trains one run."""
+def child(name, asked, run, arm):
+    """Returns the words of the command that trains one run, or an arm beside it."""
     start = extended(OneSeed, run.experiment)(**vars(run.experiment.presets[asked.preset]), preset=asked.preset)
     settings = {"seed": run.task.seed, "method": asked.methods, "runs": run.directory.folder.parents[1]}
     more = [f.name for f in fields(MORE.get(run.experiment.data, Folder))]
     settings |= {name: getattr(asked, name) for name in ("backend", *OF_TEACHERS, *more)}
-    settings |= {"workers": max(1, asked.workers // asked.at_once), "teacher_from": teacher}
+    settings |= {"workers": max(1, asked.workers // asked.at_once), "arm": arm or None}
     return [name, "--preset", asked.preset, *options(replace(start, **vars(run.task.settings), **settings), start)]

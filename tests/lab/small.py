@@ -51,7 +51,9 @@ def light(**changes):
 
 def perform(run, goal="all", tell=None):
     """{stage: (its record, whether it was trained now)}, in the order of training."""
-    made = {}
+    made, base = {}, run.base
+    if base and runner.teacher_of(base) not in runner.finished(base):
+        perform(base, runner.teacher_of(base))
     with run.directory, threadpool_limits(1, user_api="blas"):
         task = runner.task_of(run)
 

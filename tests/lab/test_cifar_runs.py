@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import strict
-from small import SCHEDULE, best, contents, interrupt_at, perform, refusal
+from small import SCHEDULE, best, contents, double_best, interrupt_at, perform, refusal
 from test_cifar import published, small_set, write
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -20,7 +20,7 @@ from minifit.data import augment, preprocessing
 from minifit.data.stored import Rows, Scratch
 from minifit.experiments import CIFAR10, EXPERIMENTS, Experiment
 from minifit.lab import files, parallel, plan, report, runner, sets, training
-from minifit.lab.runner import on_all, set_up, stage_of, take_teacher
+from minifit.lab.runner import on_all, set_up, stage_of
 from minifit.networks import Conv, FullyConnected, Network, Output
 from minifit.optimizers import Ramp
 from reference import paper
@@ -500,118 +500,61 @@ def test_retraining_stage_by_stage_is_retraining_all_at_once(tmp_path):
     assert contents(tmp_path / "parts" / "all") == contents(tmp_path / "whole" / "all")
 
 
-def test_a_teacher_that_was_retrained_is_taken_from_where_it_is(tmp_path):
-    other, taken = new_run(tmp_path / "other", ONE_HINT, seed=1), new_run(tmp_path / "taken", ONE_HINT)
-    perform(other, "teacher")
-    perform(on_all(other), "teacher")
-    with taken.directory:
-        take_teacher(taken, tmp_path / "other")
-    perform(taken, "kd")
-    last = on_all(taken)
-    with last.directory:
-        take_teacher(last, tmp_path / "other" / "all")
-    assert records_of(on_all(taken), "kd")["teacher"]["from"] == str(tmp_path / "other" / "all")
+def weights_of(folder, stages):
+    """{(stage, name): bytes} of the best weights."""
+    return {(stage, name): a.tobytes() for stage in stages for name, a in best(folder, stage).items()}
 
 
-def test_a_teacher_does_not_take_the_place_of_one_that_students_are_of(finished, tmp_path):
-    run, own = new_run(tmp_path, seed=1), tmp_path / "own"
-    perform(run)
-    shutil.copytree(tmp_path, own)
-    (tmp_path / "teacher.h5").unlink()
-    for name in ("kd", "hint", "hint_2", "fitnet"):
-        before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
-        with run.directory:
-            line = refusal(take_teacher, run, finished)
-        assert f"{name}.h5 was made from another teacher" in line
-        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
-        (tmp_path / f"{name}.h5").unlink()
-    shutil.copy(own / "kd.h5", tmp_path)
-    with run.directory:
-        take_teacher(run, own)  # theirs
-    assert run.directory.state("teacher") == run.directory.state("kd") == "finished"
+def test_an_arm_learns_from_the_teacher_of_its_base_as_if_it_had_trained_it(finished, tmp_path):
+    base = new_run(tmp_path / "base")
+    arm, same = new_run(tmp_path / "arm", replace(CONFIG, tau=2.0), base=base), new_run(tmp_path / "same", base=base)
+    assert arm.plan.ahead("all") == STAGES[1:] == [*arm.plan.stages]
+    assert [stage for stage, (_, fresh) in perform(arm).items() if fresh] == STAGES[1:]
+    teacher = contents(tmp_path / "base")
+    assert [name for name in teacher if not name.startswith("whitening")] == ["teacher.h5"]  # trained first, and there
+    perform(same)
+    assert (
+        contents(tmp_path / "base") == teacher
+        and contents(tmp_path / "same").keys() == contents(tmp_path / "arm").keys()
+    )
+    assert weights_of(tmp_path / "same", STAGES[1:]) == weights_of(finished, STAGES[1:])
+    assert weights_of(tmp_path / "arm", ["backprop"]) == weights_of(finished, ["backprop"])
+    assert weights_of(tmp_path / "arm", ["kd"]) != weights_of(finished, ["kd"])
 
 
-def test_a_teacher_of_another_run_serves_as_if_it_had_been_trained_here(finished, tmp_path):
-    run = new_run(tmp_path)
-    with run.directory:
-        take_teacher(run, finished)
-        take_teacher(run, finished)  # as when the command is given again
-    made = perform(new_run(tmp_path))
-    assert made["teacher"][0]["from"] == str(finished)
-    assert [stage for stage, (_, fresh) in made.items() if fresh] == STAGES[1:]
-    mine, theirs = contents(tmp_path), contents(finished)
-    assert mine.pop("teacher.h5") != theirs.pop("teacher.h5") and mine == theirs  # it says where it is from
-    assert [m["epoch"] for m in run.directory.metrics() if m["stage"] == "teacher"] == [1, 2]
-    assert f"Stage teacher was trained in {finished}." in report.results_table(runner.summary(run))
-    summary, weights = (tmp_path / "summary.json").read_bytes(), contents(tmp_path)
-    (tmp_path / "summary.json").unlink()
-    with run.directory:
-        take_teacher(run, finished)
-    perform(new_run(tmp_path))
-    assert ((tmp_path / "summary.json").read_bytes(), contents(tmp_path)) == (summary, weights)
-    other = new_run(tmp_path / "seed1", replace(CONFIG, tau=2.0, student=replace(SCHEDULE, lr=0.5)), seed=1)
-    with other.directory:
-        take_teacher(other, finished)  # a teacher serves every seed and student
-    assert other.directory.state("teacher") == "finished"
+def test_an_arm_that_is_cut_goes_on_to_the_same_bytes_and_refuses_another_teacher(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "base")
 
+    def arm(name):
+        return new_run(tmp_path / name, replace(CONFIG, tau=2.0), base=new_run(tmp_path / "base"))
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"config": replace(CONFIG, train=40)}, "train 48, now 40"),
-        ({"config": replace(CONFIG, flips=False)}, "flips true, now false"),
-        ({"config": replace(CONFIG, preprocessing="unit")}, 'preprocessing "whitened", now "unit"'),
-        ({"config": replace(CONFIG, teacher=replace(CONFIG.teacher, lr=0.5))}, "teacher.lr 0.01, now 0.5"),
-        ({"config": replace(CONFIG, teacher_width_scale=1.0)}, "teacher_width_scale 0.5, now 1.0"),
-        ({"config": replace(CONFIG, dropout_keep=1.0)}, "dropout_keep 0.5, now 1.0"),
-        ({"config": replace(CONFIG, teacher_conv_lr_scale=0.5)}, "teacher_conv_lr_scale 1.0, now 0.5"),
-        ({"dataset": noise(1)}, "images"),
-    ],
-)
-def test_a_teacher_of_other_settings_is_refused_and_they_are_named(changes, said, finished, tmp_path):
-    run = new_run(tmp_path, **changes)
-    with run.directory:
-        line = refusal(take_teacher, run, finished)
-    assert str(finished) in line and said in line and list(tmp_path.glob("*.h5")) == []
-
-
-def test_a_teacher_that_is_missing_or_unfinished_or_in_the_way_is_refused(finished, tmp_path):
-    run = new_run(tmp_path / "a")
-    with run.directory:
-        assert "there is no teacher.h5" in refusal(take_teacher, run, tmp_path)
+    perform(arm("whole"), "kd")
     with pytest.raises(KeyboardInterrupt):
-        perform(new_run(tmp_path / "b"), "teacher", interrupt_at("teacher", 1))
-    with run.directory:
-        assert "not finished" in refusal(take_teacher, run, tmp_path / "b")
-    own = new_run(tmp_path / "c", seed=1)
-    perform(own, "teacher")
-    before = contents(tmp_path / "c")
-    with own.directory:
-        assert "has a teacher of its own" in refusal(take_teacher, own, finished)
-    assert contents(tmp_path / "c") == before
+        perform(arm("cut"), "kd", interrupt_at("kd", 1))
+    perform(arm("cut"), "kd")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    double_best(tmp_path / "base" / "teacher.h5")
+    assert "kd.h5: made from another teacher" in refusal(perform, arm("cut"), "kd")
 
 
-def test_a_teacher_with_another_architecture_of_the_same_name_is_refused(finished, tmp_path):
-    blocks = (WIDE[0], replace(WIDE[1], pool=(2, 1)), *WIDE[2:])
-    experiment = replace(SMALL, teacher=replace(TEACHER, blocks=blocks))
-    run = new_run(tmp_path, experiment=experiment)
-    with run.directory:
-        assert "networks.teacher.blocks.2.pool null, now [2, 1]" in refusal(take_teacher, run, finished)
-
-
-def test_a_teachers_last_phase_is_taken_with_it(tmp_path):
+def test_an_arm_learns_from_the_teacher_after_its_last_phase(tmp_path):
     config = replace(CONFIG, teacher_all=2)
-    made = records_of(new_run(tmp_path / "own", config), "kd")
+    base = new_run(tmp_path / "base", config)
+    made = records_of(base, "kd")
     assert list(made) == ["teacher", "teacher_all", "kd"] and "validation_error" not in made["teacher_all"]
-    run = new_run(tmp_path / "taken", config)
-    with run.directory:
-        take_teacher(run, tmp_path / "own")
-    taken = perform(run, "kd")
-    assert [stage for stage, (_, fresh) in taken.items() if fresh] == ["kd"]
-    assert (tmp_path / "taken" / "kd.h5").read_bytes() == (tmp_path / "own" / "kd.h5").read_bytes()
-    without = new_run(tmp_path / "without", replace(config, teacher_all=0))
-    with without.directory:
-        assert "teacher_all 2, now 0" in refusal(take_teacher, without, tmp_path / "own")
+    perform(new_run(tmp_path / "same", config, base=base), "kd")
+    assert weights_of(tmp_path / "same", ["kd"]) == weights_of(tmp_path / "base", ["kd"])
+
+
+def test_an_arm_that_is_trained_again_on_all_images_learns_from_the_teacher_that_was(tmp_path):
+    base = new_run(tmp_path / "base", ONE_HINT)
+    arm = new_run(tmp_path / "same", ONE_HINT, base=base)
+    perform(base, "kd")
+    perform(arm, "kd")
+    perform(on_all(arm), "kd")
+    assert [*contents(tmp_path / "base" / "all")] == ["teacher.h5"]
+    perform(on_all(base), "kd")
+    assert weights_of(tmp_path / "same" / "all", ["kd"]) == weights_of(tmp_path / "base" / "all", ["kd"])
 
 
 @pytest.mark.parametrize("stage", ["teacher_all", "kd"])
@@ -772,8 +715,10 @@ def test_the_paper_preset_trains_again_on_all_images_and_says_so(small_cifar_100
         (["--validation", "0", "--retrain"], "--retrain: wanted validation images"),
         (["--preprocessing", "zca"], "whitened"),
         (["--train", "99"], "12 training and 7 test images; --train 99, --validation 4 and --test all want more"),
-        (["--teacher-from", "nowhere"], "--teacher-from nowhere: there is no teacher.h5"),
-        (["--teacher-from", "nowhere", "--retrain"], "--teacher-from nowhere: has no all/, as --retrain needs"),
+        (["--teacher-from", "nowhere"], "nowhere/teacher.h5: No such file"),
+        (["--arm", "tua=1"], "--arm tua=1: wanted SETTING=VALUE,...; did you mean tau?"),
+        (["--arm", "tau=0"], "--tau 0.0: wanted a number above 0"),
+        (["--arm", "guided_layer=11"], "--guided-layer 11: wanted one of the layers 1..10"),
         (["--regressor", "none"], "conv or fc would fit"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -568,15 +568,15 @@ def test_every_kind_of_value_is_read_with_a_space_and_with_an_equals_sign(monkey
 
         words = said("--tau", "2.5") + said("--train", "7") + said("--lam", "3 0.5 9 2") + ["--flips", "--no-retrain"]
         words += said("--hint-layer", "1 2") + said("--guided-layer", "2 4") + said("--runs", "~/x")
-        words += said("--student-tau", "auto") + said("--teacher-from", "~/t") + said("--student.lr-scale", "0.5")
+        words += said("--student-tau", "auto") + said("--data-dir", "~/t") + said("--student.lr-scale", "0.5")
         found = parse("mnist", words + said("--init", "uniform") + said("--test", "auto"))
         assert (found.tau, found.train, found.flips, found.retrain, found.test) == (2.5, 7, True, False, None)
         assert found.lam == Ramp(3.0, 0.5, 9, 2) and found.student.lr_scale == Ramp(0.5)
         assert (found.guided_layer, found.hint_layer, found.student_tau) == ((2, 4), (1, 2), None)
-        assert (found.runs, found.teacher_from) == (tmp_path / "x", tmp_path / "t")
+        assert (found.runs, found.data_dir) == (tmp_path / "x", tmp_path / "t")
 
 
-@pytest.mark.parametrize("folder", ["--runs=~/x", "--results=~/x", "--data-dir=~/x", "--teacher-from=~/x"])
+@pytest.mark.parametrize("folder", ["--runs=~/x", "--results=~/x", "--data-dir=~/x"])
 def test_a_tilde_is_the_home_of_who_asks(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     option, _, _ = folder.partition("=")
@@ -624,14 +624,25 @@ def test_a_switch_that_was_left_off_can_be_put_back():
     assert parse("cifar10-fitnet1", ["--no-flips", "--flips"]).flips
 
 
+def test_an_arm_is_trained_beside_the_run_whose_teacher_it_has(light, tmp_path, capsys):
+    words = ["digits", *small(24, 1), "--runs", str(tmp_path), "--stage", "kd"]
+    assert run.main([*words, "--arm", "tau=1,lam=1"]) == 0
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("**/*.h5")}
+    assert files == {"digits/seed0/teacher.h5", "tau=1.0,lam=1.0/digits/seed0/kd.h5"}
+    assert run.main([*words, "--arm", "teacher.epochs=2"]) == 0
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("teacher*/**/*.h5")}
+    assert files == {f"teacher.epochs=2/digits/seed0/{stage}.h5" for stage in ("teacher", "kd")}
+    assert "(kept)" not in capsys.readouterr().out
+
+
 def test_the_words_of_a_child_are_its_run(light, tmp_path):
     words = ["--preset", "short", *small(16, 1), "--workers", "4", "--at-once", "2", "--tau", "2"]
     asked = parse("digits", words, Several)
     dataset = data.load("digits", train=24, test=8)
-    own = run_of("digits", asked, config_of(asked), 3, dataset, tmp_path / "short" / "tau=2.0")
-    found = parse("digits", child("digits", asked, own, tmp_path / "t")[1:])
+    own = run_of("digits", asked, config_of(asked), 3, dataset, tmp_path / "short")
+    found = parse("digits", child("digits", asked, own, "lam=4.0 1.0 6,init=uniform")[1:])
     assert isinstance(found, OneSeed) and config_of(found) == config_of(asked) and found.preset == "short"
-    assert (found.seed, found.workers, found.teacher_from) == (3, 2, tmp_path / "t")
-    words = child("digits", asked, own, None)
-    assert not {"--teacher-from", "--backend"} & {*words} and parse("digits", words[1:]).teacher_from is None
+    assert (found.seed, found.workers, found.arm) == (3, 2, "lam=4.0 1.0 6,init=uniform")
+    words = child("digits", asked, own, "")
+    assert not {"--teacher-from", "--arm", "--backend"} & {*words} and parse("digits", words[1:]).arm is None
     assert found.runs / "digits" / "seed3" == own.directory.folder and found.stage == "all"

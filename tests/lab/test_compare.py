@@ -752,7 +752,7 @@ def test_arms_share_the_teacher_of_a_seed_and_are_paired_with_the_base(tmp_path,
     found = json.loads((tmp_path / "out" / "digits" / "arms" / "results.json").read_text())
     assert list(found["arms"]) == ["", "tau=1.0,student_tau=2.0"]
     base, other = (record["stages"] for record in found["runs"])
-    assert other["teacher"] == base["teacher"] | {"from": found["runs"][0]["folder"]}
+    assert [*base] == ["teacher", "kd"] and [*other] == ["kd"]
     rows = [row for row in found["questions"][0]["rows"] if row["method"] == "kd"]
     gain = other["kd"]["validation_error"] - base["kd"]["validation_error"]
     assert rows[1]["less"]["validation_error"]["mean"] == pytest.approx(gain) and len(rows) == 2
@@ -772,6 +772,14 @@ def test_settings_are_said_to_share_a_teacher_only_where_they_do():
         runs = [member(0, teacher=base), member(0, "tau=1", settings={"tau": 1.0}, teacher=of_arm)]
         assert (said in report.about_runs(compare.gather(runs, "command"))) == share
     assert said not in report.about_runs(compare.gather([runs[0], member(0, "tau=1", teacher=made[2])], "command"))
+    student = {"kd": stage("kd")}
+    for base, of_arm, share in (
+        (student | {"teacher": made[2]}, student, True),
+        (student, student, False),  # of a given teacher
+        (student | {"teacher": made[2]}, student | {"teacher": made[2]}, False),
+    ):
+        runs = [member(0, **base), member(0, "tau=1", settings={"tau": 1.0}, **of_arm)]
+        assert (said in report.about_runs(compare.gather(runs, "command"))) == share
 
 
 def test_studies_ask_their_questions_of_the_methods_that_they_name(tmp_path, monkeypatch):

@@ -313,7 +313,7 @@ ONE = stages_of(RUNS["one epoch"])
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # of files that earlier tests had open
 def test_curves_are_drawn_for(name, tmp_path):
     path = tmp_path / "curves.png"
     plots.plot_curves({0: RUNS[name]}, path, name, stages_of(RUNS[name]))
@@ -403,7 +403,7 @@ def test_curves_without_an_epoch_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("C", [1, 2, 3])
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # of files that earlier tests had open
 def test_filters_are_drawn_at_one_scale_and_left_unchanged(C, tmp_path):
     rng = np.random.default_rng(0)
     weights = {"teacher": rng.normal(size=(8, 7, C, 37)).astype(np.float32), "student": np.zeros((3, 3, C, 5))}

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import command, drawn, pictures, refused, saved
+import strict
+from exported import command, drawn, pictures, refused, saved, small
 from small import EXPERIMENTS, LIGHT
 
 from minifit import UserError, data, experiments, files, fitnets, gradcheck, layers, networks, problems
-from minifit.data.preprocessing import Unit
+from minifit.data.preprocessing import Unit, fit
 from minifit.lab import runner, teachers
 from minifit.lab.records import write_record
 from minifit.lab.sets import Examples, outputs
 from minifit.lab.teachers import FromFile, FromOnnx, Given, Pixels, given
+from minifit.model import describe
 from minifit.regressors import pieces_of
 from minifit.task import Task
 
@@ -333,6 +335,26 @@ def test_a_stages_file_is_a_teacher_for_networks_of_its_own_shape(tmp_path):
         given(str(path), IMAGE, 3, ("r1",))
 
 
+def test_a_stages_file_teaches_on_the_device_and_asks_nothing_of_the_host(tmp_path):
+    images, prepare = pictures(5, IMAGE), fit(pictures(50, IMAGE))
+    files.save(tmp_path / "whitening.h5", {}, zca={"mean": prepare.zca.mean, "matrix": prepare.zca.matrix})
+    layers = small(IMAGE)
+    about = describe(layers, "small", IMAGE, prepare, tmp_path / "whitening.h5")
+    files.save(tmp_path / "a.h5", {"identity": {}, "network": about}, best=dict(layers.params))
+    host, device = (FromFile(tmp_path / "a.h5", IMAGE, 3, xp) for xp in (np, strict))
+    assert host.described() == device.described()
+    shown = strict.asarray(images)
+    for one, other in ((host, device), (host[:1], device[:1])):
+        strict.SYNCHRONISATIONS.clear()
+        y = other(shown)
+        assert not strict.SYNCHRONISATIONS
+        np.testing.assert_allclose(y.get(), one(images), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one(shown).get(), one(images), rtol=1e-6)
+        np.testing.assert_allclose(other(images), one(images), rtol=1e-5, atol=1e-5)
+    labels = host(images).argmax(axis=1)
+    assert host.errors(images, labels) == device.errors(images, labels, workers=3) == 0
+
+
 def test_the_papers_pair_stays_for_a_teacher_whose_hint_is_of_the_same_size(tmp_path):
     one = experiments.EXPERIMENTS["cifar10-30m-11"]  # without the paper's pair, layer 6 would be guided
     paper, narrow = one.presets["paper"], networks.widened(one.teacher, 0.05)
@@ -415,6 +437,25 @@ def test_the_stages_are_trained_by_the_documented_command_and_its_accuracy_comes
     assert command(capsys, *words)[0] == 0
 
 
+def test_a_teacher_from_a_run_is_the_file_of_its_last_phase(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "digits", LIGHT)
+    monkeypatch.setattr(runner, "draw", lambda _: None)
+    words = ["digits", "--workers", 1, *SIZES, "--teacher.epochs", 3, "--guided-layer", 2, "--hint-layer", 1]
+    for name, phase in (("one", 0), ("two", 1)):
+        given = [*words, "--teacher-all", phase, "--stage", "teacher", "--runs", tmp_path / name]
+        assert command(capsys, *given)[0] == 0
+        folder, runs = tmp_path / name / "digits" / "seed0", tmp_path / f"from {name}"
+        monkeypatch.setattr(Given, "check", lambda *_: 7.0)  # after three epochs it knows little
+        more = ["--stage", "kd", "--seed", 3, "--runs", runs]
+        status, out, err = command(capsys, *words, *more, "--teacher-from", folder)
+        assert (status, err) == (0, "") and [p.name for p in runs.glob("*/*/*.h5")] == ["kd.h5"]
+        last = "teacher_all" if phase else "teacher"
+        assert command(capsys, *words, *more, "--teacher", folder / f"{last}.h5")[0] == 0  # the same run
+        assert "kd: " in out and "--stage teacher: wanted" in refused(
+            capsys, *words, *more, "--teacher-from", folder, "--stage", "teacher"
+        )
+
+
 def saved_picture(folder):
     np.save(folder / "digit.npy", np.zeros((1, 28, 28, 1), np.uint8))
     return folder / "digit.npy"
@@ -436,6 +477,7 @@ def test_what_cannot_be_meant_on_the_command_line_writes_nothing(tmp_path, capsy
         (model, "--hint-tensor", "hidden", "--teacher-width-scale", ".5"): "which has its width; leave it out",
         ("96-192",): "wanted a file that ends in .onnx or .h5",
         (tmp_path / "none.h5",): "No such file",
+        (tmp_path / "none.h5", "--teacher-from", "x"): "wanted one of them",
         (saved(tmp_path / "a.h5"),): "wanted (28, 28, 1) of 10",
     }.items():
         assert reason in refused(capsys, *words, *more)
