@@ -68,7 +68,7 @@ def drawn(network, errors=None):
     networks.initialise(layers, np.random.default_rng(0))
     made = Model(layers, Unit(), describe(layers, network.name, network.input, Unit()))
     one = Contender(network.name, made, exported(made), network.input)
-    return replace(one, error=errors and errors.get(one.counts[1]))
+    return replace(one, error=(errors or {}).get(one.counts[1]))
 
 
 def exported(made):

@@ -47,6 +47,7 @@ def test_a_data_set_means_the_students_of_table_5_or_all_of_its_experiments(tmp_
     assert teacher.name == "CIFAR-10 teacher" and teacher.counts[:2] == (5, 16_244_360)
     assert [one.name for one in students] == ["FitNet 1", "FitNet 2", "FitNet 3", "FitNet 4"]
     assert [one.counts[0] for one in students] == [11, 11, 13, 19]
+    assert {one.error for one in (teacher, *students)} == {None}
     assert len(speed.of_experiments("digits", tmp_path)[1]) == 1
 
 
