@@ -11,7 +11,7 @@ from math import sqrt
 
 import numpy as np
 
-from minifit import UserError, baselines
+from minifit import UserError, baselines, experiments
 from minifit.lab.records import read_config
 from minifit.lab.rundir import RunDirectory, differences, flat, on_all_images, refuse_other_settings
 from minifit.settings import Ramp, walk, words
@@ -22,6 +22,7 @@ FIGURES = ("test_error", "validation_error", "epochs", "seconds")
 ERRORS = FIGURES[:2]
 SIZES = ("weights", "multiplications")
 TEACHER = next(method.name for method in baselines.METHODS if method.teaches)
+SHAPING = {f.name for f in fields(experiments.Config) if f.metadata.get("teacher")}  # the settings of the teacher
 FOLLOWS = {  # a setting -> the settings whose change explains its own
     "images": {"train", "validation"},
     "networks.teacher.name": {"teacher_width_scale"},
@@ -118,7 +119,7 @@ def _figures(records):
         "best_epoch": chosen[-1]["best_epoch"],
         "epochs": sum(r["epochs"] for r in records),
         "seconds": round(sum(r["seconds"] for r in records), 1),
-        "from": tested[-1].get("from"),
+        "from": tested[-1].get("from"),  # where an earlier minifit copied a teacher from
     }
 
 

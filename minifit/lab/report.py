@@ -11,7 +11,7 @@ import textwrap
 from itertools import pairwise
 from pathlib import Path
 
-from minifit.lab.compare import ERRORS, TEACHER, figures, in_order
+from minifit.lab.compare import ERRORS, SHAPING, TEACHER, figures, in_order
 from reference.paper import ABOUT
 
 NUMBER = re.compile(r"[~<>+-]?\d[\d.,]*( ?(K|M|G|%|s|min|h))?( \d\d (s|min))?( of \d[\d,]*)?")
@@ -337,11 +337,13 @@ def about_runs(part):
         state = f"unfinished ({', '.join(other['missing'])})" if other["missing"] else "finished"
         lines.append(f"Seed {other['seed']} has been started too and is {state}. It was not asked for.")
     if len(part["arms"]) > 1:
-        own = {run["folder"] for run in runs if any(stage["method"] == TEACHER for stage in run["stages"].values())}
-        base = {run["seed"]: run["folder"] for run in runs if not run["arm"] and run["folder"] in own}
-        origins = {
-            run["folder"]: teacher_of(run) or (run["folder"] if run["folder"] in own else base.get(run["seed"]))
+        base = {run["seed"]: run["folder"] for run in runs if not run["arm"] and teaches(run)}
+        changed = {arm: {name.partition(".")[0] for name in changes} for arm, changes in part["arms"].items()}
+        origins = {run["folder"]: copied_from(run) or (run["folder"] if teaches(run) else None) for run in runs}
+        origins |= {
+            run["folder"]: base.get(run["seed"])
             for run in runs
+            if origins[run["folder"]] is None and not changed[run["arm"]] & SHAPING
         }
         teachers = {}
         for run in runs:
@@ -350,7 +352,10 @@ def about_runs(part):
         elsewhere = any(origins[run["folder"]] not in (None, run["folder"]) for run in runs)
         shared = elsewhere and all(len(folders) == 1 for folders in teachers.values())
         return lines + ["All settings of one seed share that seed's teacher."] * shared
-    sources = {run["seed"]: teacher_of(run) for run in runs if not run["missing"]}
+    given = {"networks.teacher.weights", "networks.teacher.sha256"} & part["settings"].keys()
+    if given and len(seeds) > 1:
+        lines.append("One given teacher serves all seeds: the spread comes from the students only.")
+    sources = {run["seed"]: copied_from(run) for run in runs if not run["missing"]}
     if len(sources) > 0 and len({*sources.values()}) == 1 and (source := next(iter(sources.values()))):
         lines.append(f"One teacher, trained in {source}, served all seeds: the spread comes from the students only.")
     elif any(sources.values()):
@@ -360,8 +365,13 @@ def about_runs(part):
     return lines
 
 
-def teacher_of(run):
-    """Returns the run directory in which a run's teacher was trained; None for the run's own."""
+def teaches(run):
+    """Whether a teacher was trained in a run."""
+    return any(stage["method"] == TEACHER for stage in run["stages"].values())
+
+
+def copied_from(run):
+    """Returns the run directory from which an earlier minifit copied a run's teacher; None: it was not copied."""
     return next((stage["from"] for stage in run["stages"].values() if "from" in stage), None)
 
 

@@ -35,7 +35,7 @@ class Setup:
     directory: RunDirectory
     workers: int
     progress: bool
-    base: "Setup | None" = None  # the run that trains the teacher; None: this one does
+    base: "Setup | None" = None  # the run whose teacher this one learns from; None: its own, or a given one
 
     @cached_property
     def heading(self):
@@ -70,10 +70,10 @@ def set_up(
     name: of the experiment    data: data.Dataset    xp: the library, numpy or cupy
     cache: the folder where runs on the same images share whitening statistics; None: `folder`
     epochs: stage -> number of epochs, if another run has chosen it    methods: names; None: the default ones
-    base: the Setup of a run with the same images, whose teacher this run learns from; None: it trains its own
+    base: the Setup of a run with the same images, whose teacher this run learns from; None: its own, or a given one
     """
     sets = Sets(data, config, cache or folder, xp)
-    shared = base and base.plan.stages[teacher_of(base)][1].network  # of the right shapes, with any weights
+    shared = base and base.plan.stages[teacher_stages(base)[-1]][1].network  # for the plan, which needs its shapes
     task = Task(networks_of(experiment, config), config, seed, xp=xp, draw=False, shared=shared)
     plan = Plan(task, chosen(methods), dict(epochs))
     directory = RunDirectory(folder, tuple(plan.ahead("all")), settings_of(name, preset, data, task), xp)
@@ -125,16 +125,16 @@ def given(run):
     return teacher if isinstance(teacher, Given) else None
 
 
-def teacher_of(run):
-    """Returns the last of the stages that train the teacher in this run; None if it trains none."""
-    keys = [key for method, keys in run.plan.keys.items() if method.teaches for key in keys]
-    return keys[-1] if keys else None
+def teacher_stages(run):
+    """Returns the keys of the stages that train the teacher in this run."""
+    return [key for method, keys in run.plan.keys.items() if method.teaches for key in keys]
 
 
 def task_of(run):
     """Returns the task whose networks are drawn, except those that `undrawn` names."""
     images = run.sets["train"].batch(slice(MEASURED))[0]
-    shared = run.base and stage_of(run.base, teacher_of(run.base)).network
+    last = run.base and teacher_stages(run.base)[-1]  # it is trained, unless no stage asks for a teacher
+    shared = stage_of(run.base, last).network if last in (finished(run.base) if run.base else ()) else None
     return replace(run.task, images=images, trained=undrawn(run), draw=True, shared=shared)
 
 
@@ -152,8 +152,10 @@ def undrawn(run):
 
 def stage_settings(run, key):
     """Returns the settings that a stage's file depends on: the run's, the epochs of earlier stages, its network."""
-    known, network = run.plan.epochs, run.task.networks[run.plan.stages[key][1].of]
-    epochs = {name: known[name] for name in run.plan.before(key) if name in known}
+    known, (_, stage) = run.plan.epochs, run.plan.stages[key]
+    network, epochs = run.task.networks[stage.of], {name: known[name] for name in run.plan.before(key) if name in known}
+    if run.base and stage.target is not None:
+        epochs |= {name: n for name, n in run.base.plan.epochs.items() if name in teacher_stages(run.base)}
     return run.directory.settings | {"epochs": epochs, "network": json.loads(json.dumps(described(network)))}
 
 
@@ -197,12 +199,11 @@ def described(network):
 def train(run, goal, say):
     """Trains the stages that lead to `goal`, and prints the plan, the progress and the results.
 
-    The teacher that another run has to train is trained there first.
+    The teacher that another run has to train is trained there first, if one of the stages asks for it.
     """
     ahead, folder = run.plan.ahead(goal), run.directory.folder
-    if run.base and teacher_of(run.base) not in finished(run.base):
-        train(run.base, teacher_of(run.base), say)
-        say("")
+    if run.base and any(run.plan.stages[key][1].target is not None for key in ahead):
+        share(run.base, say)
     if teacher := given(run):  # before anything is written
         for target in (run.plan.stages[key][1].target for key in ahead):
             if target is not None:
@@ -231,6 +232,18 @@ def train(run, goal, say):
             say("\n" + report.results_table(summary(run), published(run.heading["experiment"], run.heading["data"])))
         say(f"\nPictures: {folder}/curves.png, {folder}/filters.png")
         say(f"Records: {folder}/summary.json, {folder}/metrics.jsonl")
+
+
+def share(run, say):
+    """Trains the teacher of a run, unless it is finished. UserError, before anything is written, if it is lost."""
+    *_, last = teacher_stages(run)
+    if run.directory.recorded:
+        raise UserError(f"{run.directory.folder} holds the records of a run without its weights, and so no teacher")
+    if last in finished(run):
+        stage_of(run, last)
+    else:
+        train(run, last, say)
+        say("")
 
 
 def published(name, data):

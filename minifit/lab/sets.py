@@ -218,9 +218,7 @@ def outputs(network, examples, workers, progress=False, versions=1):
     """
     weights = next(iter(network.params.values()), np.zeros(0, np.float32))
     xp = array_module(weights)
-    chunk = HOST_CHUNK if xp is np else CHUNK
-
-    n = len(examples)
+    chunk, n = HOST_CHUNK if xp is np else CHUNK, len(examples)
 
     def ask(start, mirrored):
         part = slice(start, min(start + chunk, n))
@@ -243,7 +241,7 @@ def outputs(network, examples, workers, progress=False, versions=1):
             processes.run("outputs", jobs[i : i + 50])
             results = given if isinstance(given, tuple) else (given,)
             processes.spread(results, jobs[i : i + 50])
-            bar.update(min(50 * chunk, len(examples) - bar.n))
+            bar.update(sum(rows.stop - rows.start for rows in jobs[i : i + 50]))
     return given
 
 

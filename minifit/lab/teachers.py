@@ -123,6 +123,8 @@ class FromFile(Given):
 
     def __init__(self, path, image, classes, xp=np):
         self.path, self.model, self.xp = Path(path), model.load(path), xp
+        if not (record := files.load_record(path)).get("finished", True):
+            raise UserError(f"--teacher {path}: is not finished, at epoch {record['epoch']}; train it to its end")
         sizes = self.model.input, self.model.classes
         if sizes != (tuple(image), classes):
             raise UserError(

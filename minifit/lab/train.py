@@ -57,7 +57,8 @@ class OneSeed(Options):
     seed: int = setting("draw other initial weights and image orders", at_least(0), default=0, common=True)
     method: tuple[str, ...] | None = setting("train these methods", default=None, common=True)
     arm: str | None = setting(
-        "change these settings too: train in PATH/ARM/EXPERIMENT/seedN, with the teacher of the run without them",
+        "change these settings too: train students in PATH/ARM/EXPERIMENT/seedN, with the teacher of the run without "
+        "them, unless they are settings of the teacher",
         SETTINGS,
         default=None,
     )
@@ -248,12 +249,13 @@ def run_of(name, asked, config, seed, dataset, runs, base=None):
 def arm_of(name, asked, settings, dataset, runs, base):
     """Sets up the run with other settings beside a run.   settings: {name: value}   base: that run
 
-    Unless the settings change the teacher, it is that of the base.
+    It learns from the base's teacher, unless a setting is the teacher's (comparison.SHAPING). A setting of both
+    networks, such as init, is then the student's alone.
     """
     config = changed(base.task.settings, settings)
     experiments.check(base.experiment, config)
-    shaping = {f.name for f in fields(config) if f.metadata.get("teacher")} & {n.partition(".")[0] for n in settings}
-    other = base if runner.teacher_of(base) and not shaping else None
+    own = comparison.SHAPING & {setting.partition(".")[0] for setting in settings}
+    other = base if runner.teacher_stages(base) and not own else None
     return run_of(name, asked, config, base.task.seed, dataset, runs / comparison.arm_name(settings), other)
 
 

@@ -52,8 +52,8 @@ def light(**changes):
 def perform(run, goal="all", tell=None):
     """{stage: (its record, whether it was trained now)}, in the order of training."""
     made, base = {}, run.base
-    if base and runner.teacher_of(base) not in runner.finished(base):
-        perform(base, runner.teacher_of(base))
+    if base and runner.teacher_stages(base)[-1] not in runner.finished(base):
+        perform(base, runner.teacher_stages(base)[-1])
     with run.directory, threadpool_limits(1, user_api="blas"):
         task = runner.task_of(run)
 

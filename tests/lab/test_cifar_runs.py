@@ -16,7 +16,7 @@ import run as command
 from minifit import UserError, data, experiments, networks, regressors
 from minifit.backend import to_host
 from minifit.composites import Branches, Sequential, weights
-from minifit.data import augment, preprocessing
+from minifit.data import augment, preprocessing, progress
 from minifit.data.stored import Rows, Scratch
 from minifit.experiments import CIFAR10, EXPERIMENTS, Experiment
 from minifit.lab import files, parallel, plan, report, runner, sets, training
@@ -555,6 +555,42 @@ def test_an_arm_that_is_trained_again_on_all_images_learns_from_the_teacher_that
     assert [*contents(tmp_path / "base" / "all")] == ["teacher.h5"]
     perform(on_all(base), "kd")
     assert weights_of(tmp_path / "same" / "all", ["kd"]) == weights_of(tmp_path / "base" / "all", ["kd"])
+    epochs = [
+        files.load_record(tmp_path / name / "all" / "kd.h5")["identity"]["settings"]["epochs"]
+        for name in ("same", "base")
+    ]
+    assert epochs[0] == epochs[1] and epochs[0].keys() == {"teacher", "kd"}
+
+
+def test_what_an_arm_needs_of_its_base_is_said_before_anything_is_written(tmp_path):
+    def arm():
+        return new_run(tmp_path / "arm", replace(AS_STORED, tau=2.0), base=new_run(tmp_path / "base", AS_STORED))
+
+    runner.train(arm(), "backprop", lambda line: None)  # which learns from no teacher
+    assert not (tmp_path / "base").exists() and [*contents(tmp_path / "arm")] == ["backprop.h5"]
+    shutil.rmtree(tmp_path / "arm")
+    perform(new_run(tmp_path / "base", AS_STORED))
+    teacher = (tmp_path / "base" / "teacher.h5").read_bytes()
+    (tmp_path / "base" / "teacher.h5").write_bytes(teacher[:-9])
+    assert "teacher.h5: not a whole minifit file" in refusal(runner.train, arm(), "kd", print)
+    for path in (tmp_path / "base").glob("*.h5"):
+        path.unlink()
+    assert "without its weights, and so no teacher" in refusal(runner.train, arm(), "kd", print)
+    assert not (tmp_path / "arm").exists()
+
+
+def test_the_bar_of_the_kept_outputs_comes_to_its_end(tmp_path, monkeypatch):
+    shown = []
+
+    class Bar(progress.Bar):
+        def close(self):
+            shown.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(sets, "Bar", Bar)
+    run = new_run(tmp_path, MIRRORED)
+    run.sets.taught("train", run.task.network("teacher"), 1, progress=True)
+    assert shown and all(n == total for n, total in shown) and {total for _, total in shown} == {96}
 
 
 @pytest.mark.parametrize("stage", ["teacher_all", "kd"])

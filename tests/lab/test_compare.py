@@ -780,6 +780,20 @@ def test_settings_are_said_to_share_a_teacher_only_where_they_do():
     ):
         runs = [member(0, **base), member(0, "tau=1", settings={"tau": 1.0}, **of_arm)]
         assert (said in report.about_runs(compare.gather(runs, "command"))) == share
+    taught_elsewhere = member(0, "teacher.epochs=9", settings={"teacher.epochs": 9}, **student)
+    assert said not in report.about_runs(compare.gather([runs[0], taught_elsewhere], "command"))
+
+
+def test_one_given_teacher_of_several_seeds_is_told():
+    said = "One given teacher serves all seeds: the spread comes from the students only."
+    for settings, seeds, told in (
+        ({"networks.teacher.weights": "abc"}, 2, True),
+        ({"networks.teacher.sha256": "abc"}, 2, True),
+        ({"networks.teacher.weights": "abc"}, 1, False),
+        ({}, 2, False),
+    ):
+        runs = [member(seed, settings=settings, kd=stage("kd")) for seed in range(seeds)]
+        assert (said in report.about_runs(compare.gather(runs, "command"))) == told
 
 
 def test_studies_ask_their_questions_of_the_methods_that_they_name(tmp_path, monkeypatch):

@@ -335,6 +335,17 @@ def test_a_stages_file_is_a_teacher_for_networks_of_its_own_shape(tmp_path):
         given(str(path), IMAGE, 3, ("r1",))
 
 
+def test_the_file_of_an_unfinished_stage_is_no_teacher(tmp_path):
+    path = saved(tmp_path / "a.h5", image=IMAGE)
+    record, groups = files.load(path)
+    for finished in (True, False):
+        files.save(path, record | {"finished": finished, "epoch": 3}, **groups)
+        if finished:
+            FromFile(path, IMAGE, 3)
+    with pytest.raises(UserError, match="is not finished, at epoch 3"):
+        FromFile(path, IMAGE, 3)
+
+
 def test_a_stages_file_teaches_on_the_device_and_asks_nothing_of_the_host(tmp_path):
     images, prepare = pictures(5, IMAGE), fit(pictures(50, IMAGE))
     files.save(tmp_path / "whitening.h5", {}, zca={"mean": prepare.zca.mean, "matrix": prepare.zca.matrix})
