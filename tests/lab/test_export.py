@@ -147,6 +147,9 @@ def test_what_cannot_be_exported_is_one_line_and_writes_nothing(tmp_path, capsys
     assert "not a whole minifit file" in refused(capsys, "export", tmp_path / "cut.h5", tmp_path / "a.onnx")
     assert "No such file" in refused(capsys, "export", tmp_path / "b.h5", tmp_path / "a.onnx")
     assert "export: wanted" in refused(capsys, "export", path)
+    path.rename(tmp_path / "a.safetensors")
+    assert "is the file to export" in refused(capsys, "export", tmp_path / "a.safetensors", tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").rename(path)
     assert "--opset: no such option" in refused(capsys, "export", path, tmp_path / "a.onnx", "--opset", 3)
     assert {p.name for p in tmp_path.iterdir()} == {"a.h5", "cut.h5"}
 

@@ -174,6 +174,20 @@ def test_a_trained_network_classifies_images_of_the_size(run):
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
+def test_a_student_is_exported_after_a_comparison_on_the_images_of_its_run_alone(trained, tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    folder, _ = trained("my.npz", capsys)
+    words = "export", folder / "fitnet.h5", tmp_path / "a.onnx", "--data"
+    status, out, _ = command(capsys, *words, folder.parents[3] / "my.npz")
+    assert status == 0 and "test images of my.npz" in out
+    (tmp_path / "a.onnx").unlink()
+    np.savez(tmp_path / "other.npz", images=IMAGES[::-1], labels=LABELS[::-1].copy())
+    assert "has other images than the network was trained and tested on" in refused(
+        capsys, *words, tmp_path / "other.npz"
+    )
+    assert not (tmp_path / "a.onnx").exists()
+
+
 def test_the_same_command_again_keeps_everything(trained, capsys):
     folder, _ = trained("my.npz", capsys)
     before = {path.name: path.read_bytes() for path in folder.glob("*.h5")}

@@ -426,6 +426,9 @@ def test_the_stages_are_trained_by_the_documented_command_and_its_accuracy_comes
     assert "networks.teacher.range 1.0, now 255.0" in command(capsys, *words, "--teacher-range", 255)[2]
     status, out, _ = command(capsys, "predict", folder / "fitnet.h5", saved_picture(tmp_path))
     assert status == 0
+    exporting = "export", folder / "fitnet.h5", tmp_path / "student.onnx"
+    assert "is tested on digits; wanted --data-dir" in refused(capsys, *exporting, "--data", model)
+    assert "on 100 test images of digits" in command(capsys, *exporting)[1]
 
     whole = (folder / "summary.json").read_text()
     write_record(folder / "summary.json", summary | {"teacher_error": 1.0})
