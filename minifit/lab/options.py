@@ -22,11 +22,15 @@ KINDS = {
     float: ("X", "a number"),
     str: ("NAME", "a name"),
     Path: ("PATH", "a path"),
+    bool: ("yes|no", "yes or no"),
     Ramp: ("FIRST [LAST END [START]]", "FIRST, or FIRST LAST END [START]: two numbers and two epochs"),
     tuple[int, ...]: ("N ...", "whole numbers"),
     tuple[float, ...]: ("X ...", "numbers"),
     tuple[str, ...]: ("NAME ...", "names"),
 }
+
+
+SWITCH = {"yes": True, "true": True, "no": False, "false": False}
 
 
 def read(arguments, start):
@@ -67,7 +71,7 @@ def value_of(name, f, given):
     kind, rule = kind_of(f), f.metadata["rule"]
     try:
         value = None if kind is not f.type and given == ["auto"] else made(kind, given)
-    except (ValueError, RuntimeError):  # the latter for the home of an unknown user
+    except (ValueError, KeyError, RuntimeError):  # the last one for the home of an unknown user
         what = rule.words if rule.choices or rule.words.startswith("a ") else f"{KINDS[kind][1]}, {rule.words}"
         auto = "" if kind is f.type else " or auto"
         raise UserError(f"{' '.join([flag(name), *given])}: wanted {what.removesuffix(', ')}{auto}") from None
@@ -90,6 +94,8 @@ def made(kind, given):
         return Ramp(*map(float, given[:2]), *map(int, given[2:]))
     if kind in (Ramp, tuple[int, ...], tuple[float, ...]) or len(given) != 1 or not given[0]:
         raise ValueError
+    if kind is bool:  # of an arm
+        return SWITCH[given[0].lower()]
     return Path(given[0]).expanduser() if kind is Path else kind(given[0])
 
 

@@ -243,6 +243,8 @@ def test_the_memory_of_the_teachers_outputs_is_that_of_its_parts(tmp_path):
     assert run.sets.keeps("train", joint) and not run.sets.keeps("train", teacher[:1])
     run.sets.config = replace(AS_STORED, targets_memory=29_999)
     assert not run.sets.keeps("train", joint) and run.sets.keeps("validation", joint)
+    run.sets.config = replace(AS_STORED, targets_memory=30_000, crops=2)
+    assert not run.sets.keeps("train", joint) and run.sets.keeps("validation", joint)
     validation = run.sets.needs("validation", joint)
     run.sets.config = replace(AS_STORED, flips=True, targets_memory=60_000)
     assert run.sets.needs("train", joint) == 60_000 * 2**20 and run.sets.needs("validation", joint) == validation
@@ -570,6 +572,8 @@ def test_what_an_arm_needs_of_its_base_is_said_before_anything_is_written(tmp_pa
     assert not (tmp_path / "base").exists() and [*contents(tmp_path / "arm")] == ["backprop.h5"]
     shutil.rmtree(tmp_path / "arm")
     perform(new_run(tmp_path / "base", AS_STORED))
+    other = new_run(tmp_path / "arm", AS_STORED, base=new_run(tmp_path / "base", replace(AS_STORED, tau=7.0)))
+    assert "tau 3.0, now 7.0" in refusal(runner.train, other, "kd", print) and not (tmp_path / "arm").exists()
     teacher = (tmp_path / "base" / "teacher.h5").read_bytes()
     (tmp_path / "base" / "teacher.h5").write_bytes(teacher[:-9])
     assert "teacher.h5: not a whole minifit file" in refusal(runner.train, arm(), "kd", print)

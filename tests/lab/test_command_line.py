@@ -617,6 +617,10 @@ def test_an_arm_is_read_as_the_options_are():
         "student_tau": None
     }
     assert changed(base, found).student.epochs == 2
+    for word, value in (("yes", True), ("True", True), ("no", False), ("False", False)):
+        assert changes(f"flips={word}", base) == {"flips": value}
+    with pytest.raises(UserError, match="--flips maybe: wanted yes or no"):
+        changes("flips=maybe", base)
 
 
 def test_a_switch_that_was_left_off_can_be_put_back():
@@ -629,9 +633,13 @@ def test_an_arm_is_trained_beside_the_run_whose_teacher_it_has(light, tmp_path, 
     assert run.main([*words, "--arm", "tau=1,lam=1"]) == 0
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("**/*.h5")}
     assert files == {"digits/seed0/teacher.h5", "tau=1.0,lam=1.0/digits/seed0/kd.h5"}
+    settings = json.loads((tmp_path / "tau=1.0,lam=1.0" / "digits" / "seed0" / "config.json").read_text())["settings"]
+    assert (settings["tau"], settings["lam"]["last"]) == (1.0, 1.0)
     assert run.main([*words, "--arm", "teacher.epochs=2"]) == 0
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("teacher*/**/*.h5")}
     assert files == {f"teacher.epochs=2/digits/seed0/{stage}.h5" for stage in ("teacher", "kd")}
+    assert run.main([*words, "--arm", "retrain=yes"]) == 0
+    assert (tmp_path / "retrain=True" / "digits" / "seed0" / "all" / "kd.h5").exists()
     assert "(kept)" not in capsys.readouterr().out
 
 

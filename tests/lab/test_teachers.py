@@ -149,11 +149,14 @@ def test_a_tensor_is_a_hint_if_its_first_axis_is_that_of_the_images(parts, tmp_p
     weights = W | {"front": np.array([0], np.int64)}
     several = [helper.make_node("Unsqueeze", ["r1", "front"], ["one part"])]
     several.append(helper.make_node("Concat", ["one part"] * parts, ["parts"], axis=0))  # as queries, keys and values
+    several.append(helper.make_node("ReduceMean", ["one part"], ["part of all"], axes=[1], keepdims=0))
+    several.append(helper.make_node("Concat", ["part of all"] * parts, ["parts of all"], axis=0))
     model = written(tmp_path / "t.onnx", weights=weights, extra=several)
     status, out, _ = command(capsys, "inspect", model)
     assert status == 0 and "r1" in out and "part" not in out
-    with pytest.raises(UserError, match="wanted numbers of each image"):
-        FromOnnx(model, IMAGE, CLASSES, ("parts",))
+    for name in ("parts", "parts of all"):
+        with pytest.raises(UserError, match="wanted numbers of each image"):
+            FromOnnx(model, IMAGE, CLASSES, (name,))
 
 
 def test_images_of_another_size_are_resized_between_the_centres_of_pixels(tmp_path):
@@ -463,6 +466,8 @@ def test_a_teacher_from_a_run_is_the_file_of_its_last_phase(tmp_path, capsys, mo
         more = ["--stage", "kd", "--seed", 3, "--runs", runs]
         status, out, err = command(capsys, *words, *more, "--teacher-from", folder)
         assert (status, err) == (0, "") and [p.name for p in runs.glob("*/*/*.h5")] == ["kd.h5"]
+        status, out, err = command(capsys, *words, *more, "--teacher-from", folder, "--arm", "tau=1")
+        assert (status, err) == (0, "") and (runs / "tau=1.0" / "digits" / "seed3" / "kd.h5").exists()
         last = "teacher_all" if phase else "teacher"
         assert command(capsys, *words, *more, "--teacher", folder / f"{last}.h5")[0] == 0  # the same run
         assert "kd: " in out and "--stage teacher: wanted" in refused(
