@@ -27,7 +27,7 @@ class Task:
     dtype: type = np.float32
     trained: frozenset = frozenset()  # stages that have a file: a network of the same name is loaded, not drawn
     draw: bool = True  # False: all weights stay 0, where only shapes are needed
-    shared: Layer | None = None  # the teacher that another run has trained, from which this one learns
+    shared: Layer | None = None  # the teacher of another run, from which this one learns
     teachers: dict = field(default_factory=dict, init=False)  # name -> a teacher that a method has trained or loaded
 
     def __post_init__(self):

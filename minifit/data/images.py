@@ -52,4 +52,4 @@ def _check(path, image):
     if frames > 1 and image.format != "MPO":  # a camera's JPEG, whose other pictures are previews
         raise UserError(f"{path}: found {frames} pictures in it; wanted one")
     if image.format == "TIFF" and image.info.get("compression", "raw") != "raw":
-        raise UserError(f"{path}: found a compressed TIFF; wanted an uncompressed one, or {', '.join(FORMATS)}")
+        raise UserError(f"{path}: found a compressed TIFF; wanted an uncompressed one")

@@ -352,8 +352,8 @@ def about_runs(part):
         elsewhere = any(origins[run["folder"]] not in (None, run["folder"]) for run in runs)
         shared = elsewhere and all(len(folders) == 1 for folders in teachers.values())
         return lines + ["All settings of one seed share that seed's teacher."] * shared
-    given = {"networks.teacher.weights", "networks.teacher.sha256"} & part["settings"].keys()
-    if given and len(seeds) > 1:
+    given_teacher = {"networks.teacher.weights", "networks.teacher.sha256"} & part["settings"].keys()
+    if given_teacher and len(seeds) > 1:
         lines.append("One given teacher serves all seeds: the spread comes from the students only.")
     sources = {run["seed"]: copied_from(run) for run in runs if not run["missing"]}
     if len(sources) > 0 and len({*sources.values()}) == 1 and (source := next(iter(sources.values()))):

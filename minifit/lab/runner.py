@@ -218,8 +218,7 @@ def train(run, goal, say):
 
         def make(stage):
             record, fresh = trained(run, stage, lambda epoch: (say(report.epoch_line(epoch)), look(stage)))
-            kept = "" if fresh else " (kept)"
-            say(report.stage_line(stage.key, record, run.sets.sizes["test"], folder) + kept)
+            say(report.stage_line(stage.key, record, run.sets.sizes["test"], folder) + " (kept)" * (not fresh))
             if stage.key == ahead[-1]:
                 draw(run)
             elif fresh:

@@ -53,8 +53,10 @@ class Contender:
         """(layers, weights, multiplications); for an ONNX model (None, the count of its constants, None)."""
         if self.model is None:
             graph = export.library().load_from_string(self.onnx).graph
-            held = [a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.HasField("t")]
-            return None, sum(int(np.prod(tensor.dims)) for tensor in (*graph.initializer, *held)), None
+            constants = [
+                a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.HasField("t")
+            ]
+            return None, sum(int(np.prod(tensor.dims)) for tensor in (*graph.initializer, *constants)), None
         counts = networks.count(self.model.layers, np.zeros((0, *self.input), np.float32))
         return sum(w > 0 for w, _ in counts), sum(w for w, _ in counts), sum(m for _, m in counts)
 

@@ -254,9 +254,9 @@ def arm_of(name, asked, settings, dataset, runs, base):
     """
     config = changed(base.task.settings, settings)
     experiments.check(base.experiment, config)
-    own = comparison.SHAPING & {setting.partition(".")[0] for setting in settings}
-    other = base if runner.teacher_stages(base) and not own else None
-    return run_of(name, asked, config, base.task.seed, dataset, runs / comparison.arm_name(settings), other)
+    changed_teacher = comparison.SHAPING & {setting.partition(".")[0] for setting in settings}
+    base_of_arm = base if runner.teacher_stages(base) and not changed_teacher else None
+    return run_of(name, asked, config, base.task.seed, dataset, runs / comparison.arm_name(settings), base_of_arm)
 
 
 def train(name, words, say):

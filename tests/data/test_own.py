@@ -423,7 +423,7 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"0\.tiff: found a picture of kind I; wanted one of L, LA, RGB, RGBA"):
         data.load("own", file=tmp_path / "deep")
     Image.fromarray(IMAGES[0]).save(new("packed") / "class 0" / "0.tiff", compression="tiff_lzw")
-    with pytest.raises(UserError, match=r"0\.tiff: found a compressed TIFF; wanted an uncompressed one, or PNG, JPEG"):
+    with pytest.raises(UserError, match=r"0\.tiff: found a compressed TIFF; wanted an uncompressed one"):
         data.load("own", file=tmp_path / "packed")
     cut = new("cut") / "class 1" / "0002.png"
     cut.write_bytes(cut.read_bytes()[:60])
