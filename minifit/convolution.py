@@ -10,13 +10,13 @@ All methods have these functions and give the same numbers up to rounding:
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf
+from math import inf, prod
 
 import numpy as np
 
 from minifit.backend import array_module
 from minifit.fast_convolution import Stacked, fourier, fourier_multiplications, fourier_products, winograd
-from minifit.patches import fold, largest, unfold
+from minifit.patches import fold, largest, unfold, windows
 
 SMALL = 10**6  # OpenBLAS multiplies without packing the matrices first, up to this many multiplications per product
 FEW = 8  # with fewer images, the runs of memory in `Stacked` are too short
@@ -33,11 +33,17 @@ def choose(x, w, pad, evaluating=False):
     """
     if array_module(x) is not np:
         return Kept(pad)
-    if not len(x):
+    return _chosen(x.shape, w.shape, pad, x.dtype, evaluating)
+
+
+@lru_cache(maxsize=1024)
+def _chosen(shape, kernel, pad, dtype, evaluating):
+    n, few = shape[0], evaluating and shape[0] < FEW
+    if not n:
         return Unfolded(pad)
-    stacked = len(x) >= FEW and len(x) * w.size <= SMALL
-    images = len(x) if evaluating and len(x) < FEW else inf
-    return _planned(Stacked(pad) if stacked else Unfolded(pad), x.shape[1:3], w.shape, pad, x.dtype, images)
+    stacked = n >= FEW and n * prod(kernel) <= SMALL
+    definition = Stacked(pad) if stacked else Few(pad) if few else Unfolded(pad)
+    return _planned(definition, shape[1:3], kernel, pad, dtype, n if few else inf)
 
 
 def _fewest(definition, size, kernel, pad, dtype, images):
@@ -102,6 +108,36 @@ class Unfolded:
         dy = dy.reshape(-1, k)
         patches = unfold(cache, r, s, self.pad).reshape(len(dy), r * s * c)
         return (patches.T @ dy).reshape(w.shape)
+
+
+class Few(Unfolded):
+    """The definition, whose evaluation of a maxout layer takes few images and many small products.
+
+    Each piece has products of its own, so that the pieces lie apart and their maximum runs along memory. A one beside
+    each patch brings the bias. No product has more than SMALL multiplications, if a row of the map has not.
+    """
+
+    def maxout(self, x, w, b, pieces):
+        r, s, c, k = w.shape
+        patches = windows(x, r, s, self.pad)
+        n, p, q = patches.shape[:3]
+        filters = np.concatenate([w.reshape(r * s * c, k), b[None]]).reshape(-1, pieces, k // pieces)
+        if c > 1:
+            rows = np.empty((n * p * q, len(filters)), x.dtype)
+            rows[:, :-1].reshape(patches.shape)[...] = patches
+        else:  # S contiguous numbers are few: Q are copied at a time
+            rows = np.empty((len(filters), n * p * q), x.dtype).T
+            rows.T[:-1].reshape(r, s, n, p, q)[...] = patches[..., 0].transpose(3, 4, 0, 1, 2)
+        rows[:, -1] = 1
+        rows = rows.reshape(_groups(n * p, q * w.size // pieces), -1, len(filters))
+        z = rows @ filters.transpose(1, 0, 2)[:, None]  # a piece and a group at a time: (rows, R S C + 1) (..., K / M)
+        return largest(z, pieces, axis=0).reshape(n, p, q, k // pieces)
+
+
+@lru_cache(maxsize=1024)
+def _groups(rows, cost):
+    """The fewest equal groups of rows whose products have at most SMALL multiplications; 1 if no groups have."""
+    return next((n for n in range(1, rows + 1) if not rows % n and rows // n * cost <= SMALL), 1)
 
 
 class Kept(Unfolded):

@@ -29,13 +29,17 @@ def unfold(x, r, s, pad=0):
     """
     if array_module(x) is not np:
         return kernels.unfold(x, r, s, pad)
+    return np.ascontiguousarray(windows(x, r, s, pad))  # moves S*C contiguous numbers at a time
+
+
+def windows(x, r, s, pad=0):
+    """The same as a view of x, or of a padded copy, in NumPy."""
     x = pad_borders(x, pad)
     (n, h, w, c), (step_n, step_h, step_w, step_c) = x.shape, x.strides
     shape, steps = (n, h - r + 1, w - s + 1, r, s, c), (step_n, step_h, step_w, step_h, step_w, step_c)
-    # A view, made by the shorter way if that is possible. Its copy moves S*C contiguous numbers at a time.
-    direct = x.flags.c_contiguous
-    view = np.ndarray(shape, x.dtype, x, 0, steps) if direct else np.lib.stride_tricks.as_strided(x, shape, steps)
-    return np.ascontiguousarray(view)
+    if x.flags.c_contiguous:  # the shorter way
+        return np.ndarray(shape, x.dtype, x, 0, steps)
+    return np.lib.stride_tricks.as_strided(x, shape, steps)
 
 
 def fold(patches, shape, pad=0):

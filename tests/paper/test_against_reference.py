@@ -195,10 +195,10 @@ def test_to_evaluate_few_images_the_transforms_of_the_filters_count_too(kernel, 
         ways += [filtering.winograd(size, (r, s), pad, x.dtype)] if r == 3 else []
         filters = {way: len(way.b) * (r * s + convolution.MOVED) * c * k + convolution.CALLS for way in ways}
         costs = {way: n * way.multiplications(kernel) + filters[way] for way in ways}
-        costs[convolution.Unfolded(pad)] = n * 1.5 * convolution.multiplications(size, kernel, pad)
+        costs[convolution.Few(pad)] = n * 1.5 * convolution.multiplications(size, kernel, pad)
         assert alike(chosen, min(costs, key=costs.get))
         choices |= {type(trained), type(chosen)}
-    assert n == convolution.FEW or choices == {convolution.Unfolded, filtering.Filtered}
+    assert n == convolution.FEW or choices - {convolution.Unfolded} == {convolution.Few, filtering.Filtered}
 
 
 @pytest.mark.parametrize("above", [[layers.Maxout(2)], [layers.ReLU()], []], ids=["maxout", "ReLU", "nothing"])
@@ -213,7 +213,28 @@ def test_one_image_is_evaluated_by_another_method_than_it_is_trained_by_with_the
     conv = layers.Conv2d(rng.normal(size=(8, 8, 24, 48)), rng.normal(size=48), pad=3)
     net, x = Sequential([conv, *above]), rng.normal(size=(1, 10, 10, 24))
     np.testing.assert_allclose(net(x), net.forward(x)[0], rtol=1e-9, atol=1e-10)
-    assert [type(method) for method in seen] == [convolution.Unfolded, filtering.Filtered]
+    assert [type(method) for method in seen] == [convolution.Few, filtering.Filtered]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [(5, 5, 1), (3, 2, 1), (3, 3, 16), (1, 1, 7)], ids=str)
+@pytest.mark.parametrize("small", [1, 3000, 10**6])
+def test_few_images_are_evaluated_in_groups_of_rows_of_which_no_product_is_large(monkeypatch, kernel, pieces, small):
+    monkeypatch.setattr(convolution, "SMALL", small)
+    convolution._groups.cache_clear()
+    rng, pad = np.random.default_rng(0), 2
+    x, w, b = rng.normal(size=(3, 6, 7, kernel[2])), rng.normal(size=(*kernel, 4 * pieces)), rng.normal(size=4 * pieces)
+    for images in (x, x[:, ::-1].transpose(0, 2, 1, 3)):
+        expected = Maxout(pieces)(convolution.Unfolded(pad).forward(images, w, b)[0])
+        close(convolution.Few(pad).maxout(images, w, b, pieces), expected)
+    convolution._groups.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("rows", "cost", "groups"), [(22, 50_688, 2), (22, 91_000, 11), (7, 10**6, 7), (6, 10**6 + 1, 1), (9, 1, 1)]
+)
+def test_the_groups_are_the_fewest_equal_ones_whose_products_are_small(rows, cost, groups):
+    assert convolution._groups(rows, cost) == groups
 
 
 @pytest.mark.parametrize(

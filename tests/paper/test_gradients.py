@@ -117,7 +117,11 @@ def test_calling_a_layer_is_its_forward_and_weight_gradients_are_its_backwards(c
     problem = case.draw(whole_numbers(data), rng)
     layer, x = problem.subject, problem.arrays["x"]
     y, cache = layer.forward(x, np.random.default_rng(seed))
-    np.testing.assert_array_equal(problems.joined(layer(x, np.random.default_rng(seed))), problems.joined(y))
+    alone = problems.joined(layer(x, np.random.default_rng(seed)))
+    if layer.children:  # a convolution may be evaluated with its maxout
+        close(alone, problems.joined(y))
+    else:
+        np.testing.assert_array_equal(alone, problems.joined(y))
     dy = problems.parted(rng.normal(size=problems.joined(y).shape), y)
     all_close(layer.weight_gradients(dy, cache), layer.backward(dy, cache)[1])
 
@@ -128,7 +132,7 @@ def test_a_visit_sees_every_leaf_in_order_with_its_input_and_gives_y(case, data,
     problem = case.draw(whole_numbers(data), np.random.default_rng(seed))
     layer, seen = problem.subject, []
     y = layer.visit(problem.arrays["x"], lambda leaf, x: seen.append((leaf, leaf(x))))
-    np.testing.assert_array_equal(problems.joined(y), problems.joined(layer(problem.arrays["x"])))
+    close(problems.joined(y), problems.joined(layer(problem.arrays["x"])))
     assert set(map(id, leaves(layer))) == {id(leaf) for leaf, _ in seen}
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from properties import FAR, far_logits_are_scipys, ties_go_to_the_first
 from scipy import special
 
-from minifit import composites, networks, problems
+from minifit import composites, layers, networks, problems
 from minifit.composites import Autoassociator, Branches, Mean, Sequential
 from minifit.layers import (
     Binary,
@@ -237,6 +237,19 @@ def test_maps_of_one_pixel_are_maps():
     np.testing.assert_array_equal(Conv2d(w, np.ones(1), pad=1)(x).ravel(), [1 + 2 * w[1, 1, 0, 0] - 3 * w[1, 1, 1, 0]])
     np.testing.assert_array_equal(MaxPool2d(4, 2)(x), x)
     np.testing.assert_array_equal(Maxout(2)(x), [[[[2.0]]]])
+
+
+@pytest.mark.parametrize("ceil", [True, False])
+@pytest.mark.parametrize("size", range(1, 10))
+def test_pooling_without_a_gradient_takes_the_same_largest(size, ceil):
+    doubled = set()
+    for stride in range(1, 5):
+        for extent in range(1 if ceil else size, 14):
+            x = np.random.default_rng(extent).normal(size=(2, extent, extent + 1, 3))
+            layer = MaxPool2d(size, stride, ceil)
+            np.testing.assert_array_equal(layer(x), layer.forward(x)[0])
+            doubled.add(bool(layers._doubled(size, stride, extent, layer._count(extent), 1)[0]))
+    assert doubled == {True, False}
 
 
 # name of what must refuse, what it must say, and the attempt
