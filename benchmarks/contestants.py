@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -189,23 +190,26 @@ class Torch:
         return self.twins[format].measure(*self.data[format, n])
 
 
-class Onnx:
-    """The forward pass by onnxruntime, from bytes to probabilities, of the model that `run.py export` writes."""
+class Engine:
+    """The forward pass from bytes to probabilities, as `run.py speed` measures it.
 
-    def __init__(self, network, threads, sizes):
-        self.model, rng = speed.drawn(network), np.random.default_rng(SEED)
-        self.answer = speed.engines(threads)["onnxruntime"](self.model, None)
+    engine: "minifit", or "onnxruntime", which runs the model that `run.py export` writes
+    """
+
+    def __init__(self, engine, network, threads, sizes):
+        self.stack, rng = ExitStack(), np.random.default_rng(SEED)
+        self.answer = speed.engines(threads, max(sizes))[engine](speed.drawn(network), self.stack)
         self.images = {n: rng.integers(0, 256, (n, *network.input), np.uint8) for n in sizes}
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        pass
+        self.stack.close()
 
-    def check(self, n):
-        """The largest difference between its probabilities and minifit's."""
-        return float(np.abs(self.answer(self.images[n])[0] - self.model.model(self.images[n])).max())
+    def probabilities(self, n):
+        answer = self.answer(self.images[n])
+        return answer[0] if isinstance(answer, list) else answer
 
     def evaluate(self, n, seconds):
         return turn(lambda: self.answer(self.images[n]), seconds)

@@ -12,14 +12,14 @@ import platform
 import re
 import sys
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from statistics import geometric_mean
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from benchmarks.contestants import Ceiling, Child, Minifit, Onnx, Torch
+from benchmarks.contestants import Ceiling, Child, Engine, Minifit, Torch
 from benchmarks.work import built
 from minifit import networks
 from minifit.lab import export
@@ -27,6 +27,7 @@ from minifit.lab.parallel import available
 
 NAMES = ("MNIST_TEACHER", "MNIST_FITNET", "CIFAR10_TEACHER", "FITNET_1", "FITNET_2", "FITNET_3", "FITNET_4")
 NETWORKS = tuple(getattr(networks, name) for name in NAMES if hasattr(networks, name))
+ENGINES = "minifit", "onnxruntime"  # that go from bytes to probabilities
 FORMATS = ("NCHW", "channels_last")
 SIZES = (1, 128, 1000)  # images evaluated at once
 
@@ -141,8 +142,10 @@ def evaluation(network, options):
     with (
         Child(Torch, network, options.batch, count, sizes) as theirs,
         Child(Minifit, *arguments) as ours,
-        Child(Onnx, network, count, sizes) if with_onnx() else nullcontext() as onnx,
+        ExitStack() as stack,
     ):
+        engines = ENGINES if with_onnx() else {}
+        engines = {e: stack.enter_context(Child(Engine, e, network, count, sizes)) for e in engines}
         for n in sizes:
             loss = ours("measure", n)[0]
             for format in FORMATS:
@@ -150,16 +153,19 @@ def evaluation(network, options):
                     raise AssertionError(f"{network.name}, {n} images: minifit and PyTorch find different losses")
             contestants = {"minifit": lambda n=n: ours("evaluate", n, TURN)}
             contestants |= {f: lambda n=n, f=f: theirs("evaluate", f, n, TURN) for f in FORMATS}
-            if onnx:
-                if not onnx("check", n) < 1e-4:
+            if engines:
+                one, other = (engine("probabilities", n) for engine in engines.values())
+                if not np.abs(one - other).max() < 1e-4:
                     raise AssertionError(f"{network.name}, {n} images: minifit and onnxruntime disagree")
-                contestants["onnxruntime"] = lambda n=n: onnx("evaluate", n, TURN)
+            for name, engine in engines.items():
+                contestants[f"{name}, from bytes"] = lambda n=n, engine=engine: engine("evaluate", n, TURN)
             times = take_turns(contestants, options.repeats)
-            against = ratios(times, ("onnxruntime",)) if onnx else []
+            *_, ours_from_bytes, theirs_from_bytes = contestants
+            against = ratios(times, [theirs_from_bytes], ours_from_bytes) if engines else []
             rows.append([network.name, str(n), *map(spread, times.values()), *ratios(times, FORMATS), *against])
     header = ["network", "images", "minifit ms", *(f"PyTorch {format} ms" for format in FORMATS)]
     if with_onnx():
-        return [*header, "onnxruntime ms", "ratio", "paired", "to onnxruntime", "paired"], rows
+        return [*header, *(f"{e}, from bytes ms" for e in ENGINES), "ratio", "paired", "to onnxruntime", "paired"], rows
     return [*header, "ratio", "paired"], rows
 
 
@@ -219,10 +225,10 @@ def spread(times):
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
-def ratios(times, peers):
+def ratios(times, peers, ours="minifit"):
     """The better peer's median over ours, and the median of that peer's time over ours, turn by turn."""
     best = min(peers, key=lambda peer: np.median(times[peer]))
-    ours = times["minifit"]
+    ours = times[ours]
     return [f"{np.median(times[best]) / np.median(ours):.2f}", f"{np.median(times[best] / ours):.2f}"]
 
 

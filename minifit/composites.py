@@ -3,7 +3,7 @@
 A composite is a layer and obeys the same contract. Whatever walks a network asks for `children` and knows no type.
 """
 
-from copy import copy
+from copy import copy, deepcopy
 from itertools import zip_longest
 from numbers import Integral
 from typing import NamedTuple
@@ -37,6 +37,19 @@ def weights(layer, above=1.0):
             yield weight._replace(name=f"{child_name}.{weight.name}")
     for name, p in () if isinstance(layer, Composite) else layer.params.items():
         yield Weight(name, p, scale, layer.max_norm if name == "w" else None)
+
+
+def frozen(layer):
+    """Returns a layer of NumPy like this one, whose weights are read-only views of this one's.
+
+    Whoever freezes a layer changes its weights no more while the result is used: what a convolution makes of read-only
+    filters alone, it makes once.
+    """
+    views = {}
+    for p in layer.params.values():
+        views[id(p)] = p.view()
+        views[id(p)].flags.writeable = False
+    return deepcopy(layer, views)
 
 
 class Composite(Layer):

@@ -5,7 +5,8 @@ the definition. Each is three matrices, made here, and both are applied in one w
 transpose.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import ref
 
 import numpy as np
 
@@ -154,6 +155,7 @@ class Filtered:
     step: tuple[int, int]  # m1, m2: outputs a tile gives
     grid: tuple[int, int]  # tiles of a map
     outputs: tuple[int, int]  # P, Q
+    kept: dict = field(default_factory=dict)  # the transforms of filters that are read-only, while the filters exist
 
     def multiplications(self, kernel):
         _, _, c, k = kernel
@@ -197,8 +199,13 @@ class Filtered:
         return [slice(i, i + length) for i in range(0, n, length)]
 
     def _filters_transformed(self, w):
-        r, s, c, k = w.shape
-        return (self.g @ w.reshape(r * s, c * k)).reshape(-1, c, k)
+        (r, s, c, k), key = w.shape, id(w)
+        if key in self.kept:
+            return self.kept[key][1]
+        u = (self.g @ w.reshape(r * s, c * k)).reshape(-1, c, k)
+        if not w.flags.writeable:
+            self.kept[key] = ref(w, lambda _: self.kept.pop(key)), u
+        return u
 
     def _outputs(self, v, u, b):
         """v (F, T C), u (F, C, K), b (K,) -> (m1 m2, T, K)"""

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from minifit import UserError, __version__
 from minifit.backend import array_module, to_host
-from minifit.composites import Sequential, leaves
+from minifit.composites import Composite, Sequential, frozen, leaves
 from minifit.data import augment
 from minifit.data.preprocessing import ZCA, Local, Unit, Whitened, fit
 from minifit.data.progress import Bar
@@ -88,6 +88,10 @@ class Examples:
         if choices is None:
             return index
         return index + len(self) * array_module(index).asarray(choices[:, 0].astype(np.int64))
+
+    def asks(self, of):
+        """Returns these examples with of(teacher) in place of a teacher of layers, if they ask one."""
+        return replace(self, teacher=of(self.teacher)) if isinstance(self.teacher, Composite) else self
 
     def on(self, xp):
         """Returns these examples on another library's device. The device keeps bytes and prepares each batch."""
@@ -218,6 +222,8 @@ def outputs(network, examples, workers, progress=False, versions=1):
     """
     weights = next(iter(network.params.values()), np.zeros(0, np.float32))
     xp = array_module(weights)
+    if xp is np and isinstance(network, Composite):
+        network = frozen(network)
     chunk, n = HOST_CHUNK if xp is np else CHUNK, len(examples)
 
     def ask(start, mirrored):

@@ -152,12 +152,12 @@ def recorded(folder):
     return {}
 
 
-def engines(threads):
+def engines(threads, most=BATCHES[-1]):
     """Returns {engine: a function (Contender, ExitStack) -> (images) -> answer, or None if the engine cannot run it}.
 
-    threads: the number of threads of an engine, and of processes of minifit
+    threads: the number of threads of an engine, and of processes of minifit    most: images at a time
     """
-    functions = {"minifit": lambda one, stack: one.model and _in_minifit(one.model, threads, stack)}
+    functions = {"minifit": lambda one, stack: one.model and _in_minifit(one.model, threads, stack, most)}
     if export.there("onnxruntime") and export.there("onnx"):
         functions["onnxruntime"] = lambda one, stack: one.onnx and _in_onnxruntime(one, threads)
     if export.there("torch"):
@@ -165,8 +165,10 @@ def engines(threads):
     return functions
 
 
-def _in_minifit(made, processes, stack):
-    shown = shared((max(BATCHES), *made.input), np.uint8)
+def _in_minifit(made, processes, stack, most):
+    if processes == 1:
+        return made
+    shown = shared((most, *made.input), np.uint8)
     team = stack.enter_context(Team(processes, {"part": lambda place: made(shown[slice(*place)])}))
 
     def answer(images):

@@ -19,7 +19,7 @@ import numpy as np
 
 from minifit import UserError, files, model, networks, spec
 from minifit.backend import array_module, to_host
-from minifit.composites import Sequential
+from minifit.composites import Sequential, frozen
 from minifit.lab import export
 from minifit.lab.options import nearest
 from minifit.lab.parallel import team
@@ -131,7 +131,7 @@ class FromFile(Given):
                 f"--teacher {path}: for images {sizes[0]} of {sizes[1]} classes; wanted {tuple(image)} of {classes}"
             )
         self.name, self.image, self.classes = self.model.about["name"], tuple(image), classes
-        self.layers, self.prepare = self.model.layers, self.model.prepare
+        self.layers, self.prepare = frozen(self.model.layers), self.model.prepare
         if xp is not np:
             self.prepare = self.prepare.on(xp)
             arrays = {name: xp.asarray(a) for name, a in self.layers.params.items()}

@@ -7,13 +7,14 @@ bit, for any number of workers. A device takes a minibatch whole.
 
 import shutil
 import time
+from functools import cache
 from math import ceil, isfinite
 
 import numpy as np
 
 from minifit import UserError, stages
 from minifit.backend import array_module, to_host
-from minifit.composites import leaves, weights
+from minifit.composites import frozen, leaves, weights
 from minifit.data.progress import Bar
 from minifit.fitnets import gradient, measure
 from minifit.lab import files, parallel
@@ -44,7 +45,8 @@ class DataParallel:
         if self.on_host:
             share(stage.network)  # before the team is forked, so that every worker reads what the optimiser wrote
         self.params = stage.network.params
-        self.sets = sets if self.on_host else {name: s.on(self.xp) for name, s in sets.items()}
+        once = cache(frozen)  # one teacher for all sets
+        self.sets = {name: s.asks(once) if self.on_host else s.on(self.xp) for name, s in sets.items()}
         self.microbatch = microbatch
         self.chunk = HOST_CHUNK if self.on_host else CHUNK
         sizes = {name: p.size for name, p in self.params.items()}

@@ -15,7 +15,7 @@ import pytest
 import strict
 
 from benchmarks import device, profile, ranks, stages, step
-from benchmarks.contestants import Ceiling, Child, Minifit, Onnx, memory, turn
+from benchmarks.contestants import Ceiling, Child, Engine, Minifit, memory, turn
 from benchmarks.work import LEAD, built, examples, leads
 from minifit.backend import to_host
 from minifit.composites import Sequential
@@ -423,8 +423,10 @@ def test_on_a_gpu_the_gradients_are_those_of_the_host_and_a_turn_takes_time(stan
     assert any((to_host(weights[name]) != p).any() for name, p in before.items())
 
 
-def test_onnxruntime_is_measured_on_the_same_network():
+def test_onnxruntime_and_minifit_go_from_the_same_bytes_to_the_same_probabilities():
     pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
-    with Onnx(SMALL, 1, (3,)) as theirs:
-        assert theirs.check(3) < 1e-6
-        assert theirs.evaluate(3, 0.0) > 0
+    with Engine("minifit", SMALL, 2, (3, 150)) as ours, Engine("onnxruntime", SMALL, 1, (3, 150)) as theirs:
+        for n in (3, 150):
+            np.testing.assert_allclose(ours.probabilities(n), theirs.probabilities(n), atol=1e-6)
+            assert len(ours.probabilities(n)) == n
+        assert ours.evaluate(3, 0.0) > 0 and theirs.evaluate(3, 0.0) > 0
