@@ -59,7 +59,8 @@ class Model:
 
     def logits(self, images):
         self.check(images)
-        return np.concatenate([np.zeros((0, self.classes), np.float32), *map(self._logits, sliced(images))])
+        parts = [self._logits(part) for part in sliced(images)] or [np.zeros((0, self.classes), np.float32)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _logits(self, images):
         return last(self.layers(self.prepare(images)))
