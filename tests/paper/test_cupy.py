@@ -323,9 +323,13 @@ def test_everything_that_the_stand_in_offers_is_in_cupy():
 
 
 def parameters(function):
-    """The names of a function's parameters, with their stars, in order."""
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    return [stars.get(p.kind, "") + name for name, p in inspect.signature(function).parameters.items()]
+    """The names of a function's parameters, in order, as they are written: with stars, and "*" before names only."""
+    stars, names = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}, []
+    for name, p in inspect.signature(function).parameters.items():
+        if p.kind is p.KEYWORD_ONLY and not any(n.startswith("*") for n in names):
+            names.append("*")
+        names.append(stars.get(p.kind, "") + name)
+    return names
 
 
 def documented(method):
@@ -337,21 +341,27 @@ def documented(method):
 def held(name, allowed, known):
     """A row of the stand-in's tables is true of a CuPy function with these parameters."""
     by_position, by_name = strict.arguments(allowed)
-    stars = [p for p in known if p.startswith("*")]
-    if not stars:
-        assert known[: len(by_position)] == by_position, name
-    assert "**kwargs" in stars or set(by_name) <= set(known), name
+    first = next((i for i, p in enumerate(known) if p.startswith("*")), len(known))
+    if first == len(known) or known[first] == "*" or known[first].startswith("**"):  # else "*args" takes any number
+        assert known[:first][: len(by_position)] == by_position, name
+    assert "**kwargs" in known or set(by_name) <= set(known), name
 
 
 def test_a_row_that_is_not_true_of_a_function_is_found():
     held("f", "a dtype * shape", ["a", "dtype", "order", "shape"])
     held("f", "a b * out", ["*args", "out"])
     held("f", "a b * out", ["*args", "**kwargs"])
+    held("f", "a * out", ["a", "*", "out"])
+    held("f", "a * out", ["a", "**kwargs"])
+    assert parameters(lambda a, b=1, *, c=2, **kwargs: a) == ["a", "b", "*", "c", "**kwargs"]
+    assert parameters(lambda a, *args, c=2: a) == ["a", "*args", "c"]
     for allowed, known in {
         "a dtype shape": ["a", "dtype", "order", "shape"],
         "a dtype * form": ["a", "dtype", "order", "shape"],
         "a b * out": ["*args", "where"],
         "dtype a": ["a", "dtype"],
+        "a out": ["a", "*", "out"],
+        "a b": ["a", "**kwargs"],
     }.items():
         with pytest.raises(AssertionError):
             held("f", allowed, known)
