@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from benchmarks.twin import images, maxout, shrink, to_numpy, to_torch
 from minifit.composites import leaves, weights
 from minifit.fitnets import Distillation, Hint, Labels
+from minifit.lab.sets import fingerprint
 from minifit.layers import Conv2d, Dropout, Flatten, Linear, Maxout, MaxPool2d, ReLU
 
-AT_ONCE = 500  # images of an evaluation
+AT_ONCE = 128  # images of an evaluation; PyTorch takes longer for each of 500
 
 
 class Net:
@@ -69,16 +70,20 @@ def _step(leaf, weights):
 class Script:
     """Trains a stage of minifit on images (N, H, W, C) that are prepared already."""
 
-    def __init__(self, stage, x, labels, format, flips=False, keeps=False, device="cpu"):
-        """flips: mirror each image with probability 1/2   keeps: compute the teacher's outputs once"""
+    def __init__(self, stage, x, labels, format, flips=False, keeps=False, device="cpu", kept=None):
+        """flips: mirror each image with probability 1/2   keeps: compute the teacher's outputs once
+
+        kept: the outputs that the scripts of other stages have computed, by set and teacher
+        """
         self.stage, self.flips, self.format, self.device = stage, flips, format, device
+        self.keeps, self.kept = keeps and stage.target is not None, {} if kept is None else kept
         self.student = Net(stage.network, x.shape[1:], format, True, device)
         self.teacher = stage.target and Net(stage.target, x.shape[1:], format, device=device)
         self.x, self.labels = images(x, format, device), torch.from_numpy(labels).to(device)
         self.answers = None
-        if keeps and self.teacher:
+        if self.keeps:
             versions = [self.x, self.x.flip(3)] if flips else [self.x]
-            self.answers = torch.stack([self.outputs(x) for x in versions])
+            self.answers = self.once("all versions", lambda: torch.stack([self.outputs(x) for x in versions]))
         self.optimizer = _optimizer(stage, self.student.weights)
         self.limits = [(self.student.weights[w.name], w.max_norm) for w in weights(stage.network) if w.max_norm]
 
@@ -87,6 +92,13 @@ class Script:
         with torch.inference_mode():
             parts = [self.teacher(part) for part in x.split(AT_ONCE)]
         return torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+
+    def once(self, name, outputs):
+        """The teacher's outputs for the set of that name, which a script with the same teacher may have kept."""
+        key = name, fingerprint(self.stage.target)
+        if key not in self.kept:
+            self.kept[key] = outputs()
+        return self.kept[key]
 
     def loss(self, prediction, target, labels, epoch):
         loss, n = self.stage.loss, len(prediction)
@@ -134,12 +146,13 @@ class Script:
             self.stage.schedule.adjust(_Rate(self.optimizer), number, 0)
             self.step(chosen, number)
 
-    def measure(self, x, labels, epoch):
-        """The mean loss, and the number of errors, over a set."""
+    def measure(self, name, x, labels, epoch):
+        """The mean loss, and the number of errors, over the set of that name."""
         total, errors = 0.0, 0
+        kept = self.once(name, lambda: self.outputs(x)).split(AT_ONCE) if self.keeps else None
         with torch.inference_mode():
-            for part, answers in zip(x.split(AT_ONCE), labels.split(AT_ONCE), strict=True):
-                prediction, target = self.student(part), self.teacher and self.teacher(part)
+            for i, (part, answers) in enumerate(zip(x.split(AT_ONCE), labels.split(AT_ONCE), strict=True)):
+                prediction, target = self.student(part), kept[i] if kept else self.teacher and self.teacher(part)
                 total += float(self.loss(prediction, target, answers, epoch)) * len(part)
                 errors += int((prediction.argmax(1) != answers).sum()) if self.stage.classifies else 0
         return total / len(x), errors

@@ -20,13 +20,14 @@ from statistics import geometric_mean
 
 import numpy as np
 
-from benchmarks.contestants import Child
+from benchmarks import step
+from benchmarks.contestants import Ceiling, Child
 from benchmarks.step import FORMATS, machine, positive, ratios, table, take_turns
 from benchmarks.work import SEED
 from minifit import data, experiments, fitnets, networks
 from minifit.composites import leaves, weights
 from minifit.data.preprocessing import ZCA, Whitened
-from minifit.lab.parallel import available
+from minifit.lab.parallel import available, keep_freed_memory
 from minifit.lab.plan import chosen, microbatch, noted, walk
 from minifit.lab.runner import set_up, task_of
 from minifit.lab.training import DataParallel
@@ -65,8 +66,11 @@ def main(arguments=None):
         print(table(header, [row]), file=sys.stderr, flush=True)
         rows.append(row)
     print("\n" + table(header, rows))
-    speedups = [float(row[header.index("ratio")]) for row in rows]
-    return print(f"\nGeometric mean of the ratios: {geometric_mean(speedups):.2f}")
+    for column in ("ratio", "ratio, both kept"):
+        speedups = [float(row[header.index(column)]) for row in rows if row[header.index(column)] != "-"]
+        if speedups:
+            print(f"\nGeometric mean of {len(speedups)} in the column {column!r}: {geometric_mean(speedups):.2f}")
+    return None
 
 
 def parse(arguments):
@@ -74,6 +78,7 @@ def parse(arguments):
     parser.add_argument("--experiment", nargs="+", choices=experiments.EXPERIMENTS, default=EXPERIMENTS, metavar="NAME")
     parser.add_argument("--preset", choices=("default", "paper"), default="default")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="of PyTorch's memory")
     parser.add_argument("--workers", type=positive, default=available(), help="processes, and PyTorch's threads")
     parser.add_argument("--steps", type=positive, default=50, help="steps of every contestant that are timed")
     parser.add_argument("--images", type=positive, default=IMAGES, help="how many noise images there are")
@@ -165,6 +170,7 @@ class Script:
         from benchmarks import script
 
         torch.set_num_threads(threads)
+        keep_freed_memory()
         with tempfile.TemporaryDirectory() as folder:
             self.run = noise_run(name, preset, count, threads, Path(folder))
         if self.run.task.settings.crops:
@@ -238,17 +244,19 @@ def compared(name, key, options):
         keeps = ours("kept")
         theirs = stack.enter_context(Child(Script, *arguments, keeps))
         theirs("check")
+        ceiling = stack.enter_context(Child(Ceiling, options.workers))
         contestants = {"minifit": lambda: ours("steps", TURN)}
-        for format, cache in product(FORMATS, sorted({False, keeps})):
+        for format, cache in product(options.formats, sorted({False, keeps})):
             label = f"{format}, kept" if cache else format
             contestants[label] = lambda format=format, cache=cache: theirs("steps", format, cache, TURN)
-        times = take_turns(contestants, ceil(options.steps / TURN))
-    row = [f"{name}, {key}", *(rate(times[label], batch) for label in ("minifit", *FORMATS)), *ratios(times, FORMATS)]
-    header = ["stage", "minifit images/s", *(f"PyTorch {format} images/s" for format in FORMATS), "ratio", "paired"]
+        times = take_turns({**contestants, "ceiling": lambda: ceiling("step", step.TURN)}, ceil(options.steps / TURN))
+    row = [f"{name}, {key}", *(rate(times[label], batch) for label in ("minifit", *options.formats))]
+    header = ["stage", "minifit images/s", *(f"PyTorch {format} images/s" for format in options.formats)]
     labels = [label for label in times if label.endswith("kept")]
     best = min(labels, key=lambda label: np.median(times[label])) if labels else None
     more = [rate(times[best], batch), ratios(times, [best])[0]] if labels else ["-", "-"]
-    return [*header, "PyTorch, outputs kept", "ratio"], [*row, *more]
+    header += ["ratio", "paired", "PyTorch, outputs kept", "ratio, both kept", "ceiling GFLOP/s"]
+    return header, [*row, *ratios(times, options.formats), *more, f"{np.median(times['ceiling']):.0f}"]
 
 
 def batch_of(name, key, options):
@@ -289,6 +297,7 @@ class WholeScript:
         import torch
 
         torch.set_num_threads(options.workers)
+        keep_freed_memory()
         experiment = experiments.EXPERIMENTS[name]
         config = experiment.presets[options.preset]
         if config.crops:
@@ -315,22 +324,22 @@ class WholeScript:
 
         sets = {part: prepared(self.training.sets[part]) for part in ("train", "validation", "test")}
         others = {p: (twin.images(x, format), torch.from_numpy(y)) for p, (x, y) in sets.items() if p != "train"}
-        errors, rng, task = {}, np.random.default_rng(0), task_of(self.training)
+        errors, kept, rng, task = {}, {}, np.random.default_rng(0), task_of(self.training)
 
         def train(stage):
             if stage.key in errors:
                 return {"best_epoch": 1}
             keeps = stage.target is not None and self.training.sets.keeps("train", stage.target)
-            trained = script.Script(stage, *sets["train"], format, task.settings.flips, keeps)
+            trained = script.Script(stage, *sets["train"], format, task.settings.flips, keeps, kept=kept)
             best, weights = (np.inf, np.inf), None
             for epoch in range(1, stage.schedule.epochs + 1):
                 trained.epoch(epoch, rng)
-                figures = trained.measure(*others["validation"], epoch)[::-1]
+                figures = trained.measure("validation", *others["validation"], epoch)[::-1]
                 if figures < best or weights is None:
                     best, weights = figures, {name: w.copy() for name, w in trained.student.arrays().items()}
             for name, p in stage.network.params.items():
                 p[...] = weights[name]
-            errors[stage.key] = 100 * trained.measure(*others["test"], 1)[1] / len(others["test"][1])
+            errors[stage.key] = 100 * trained.measure("test", *others["test"], 1)[1] / len(others["test"][1])
             return {"best_epoch": stage.schedule.epochs}
 
         for method in self.training.plan.keys:

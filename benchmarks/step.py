@@ -47,8 +47,11 @@ def main(arguments=None):
         rows += network_rows
     print("\n" + table(header, rows))
     if not options.scaling:
-        ratios = [float(row[header.index("ratio")]) for row in rows]
-        print(f"\nGeometric mean of the ratios: {geometric_mean(ratios):.2f}")
+        sizes = {row[1] for row in rows} if options.evaluate else {None}
+        for n in sorted(sizes, key=lambda n: n and int(n)):
+            ratios = [float(row[header.index("ratio")]) for row in rows if n in (None, row[1])]
+            images = f", {n} images" if n else ""
+            print(f"\nGeometric mean of the ratios{images}: {geometric_mean(ratios):.2f}")
 
 
 def microbatch(network, options):
@@ -136,7 +139,7 @@ def training(network, options):
 
 
 def evaluation(network, options):
-    """The rows of a network's evaluation: forward, loss and errors of 1, 128 and 1,000 images."""
+    """The rows of a network's evaluation: forward, loss and errors; beside onnxruntime, from bytes to probabilities."""
     rows, count, sizes = [], options.workers, tuple(options.images)
     arguments = network, options.batch, microbatch(network, options), count, sizes
     with (
@@ -144,8 +147,9 @@ def evaluation(network, options):
         Child(Minifit, *arguments) as ours,
         ExitStack() as stack,
     ):
-        engines = ENGINES if with_onnx() else {}
-        engines = {e: stack.enter_context(Child(Engine, e, network, count, sizes)) for e in engines}
+        names = ENGINES if with_onnx() else ()
+        engines = {name: stack.enter_context(Child(Engine, name, network, count, sizes)) for name in names}
+        ceiling = stack.enter_context(Child(Ceiling, count))
         for n in sizes:
             loss = ours("measure", n)[0]
             for format in FORMATS:
@@ -159,14 +163,16 @@ def evaluation(network, options):
                     raise AssertionError(f"{network.name}, {n} images: minifit and onnxruntime disagree")
             for name, engine in engines.items():
                 contestants[f"{name}, from bytes"] = lambda n=n, engine=engine: engine("evaluate", n, TURN)
-            times = take_turns(contestants, options.repeats)
+            times = take_turns({**contestants, "ceiling": lambda: ceiling("step", TURN)}, options.repeats)
             *_, ours_from_bytes, theirs_from_bytes = contestants
             against = ratios(times, [theirs_from_bytes], ours_from_bytes) if engines else []
-            rows.append([network.name, str(n), *map(spread, times.values()), *ratios(times, FORMATS), *against])
+            row = [network.name, str(n), *(spread(times[name]) for name in contestants), *ratios(times, FORMATS)]
+            rows.append([*row, *against, f"{np.median(times['ceiling']):.0f}"])
     header = ["network", "images", "minifit ms", *(f"PyTorch {format} ms" for format in FORMATS)]
     if with_onnx():
-        return [*header, *(f"{e}, from bytes ms" for e in ENGINES), "ratio", "paired", "to onnxruntime", "paired"], rows
-    return [*header, "ratio", "paired"], rows
+        header += [*(f"{e}, from bytes ms" for e in ENGINES), "ratio", "paired", "to onnxruntime", "its paired"]
+        return [*header, "ceiling GFLOP/s"], rows
+    return [*header, "ratio", "paired", "ceiling GFLOP/s"], rows
 
 
 def with_onnx():

@@ -42,14 +42,17 @@ def weights(layer, above=1.0):
 def frozen(layer):
     """Returns a layer of NumPy like this one, whose weights are read-only views of this one's.
 
-    Whoever freezes a layer changes its weights no more while the result is used: what a convolution makes of read-only
-    filters alone, it makes once.
+    Whoever freezes a layer changes its weights no more while the result is used: a convolution keeps the transforms of
+    read-only filters.
     """
-    views = {}
-    for p in layer.params.values():
-        views[id(p)] = p.view()
-        views[id(p)].flags.writeable = False
-    return deepcopy(layer, views)
+    twins = {}
+    for leaf in leaves(layer):
+        twin = twins[id(leaf)] = copy(leaf)
+        if leaf.params:
+            twin.params = {name: p.view() for name, p in leaf.params.items()}
+            for view in twin.params.values():
+                view.flags.writeable = False
+    return deepcopy(layer, twins)  # of composites; leaves are the twins
 
 
 class Composite(Layer):

@@ -16,7 +16,7 @@ import numpy as np
 
 from minifit.backend import array_module
 from minifit.fast_convolution import Stacked, fourier, fourier_multiplications, fourier_products, winograd
-from minifit.patches import fold, largest, unfold, windows
+from minifit.patches import fold, largest, unfold, view_patches
 
 SMALL = 10**6  # OpenBLAS multiplies without packing the matrices first, up to this many multiplications per product
 FEW = 8  # with fewer images, the runs of memory in `Stacked` are too short
@@ -36,14 +36,16 @@ def choose(x, w, pad, evaluating=False):
     return _chosen(x.shape, w.shape, pad, x.dtype, evaluating)
 
 
-@lru_cache(maxsize=1024)
-def _chosen(shape, kernel, pad, dtype, evaluating):
+def _choose(shape, kernel, pad, dtype, evaluating):
     n, few = shape[0], evaluating and shape[0] < FEW
     if not n:
         return Unfolded(pad)
     stacked = n >= FEW and n * prod(kernel) <= SMALL
     definition = Stacked(pad) if stacked else Few(pad) if few else Unfolded(pad)
     return _planned(definition, shape[1:3], kernel, pad, dtype, n if few else inf)
+
+
+_chosen = lru_cache(maxsize=1024)(_choose)
 
 
 def _fewest(definition, size, kernel, pad, dtype, images):
@@ -53,17 +55,18 @@ def _fewest(definition, size, kernel, pad, dtype, images):
     if pad >= min(kernel[:2]):
         return definition
     if kernel[:2] == (3, 3):
-        other = winograd(size, kernel[:2], pad, dtype)
+        other = _made(winograd, size, kernel[:2], pad, dtype)
         cost = other.multiplications(kernel) + once(len(other.b), kernel) / images
         if cost < fewest:
             method, fewest = other, cost
     products = fourier_products(size, pad)
     if fourier_multiplications(size, kernel, pad) + once(products, kernel) / images < fewest:
-        method = fourier(size, kernel[:2], pad, dtype)
+        method = _made(fourier, size, kernel[:2], pad, dtype)
     return method
 
 
 _planned = lru_cache(maxsize=1024)(_fewest)
+_made = lru_cache(maxsize=1024)(lambda make, *geometry: make(*geometry))  # the same for any number of images
 
 
 def multiplications(size, kernel, pad):
@@ -114,13 +117,17 @@ class Few(Unfolded):
     """The definition, whose evaluation of a maxout layer takes few images and many small products.
 
     Each piece has products of its own, so that the pieces lie apart and their maximum runs along memory. A one beside
-    each patch brings the bias. No product has more than SMALL multiplications, if a row of the map has not.
+    each patch brings the bias. No product has more than SMALL multiplications; where that takes less than a row of the
+    map at a time, this is Unfolded.
     """
 
     def maxout(self, x, w, b, pieces):
         r, s, c, k = w.shape
-        patches = windows(x, r, s, self.pad)
+        patches = view_patches(x, r, s, self.pad)
         n, p, q = patches.shape[:3]
+        groups = _groups(n * p, q * (r * s * c + 1) * (k // pieces))
+        if not groups:
+            return super().maxout(x, w, b, pieces)
         filters = np.concatenate([w.reshape(r * s * c, k), b[None]]).reshape(-1, pieces, k // pieces)
         if c > 1:
             rows = np.empty((n * p * q, len(filters)), x.dtype)
@@ -129,15 +136,17 @@ class Few(Unfolded):
             rows = np.empty((len(filters), n * p * q), x.dtype).T
             rows.T[:-1].reshape(r, s, n, p, q)[...] = patches[..., 0].transpose(3, 4, 0, 1, 2)
         rows[:, -1] = 1
-        rows = rows.reshape(_groups(n * p, q * w.size // pieces), -1, len(filters))
+        rows = rows.reshape(groups, -1, len(filters))
         z = rows @ filters.transpose(1, 0, 2)[:, None]  # a piece and a group at a time: (rows, R S C + 1) (..., K / M)
         return largest(z, pieces, axis=0).reshape(n, p, q, k // pieces)
 
 
-@lru_cache(maxsize=1024)
-def _groups(rows, cost):
-    """The fewest equal groups of rows whose products have at most SMALL multiplications; 1 if no groups have."""
-    return next((n for n in range(1, rows + 1) if not rows % n and rows // n * cost <= SMALL), 1)
+def _fewest_groups(rows, cost):
+    """The fewest equal groups of rows whose products have at most SMALL multiplications; 0 if a row has more."""
+    return next((n for n in range(1, rows + 1) if not rows % n and rows // n * cost <= SMALL), 0)
+
+
+_groups = lru_cache(maxsize=1024)(_fewest_groups)
 
 
 class Kept(Unfolded):

@@ -155,7 +155,7 @@ class Filtered:
     step: tuple[int, int]  # m1, m2: outputs a tile gives
     grid: tuple[int, int]  # tiles of a map
     outputs: tuple[int, int]  # P, Q
-    kept: dict = field(default_factory=dict)  # the transforms of filters that are read-only, while the filters exist
+    kept: dict = field(default_factory=dict)  # the transforms of read-only filters, while the filters exist
 
     def multiplications(self, kernel):
         _, _, c, k = kernel
@@ -200,7 +200,7 @@ class Filtered:
 
     def _filters_transformed(self, w):
         (r, s, c, k), key = w.shape, id(w)
-        if key in self.kept:
+        if key in self.kept and not w.flags.writeable:
             return self.kept[key][1]
         u = (self.g @ w.reshape(r * s, c * k)).reshape(-1, c, k)
         if not w.flags.writeable:

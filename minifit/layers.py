@@ -131,7 +131,7 @@ class Conv2d(Layer):
         if x.ndim != 4 or x.shape[3] != c or len(size) < 2 or size[0] < r or size[1] < s:
             wanted = f"(N, H, W, {c}) of at least one pixel, under a {r}x{s} kernel, pad {self.pad}"
             raise ValueError(f"Conv2d: input {x.shape}; wanted {wanted}")
-        if not x.dtype == w.dtype == b.dtype:
+        if not (x.dtype == w.dtype == b.dtype and x.dtype.isnative):
             x = x.astype(np.result_type(x.dtype, w.dtype, b.dtype), copy=False)
         return x, choose(x, w, self.pad, evaluating)
 
@@ -476,21 +476,23 @@ def _windows(size, stride, extent, windows):
     return [(slice(i, i + (count - 1) * stride + 1, stride), slice(count)) for i, count in enumerate(counts)]
 
 
-@lru_cache(maxsize=1024)
-def _doubled(size, stride, extent, windows, axis):
-    """Returns what MaxPool2d compares along an axis if every window is a whole number of strides and none is cut.
+def _by_doubling(size, stride, extent, windows, axis):
+    """Returns what MaxPool2d compares along an axis whose windows cover it exactly and are whole numbers of strides.
 
     First the inputs at each offset in a stride, whose largest is one number a stride. Then, of these, pairs that lie 1,
-    2, 4, ... apart: their largest is that of 2, 4, 8, ... strides. The last two may overlap.
+    2, 4, ... apart: their largest is that of 2, 4, 8, ... strides. The last two may overlap. Of other windows: nothing.
     """
     before, strides, reached, doublings = (slice(None),) * axis, size // stride, 1, []
-    if size % stride or (windows - 1) * stride + size != extent:
-        return (), ()
+    if size == 1 or size % stride or (windows - 1) * stride + size != extent:
+        return [], []
     while reached < strides:
         step = min(reached, strides - reached)
         doublings.append(((*before, slice(None, -step)), (*before, slice(step, None))))
         reached += step
     return [(*before, slice(i, None, stride)) for i in range(stride)], doublings
+
+
+_doubled = lru_cache(maxsize=1024)(_by_doubling)
 
 
 @lru_cache(maxsize=64)

@@ -29,10 +29,10 @@ def unfold(x, r, s, pad=0):
     """
     if array_module(x) is not np:
         return kernels.unfold(x, r, s, pad)
-    return np.ascontiguousarray(windows(x, r, s, pad))  # moves S*C contiguous numbers at a time
+    return np.ascontiguousarray(view_patches(x, r, s, pad))  # moves S*C contiguous numbers at a time
 
 
-def windows(x, r, s, pad=0):
+def view_patches(x, r, s, pad=0):
     """The same as a view of x, or of a padded copy, in NumPy."""
     x = pad_borders(x, pad)
     (n, h, w, c), (step_n, step_h, step_w, step_c) = x.shape, x.strides

@@ -26,7 +26,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 
 def pytest_sessionstart(session):
     """mutmut runs sessions in one process and its forks: the second finds what the first has left."""
-    from minifit import convolution
+    from minifit import convolution, layers
 
-    convolution._planned.cache_clear()  # planned by the original's code
+    for planned in (convolution._chosen, convolution._planned, convolution._made, convolution._groups, layers._doubled):
+        planned.cache_clear()  # planned by the original's code
     sys.setrecursionlimit(4000)  # Hypothesis wraps a test's settings once more for every parameter, in every session

@@ -89,9 +89,9 @@ class Examples:
             return index
         return index + len(self) * array_module(index).asarray(choices[:, 0].astype(np.int64))
 
-    def asks(self, of):
-        """Returns these examples with of(teacher) in place of a teacher of layers, if they ask one."""
-        return replace(self, teacher=of(self.teacher)) if isinstance(self.teacher, Composite) else self
+    def with_teacher(self, made):
+        """Returns these examples with made(teacher) in place of a teacher that is a composite."""
+        return replace(self, teacher=made(self.teacher)) if isinstance(self.teacher, Composite) else self
 
     def on(self, xp):
         """Returns these examples on another library's device. The device keeps bytes and prepares each batch."""

@@ -166,10 +166,11 @@ def engines(threads, most=BATCHES[-1]):
 
 
 def _in_minifit(made, processes, stack, most):
+    if processes == 1:
+        stack.enter_context(Team(1, {}))  # one thread
+        return made
     shown = shared((most, *made.input), np.uint8)
     team = stack.enter_context(Team(processes, {"part": lambda place: made(shown[slice(*place)])}))
-    if processes == 1:
-        return made
 
     def answer(images):
         shown[: len(images)] = images

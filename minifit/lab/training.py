@@ -46,7 +46,7 @@ class DataParallel:
             share(stage.network)  # before the team is forked, so that every worker reads what the optimiser wrote
         self.params = stage.network.params
         once = cache(frozen)  # one teacher for all sets
-        self.sets = {name: s.asks(once) if self.on_host else s.on(self.xp) for name, s in sets.items()}
+        self.sets = {name: s.with_teacher(once) if self.on_host else s.on(self.xp) for name, s in sets.items()}
         self.microbatch = microbatch
         self.chunk = HOST_CHUNK if self.on_host else CHUNK
         sizes = {name: p.size for name, p in self.params.items()}
@@ -117,6 +117,7 @@ class DataParallel:
 
     def __exit__(self, *exception):
         self.team.__exit__(*exception)
+        self.sets = {}  # and so the frozen teacher, with what it keeps
 
 
 def share(layer):

@@ -353,10 +353,10 @@ def test_the_script_mirrors_images_and_takes_a_step_down_its_loss():
         ask = trained.teacher
         trained.teacher = lambda x: seen.append(x.clone()) or ask(x)
         everyone = torch.arange(8)
-        before, _ = trained.measure(trained.x, trained.labels, 1)
+        before, _ = trained.measure("train", trained.x, trained.labels, 1)
         for _ in range(4):
             trained.step(everyone)
-        assert trained.measure(trained.x, trained.labels, 1)[0] < before
+        assert trained.measure("train", trained.x, trained.labels, 1)[0] < before
     mirrored = {bool((x[i] != trained.x[i]).any()) for x in seen[1:5] for i in range(8)}
     assert mirrored == {True, False}
     with pytest.raises(TypeError, match="no layer"):
@@ -378,6 +378,16 @@ def test_the_scripts_kept_outputs_are_those_for_the_images_that_it_shows():
         }
         for x, target in shown:
             torch.testing.assert_close(target, trained.outputs(x), rtol=1e-4, atol=1e-5)
+        trained.teacher, asked = lambda x: asked.append(len(x)) or ask(x), []
+        ask = theirs.scripts["channels_last", False].teacher
+        figures = [trained.measure("test", trained.x, trained.labels, 1) for _ in range(2)]
+        assert figures[0] == figures[1] and asked == [8]  # the teacher answers once
+        trained.keeps = False
+        assert trained.measure("test", trained.x, trained.labels, 1) == pytest.approx(figures[0], rel=1e-5)
+        other = type(trained)(
+            trained.stage, *stages.prepared(theirs.run.sets["train"]), "channels_last", True, True, kept=trained.kept
+        )
+        assert other.answers is trained.answers
 
 
 def test_all_stages_of_an_experiment_are_trained_by_the_script(monkeypatch):

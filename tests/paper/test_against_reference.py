@@ -219,7 +219,7 @@ def test_one_image_is_evaluated_by_another_method_than_it_is_trained_by_with_the
 @pytest.mark.parametrize("pieces", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [(5, 5, 1), (3, 2, 1), (3, 3, 16), (1, 1, 7)], ids=str)
 @pytest.mark.parametrize("small", [1, 3000, 10**6])
-def test_few_images_are_evaluated_in_groups_of_rows_of_which_no_product_is_large(monkeypatch, kernel, pieces, small):
+def test_few_images_are_evaluated_as_the_definition_says_whatever_is_small(monkeypatch, kernel, pieces, small):
     monkeypatch.setattr(convolution, "SMALL", small)
     convolution._groups.cache_clear()
     rng, pad = np.random.default_rng(0), 2
@@ -231,10 +231,42 @@ def test_few_images_are_evaluated_in_groups_of_rows_of_which_no_product_is_large
 
 
 @pytest.mark.parametrize(
-    ("rows", "cost", "groups"), [(22, 50_688, 2), (22, 91_000, 11), (7, 10**6, 7), (6, 10**6 + 1, 1), (9, 1, 1)]
+    ("small", "groups"), [(10**6, 1), (7 * 2 * 82 * 5, 7), (7 * 7 * 82 * 5 - 1, 7), (7 * 7 * 2 * 82 * 5, 1)]
+)
+def test_few_images_take_products_of_a_group_of_rows_for_one_piece(monkeypatch, small, groups):
+    seen = []
+
+    class Rows(np.ndarray):
+        def __matmul__(self, other):
+            seen.append((self.shape, other.shape))
+            return np.asarray(self) @ np.asarray(other)
+
+    monkeypatch.setattr(convolution, "SMALL", small)
+    monkeypatch.setattr(convolution.np, "empty", lambda *arguments: np.zeros(*arguments).view(Rows))
+    convolution._groups.cache_clear()
+    convolution.Few(1).maxout(np.zeros((2, 7, 7, 9)), np.zeros((3, 3, 9, 10)), np.zeros(10), 2)
+    convolution._groups.cache_clear()
+    assert seen == [((groups, 98 // groups, 82), (2, 1, 82, 5))]
+
+
+@pytest.mark.parametrize(
+    ("rows", "cost", "groups"), [(22, 50_688, 2), (22, 91_000, 11), (7, 10**6, 7), (6, 10**6 + 1, 0), (9, 1, 1)]
 )
 def test_the_groups_are_the_fewest_equal_ones_whose_products_are_small(rows, cost, groups):
-    assert convolution._groups(rows, cost) == groups
+    assert convolution._fewest_groups(rows, cost) == groups
+
+
+def test_few_images_are_unfolded_whole_where_a_row_of_the_map_is_no_small_product(monkeypatch):
+    monkeypatch.setattr(convolution.Unfolded, "maxout", lambda *arguments: "unfolded")
+    few, b = convolution.Few(0), np.zeros(4000)
+    assert few.maxout(np.zeros((1, 1, 1000, 1), np.float32), np.zeros((1, 1, 1, 4000), np.float32), b, 2) == "unfolded"
+    assert isinstance(few.maxout(np.zeros((1, 1, 10, 1)), np.zeros((1, 1, 1, 4000)), b, 2), np.ndarray)
+
+
+def test_a_filtering_is_made_once_for_any_number_of_images():
+    w = np.zeros((3, 3, 48, 96), np.float32)
+    made = [convolution.choose(np.zeros((n, 32, 32, 48), np.float32), w, 1, evaluating=True) for n in (6, 7, 9, 64)]
+    assert isinstance(made[0], filtering.Filtered) and all(one is made[0] for one in made)
 
 
 @pytest.mark.parametrize(

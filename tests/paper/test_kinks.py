@@ -249,7 +249,7 @@ def test_pooling_without_a_gradient_takes_the_same_largest(size, ceil):
             layer = MaxPool2d(size, stride, ceil)
             np.testing.assert_array_equal(layer(x), layer.forward(x)[0])
             doubled.add(bool(layers._doubled(size, stride, extent, layer._count(extent), 1)[0]))
-    assert doubled == {True, False}
+    assert doubled == ({True, False} if size > 1 else {False})
 
 
 # name of what must refuse, what it must say, and the attempt
