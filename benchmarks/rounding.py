@@ -69,9 +69,7 @@ def errors(name, size, kernel, pad, rng):
             str(pad),
             method_name,
             *(f"{e:.0e}" for e in worst),
-            "*"
-            if type(method) is type(chosen) and np.shape(getattr(method, "a", 0)) == np.shape(getattr(chosen, "a", 0))
-            else "",
+            "*" if type(method) is type(chosen) and getattr(method, "tile", 0) == getattr(chosen, "tile", 0) else "",
         ]
 
 

@@ -21,6 +21,9 @@ from minifit.patches import fold, largest, unfold, view_patches
 SMALL = 10**6  # OpenBLAS multiplies without packing the matrices first, up to this many multiplications per product
 FEW = 8  # with fewer images, the runs of memory in `Stacked` are too short
 MOVED = 40  # cost of a number in the transformed filters, which is written to memory and read once, in multiplications
+ONE_TILE = (
+    1.15  # cost of a multiplication of Fourier's beside one of Winograd's, whose products take four tiles and more
+)
 CALLS = 3 * 10**6  # cost of the longer way through the interpreter
 
 
@@ -60,7 +63,7 @@ def _fewest(definition, size, kernel, pad, dtype, images):
         if cost < fewest:
             method, fewest = other, cost
     products = fourier_products(size, pad)
-    if fourier_multiplications(size, kernel, pad) + once(products, kernel) / images < fewest:
+    if ONE_TILE * fourier_multiplications(size, kernel, pad) + once(products, kernel) / images < fewest:
         method = _made(fourier, size, kernel[:2], pad, dtype)
     return method
 

@@ -1,8 +1,8 @@
 """Faster methods with the same results: stacked rows for few channels, Winograd's and Fourier's filtering for more.
 
-`convolution` describes a method and chooses one. Winograd's and Fourier's transforms need fewer multiplications than
-the definition. Each is three matrices, made here, and both are applied in one way, whose backward pass is its exact
-transpose.
+`convolution` describes a method and chooses one. Winograd's and Fourier's filtering need fewer multiplications than the
+definition. Each is three linear transforms, made here, and both are applied in one way, whose backward pass is its
+exact transpose.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from minifit.patches import images_innermost, largest
 STACK = 2**18  # most numbers in the stacked rows, or in their outputs, at a time
 TRANSFORMED = 2**18  # most numbers in the transforms of a block of images ...
 ROWS = 128  # ... or more, so that matrix products have at least this many rows
+SPLIT = 2  # cost of a multiplication in a spectrum's two steps, of small matrices, beside one of a large matrix
 BLOCK = 2**22  # most numbers in the transformed gradient of the filters at a time; limits the memory
 
 
@@ -138,6 +139,133 @@ def _images_outermost(y):
 
 
 @dataclass(frozen=True, eq=False)
+class Matrix:
+    """A transform of the rows of an array by one matrix, y = m x, and its adjoint.   m (M, L)   x (L, n)   y (M, n)
+
+    ones: the last column of m is for the bias, and the adjoint leaves it out
+    """
+
+    m: np.ndarray
+    ones: bool = False
+
+    def __len__(self):
+        return len(self.m)
+
+    @property
+    def cost(self):
+        """Multiplications for one column of x, without the bias."""
+        return len(self.m) * (self.m.shape[1] - self.ones)
+
+    def __call__(self, x):
+        return _product(self.m, x)
+
+    def adjoint(self, y):
+        return _product((self.m[:, :-1] if self.ones else self.m).T, y)
+
+    def adjoint_by_parts(self, rows, most):
+        """The adjoint of y, of which rows(slice) gives at most so many rows at a time."""
+        return sum(self.m[part].T @ rows(part) for part in _slices(0, len(self.m), most))
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """A discrete Fourier transform of real maps x (H W, n) in two steps, first along their rows, then along columns.
+
+    Of the L2 frequencies along a row one, or two if L2 is even, have real values. The others are conjugate pairs, and
+    one of each pair is enough: its real and its imaginary part.
+    """
+
+    along: np.ndarray  # (L2, W): the real values, then two parts for each pair
+    real: np.ndarray  # (F0, H): what is taken of the transform of a column of real values
+    paired: np.ndarray  # (F1, 2 H): the same of complex values, of which the H real parts come first
+
+    def __len__(self):
+        return self._reals * len(self.real) + self._pairs * len(self.paired)
+
+    @property
+    def _reals(self):
+        return 2 - len(self.along) % 2
+
+    @property
+    def _pairs(self):
+        return (len(self.along) - 1) // 2
+
+    @property
+    def cost(self):
+        """Multiplications for one column of x, times SPLIT."""
+        columns = self._reals * self.real.size + self._pairs * self.paired.size
+        return SPLIT * (self.real.shape[1] * self.along.size + columns)
+
+    def __call__(self, x):
+        y, z = self._between(x), _rows(len(self), x.shape[1], x.dtype)
+        (l2, wide), h = self.along.shape, self.real.shape[1]
+        maps, by_row = x.reshape(h, wide, -1), y.reshape(l2, h, -1).transpose(1, 0, 2)
+        np.matmul(self.along, maps, out=by_row)  # H times (L2, W) (W, n)
+        for matrix, at, below in self._columns(y, z):
+            np.matmul(matrix, at, out=below)
+        return z
+
+    def adjoint(self, z):
+        y = self._between(z)
+        for matrix, at, below in self._columns(y, z):
+            np.matmul(matrix.T, below, out=at)
+        return self._rows_adjoint(y)
+
+    def adjoint_by_parts(self, rows, most):
+        """The adjoint of z, of which rows(slice) gives the frequencies of one or more columns at a time."""
+        y, h, reals, start = None, self.real.shape[1], self._reals, 0
+        for matrix, columns in ((self.real, reals), (self.paired, self._pairs)):
+            f, size = matrix.shape
+            for part in _slices(0, columns, max(1, most // f)):
+                z = rows(slice(start + part.start * f, start + part.stop * f))
+                y = self._between(z) if y is None else y
+                first = part.start * h if matrix is self.real else (reals + 2 * part.start) * h
+                at = y[first : first + (part.stop - part.start) * size].reshape(-1, size, z.shape[1])
+                np.matmul(matrix.T, z.reshape(len(at), f, -1), out=at)
+            start += columns * f
+        return self._rows_adjoint(y)
+
+    def _between(self, x):
+        """Room for the maps between the two steps, (L2 H, n)."""
+        return _rows(len(self.along) * self.real.shape[1], x.shape[1], x.dtype)
+
+    def _columns(self, y, z):
+        """Pairs the columns of y (L2 H, n) with their frequencies in z: (matrix, (columns, L, n), (columns, M, n))."""
+        n, first, real = z.shape[1], self._reals * self.real.shape[1], self._reals * len(self.real)
+        for matrix, at, below in ((self.real, y[:first], z[:real]), (self.paired, y[first:], z[real:])):
+            if len(at):
+                yield matrix, at.reshape(-1, matrix.shape[1], n), below.reshape(-1, len(matrix), n)
+
+    def _rows_adjoint(self, y):
+        (l2, wide), h, n = self.along.shape, self.real.shape[1], y.shape[1]
+        x = _rows(h * wide, n, y.dtype)
+        np.matmul(self.along.T, y.reshape(l2, h, n).transpose(1, 0, 2), out=x.reshape(h, wide, n))
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Inverse:
+    """The adjoint of a spectrum as a transform. The last row of z is the bias of every pixel.
+
+    A spectrum whose first row is 1 / size everywhere has an adjoint to which size times a number adds that number.
+    """
+
+    spectrum: Spectrum
+    size: int
+
+    @property
+    def cost(self):
+        return self.spectrum.cost
+
+    def __call__(self, z):
+        z[0] += self.size * z[-1]
+        return self.spectrum.adjoint(z[:-1])
+
+    def adjoint(self, y):
+        return self.spectrum(y)
+
+
+@dataclass(frozen=True, eq=False)
 class Filtered:
     """Minimal filtering. A convolution is bilinear in a tile x of its input and in w, so three matrices can express it,
 
@@ -147,9 +275,9 @@ class Filtered:
     matrix product over C. Every step is linear in x and in w, and the backward pass is the exact transpose.
     """
 
-    a: np.ndarray  # [A 1]: b is the factor of the ones
-    b: np.ndarray
-    g: np.ndarray
+    a: Matrix | Inverse  # of the products and, in the last row, the bias
+    b: Matrix | Spectrum
+    g: Matrix | Spectrum
     pad: int
     tile: tuple[int, int]  # L1, L2: inputs a tile reads
     step: tuple[int, int]  # m1, m2: outputs a tile gives
@@ -159,13 +287,13 @@ class Filtered:
 
     def multiplications(self, kernel):
         _, _, c, k = kernel
-        return self.grid[0] * self.grid[1] * (self.b.size * c + len(self.b) * c * k + len(self.a) * len(self.b) * k)
+        return self.grid[0] * self.grid[1] * (self.b.cost * c + len(self.b) * c * k + self.a.cost * k)
 
     def forward(self, x, w, b):
         u, blocks = self._filters_transformed(w), []
         y = np.empty((len(x), *self.outputs, w.shape[3]), x.dtype)
         for images in self._blocks(len(x), max(w.shape[2:])):
-            v = _product(self.b, self._cut(x[images]))  # (F, T C), T = N' tiles
+            v = self.b(self._cut(x[images]))  # (F, T C), T = N' tiles
             self._join(self._outputs(v, u, b), y[images])
             blocks.append((images, v))
         return y, (x.shape, u, blocks)
@@ -174,7 +302,7 @@ class Filtered:
         u = self._filters_transformed(w)
         y = np.empty((len(x), *self.outputs, w.shape[3] // pieces), x.dtype)
         for images in self._blocks(len(x), max(w.shape[2:])):
-            z = self._outputs(_product(self.b, self._cut(x[images])), u, b)
+            z = self._outputs(self.b(self._cut(x[images])), u, b)
             self._join(largest(z, pieces), y[images])
         return y
 
@@ -185,7 +313,7 @@ class Filtered:
             dz = self._products(dy[images])
             dv = _rows(*v.shape, dy.dtype)
             np.matmul(dz, u.transpose(0, 2, 1), out=_split(dv, shape[3]))  # F times (T, K) (K, C)
-            dx[images] = self._cut_adjoint(_product(self.b.T, dv), dx[images].shape)
+            dx[images] = self._cut_adjoint(self.b.adjoint(dv), dx[images].shape)
             dw += self._filters(dz, v, w)
         return dx, dw
 
@@ -202,7 +330,7 @@ class Filtered:
         (r, s, c, k), key = w.shape, id(w)
         if key in self.kept and not w.flags.writeable:
             return self.kept[key][1]
-        u = (self.g @ w.reshape(r * s, c * k)).reshape(-1, c, k)
+        u = _split(self.g(w.reshape(r * s, c * k)), k)  # (F, C, K)
         if not w.flags.writeable:
             self.kept[key] = ref(w, lambda _: self.kept.pop(key)), u
         return u
@@ -213,19 +341,20 @@ class Filtered:
         z = _rows(f + 1, v.shape[1] // c * k, v.dtype)
         np.matmul(_split(v, c), u, out=_split(z[:f], k))  # F times (T, C) (C, K)
         _split(z[f:], k)[...] = b
-        return _split(_product(self.a, z), k)
+        return _split(self.a(z), k)
 
     def _products(self, dy):
         """The gradient with respect to the F products, (F, T, K)."""
-        return _split(_product(self.a[:, :-1].T, self._join_adjoint(dy)), dy.shape[3])
+        return _split(self.a.adjoint(self._join_adjoint(dy)), dy.shape[3])
 
     def _filters(self, dz, v, w):
-        r, s, c, k = w.shape
-        dw, length = np.zeros((r * s, c * k), dz.dtype), max(1, BLOCK // (c * k))
-        for part in (slice(i, i + length) for i in range(0, len(self.g), length)):
-            du = np.matmul(_split(v[part], c).transpose(0, 2, 1), dz[part])  # F times (C, T) (T, K)
-            dw += self.g[part].T @ du.reshape(len(du), c * k)
-        return dw.reshape(w.shape)
+        c, k = w.shape[2:]
+
+        def du(part):
+            products = np.matmul(_split(v[part], c).transpose(0, 2, 1), dz[part])  # F times (C, T) (T, K)
+            return products.reshape(len(products), c * k)
+
+        return self.g.adjoint_by_parts(du, max(1, BLOCK // (c * k))).reshape(w.shape)
 
     def _cut(self, x):
         """x (N, H, W, C) -> (L1 L2, T C): the inputs of every tile."""
@@ -294,9 +423,9 @@ def _product(matrix, rows):
     return np.matmul(matrix, rows, out=_rows(len(matrix), rows.shape[1], rows.dtype))
 
 
-def _filtered(a, b, g, dtype, *geometry):
-    a = np.concatenate([a, np.ones((len(a), 1))], axis=1)
-    return Filtered(*(matrix.astype(dtype) for matrix in (a, b, g)), *geometry)
+def _slices(start, stop, most):
+    """Cuts a range into slices of at most so many."""
+    return [slice(i, min(i + most, stop)) for i in range(start, stop, most)]
 
 
 # Reciprocal pairs keep the powers near 1: half the rounding error of the usual 0, 1, -1, 2, -2.
@@ -320,7 +449,9 @@ def winograd(size, kernel, pad, dtype, m=4, points=POINTS):
     matrices = evaluate(m).T, np.linalg.inv(evaluate(n)).T, evaluate(r)
     outputs = tuple(extent + 2 * pad - r + 1 for extent in size)
     grid = tuple(-(-extent // m) for extent in outputs)
-    return _filtered(*(np.kron(matrix, matrix) for matrix in matrices), dtype, pad, (n, n), (m, m), grid, outputs)
+    a, b, g = (np.kron(matrix, matrix).astype(dtype) for matrix in matrices)
+    a = np.concatenate([a, np.ones((len(a), 1), dtype)], axis=1)
+    return Filtered(Matrix(a, ones=True), Matrix(b), Matrix(g), pad, (n, n), (m, m), grid, outputs)
 
 
 def fourier_products(size, pad):
@@ -333,8 +464,14 @@ def fourier_products(size, pad):
 def fourier_multiplications(size, kernel, pad):
     """Counts the multiplications of `fourier` without making its matrices."""
     (h, w), (r, s, c, k) = size, kernel
-    outputs = (h + 2 * pad - r + 1) * (w + 2 * pad - s + 1)
-    return fourier_products(size, pad) * (h * w * c + c * k + outputs * k)
+    l1, l2 = h + pad, w + pad
+    real, pair = 2 - l1 % 2 + 3 * ((l1 - 1) // 2), 3 * l1
+
+    def cost(high, wide):
+        return SPLIT * high * (l2 * wide + (2 - l2 % 2) * real + (l2 - 1) // 2 * 2 * pair)
+
+    outputs = h + 2 * pad - r + 1, w + 2 * pad - s + 1
+    return cost(h, w) * c + fourier_products(size, pad) * c * k + cost(*outputs) * k
 
 
 def fourier(size, kernel, pad, dtype):
@@ -346,23 +483,35 @@ def fourier(size, kernel, pad, dtype):
     """
     outputs = tuple(extent + 2 * pad - taps + 1 for extent, taps in zip(size, kernel, strict=True))
     # Outputs read from -pad to H - 1 + pad. With length H + pad both ends wrap around to zeros, not to the map.
-    l1, l2 = (extent + pad for extent in size)
-    conjugate = {(i, j): (-i % l1, -j % l2) for i in range(l1) for j in range(l2)}
-    f1, f2 = np.array([f for f in conjugate if f <= conjugate[f]], float).T
-    real = np.array([f == conjugate[f] for f in conjugate if f <= conjugate[f]])
+    lengths = tuple(extent + pad for extent in size)
 
-    def angles(rows, columns):
-        grid = (f1 / l1)[:, None, None] * rows[:, None] + (f2 / l2)[:, None, None] * columns
-        return 2 * np.pi * grid.reshape(len(f1), -1)
+    def spectrum(extents, parts, first=0, shares=(1.0, 1.0)):
+        """parts (3, 2): what is taken of a value X_r + i X_i of a pair   shares: factors of real values and of pairs"""
+        (turned_r, turned_i), (along_r, along_i) = (
+            _waves(length, np.arange(extent) + first) for length, extent in zip(lengths, extents, strict=True)
+        )
+        single1, single2 = (f for f in ([0, length // 2][: 2 - length % 2] for length in lengths))
+        pairs1, pairs2 = (range(1, (length + 1) // 2) for length in lengths)
+        along = np.concatenate([along_r[single2], *(np.stack([along_r[f], along_i[f]]) for f in pairs2)])
+        parts = np.array(parts, float)
 
-    x = angles(np.arange(size[0]), np.arange(size[1]))
-    w = angles(np.arange(kernel[0]) - pad, np.arange(kernel[1]) - pad)
-    y = angles(np.arange(outputs[0]), np.arange(outputs[1]))
-    xr, xi, wr, wi = np.cos(x), -np.sin(x), np.cos(w), -np.sin(w)
-    share = np.where(real, 1, 2)[:, None] / (l1 * l2)  # of the inverse; 2 where the conjugate is left out
-    yr, yi = share * np.cos(y), -share * np.sin(y)
-    pair = ~real
-    b = np.concatenate([(xr + xi)[pair], xr[pair], xi[pair], xr[real]])
-    g = np.concatenate([wr[pair], (wr + wi)[pair], (wr - wi)[pair], wr[real]])
-    a = np.concatenate([(yr + yi)[pair], -yi[pair], -yr[pair], yr[real]]).T
-    return _filtered(a, b, g, dtype, pad, size, outputs, (1, 1), outputs)
+        def taken(of_r, of_i):  # (frequencies, n) -> (3 frequencies, n)
+            return np.concatenate([p * of_r + q * of_i for p, q in parts])
+
+        of_real = taken(turned_r[pairs1], turned_i[pairs1])
+        real = np.concatenate([shares[0] * turned_r[single1], shares[1] * of_real])
+        # (c - i s) (y_r + i y_i): columns for y_r, then for y_i
+        of_r, of_i = np.hstack([turned_r, -turned_i]), np.hstack([turned_i, turned_r])
+        return Spectrum(along.astype(dtype), real.astype(dtype), (shares[1] * taken(of_r, of_i)).astype(dtype))
+
+    whole = lengths[0] * lengths[1]
+    b = spectrum(size, [(1, 1), (1, 0), (0, 1)])
+    g = spectrum(kernel[:2], [(1, 0), (1, 1), (1, -1)], first=-pad)
+    a = spectrum(outputs, [(1, 1), (0, -1), (-1, 0)], shares=(1 / whole, 2 / whole))
+    return Filtered(Inverse(a, whole), b, g, pad, size, outputs, (1, 1), outputs)
+
+
+def _waves(length, positions):
+    """(cos, -sin) of 2 pi f x / length for every frequency f and position x, (length, positions) each."""
+    angles = 2 * np.pi * (np.arange(length)[:, None] * positions % length) / length
+    return np.cos(angles), -np.sin(angles)
