@@ -236,7 +236,7 @@ def test_few_images_are_evaluated_as_the_definition_says_whatever_is_small(monke
 
 
 @pytest.mark.parametrize(
-    ("small", "groups"), [(10**6, 1), (7 * 2 * 82 * 5, 7), (7 * 7 * 82 * 5 - 1, 7), (7 * 7 * 2 * 82 * 5, 1)]
+    ("small", "groups"), [(10**6, 1), (3 * 7 * 82 * 5, 8), (6 * 7 * 82 * 5 - 1, 6), (24 * 7 * 82 * 5, 1)]
 )
 def test_few_images_take_products_of_a_group_of_rows_for_one_piece(monkeypatch, small, groups):
     seen = []
@@ -249,9 +249,9 @@ def test_few_images_take_products_of_a_group_of_rows_for_one_piece(monkeypatch, 
     monkeypatch.setattr(convolution, "SMALL", small)
     monkeypatch.setattr(convolution.np, "empty", lambda *arguments: np.zeros(*arguments).view(Rows))
     convolution._groups.cache_clear()
-    convolution.Few(1).maxout(np.zeros((2, 7, 7, 9)), np.zeros((3, 3, 9, 10)), np.zeros(10), 2)
+    convolution.Few(1).maxout(np.zeros((3, 8, 7, 9)), np.zeros((3, 3, 9, 10)), np.zeros(10), 2)
     convolution._groups.cache_clear()
-    assert seen == [((groups, 98 // groups, 82), (2, 1, 82, 5))]
+    assert seen == [((groups, 168 // groups, 82), (2, 1, 82, 5))]
 
 
 @pytest.mark.parametrize(
