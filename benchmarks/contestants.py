@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.work import LR, MOMENTUM, SEED, built, examples, stage
 from minifit.composites import weights
 from minifit.lab import speed
-from minifit.lab.parallel import Team, end, keep_freed_memory
+from minifit.lab.parallel import Team, end
 from minifit.lab.sets import Examples
 from minifit.lab.training import DataParallel
 from minifit.optimizers import SGD, update
@@ -155,7 +155,6 @@ class Torch:
 
         # The policy of waiting is left as it is: its threads spin between the operations of a step, which helps it.
         torch.set_num_threads(threads)
-        keep_freed_memory()
         self.network, self.twin = network, twin
         self.twins, self.data = {}, {}
         for format in twin.FORMATS:

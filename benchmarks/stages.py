@@ -27,7 +27,7 @@ from benchmarks.work import SEED
 from minifit import data, experiments, fitnets, networks
 from minifit.composites import leaves, weights
 from minifit.data.preprocessing import ZCA, Whitened
-from minifit.lab.parallel import available, keep_freed_memory
+from minifit.lab.parallel import available
 from minifit.lab.plan import chosen, microbatch, noted, walk
 from minifit.lab.runner import set_up, task_of
 from minifit.lab.training import DataParallel
@@ -170,7 +170,6 @@ class Script:
         from benchmarks import script
 
         torch.set_num_threads(threads)
-        keep_freed_memory()
         with tempfile.TemporaryDirectory() as folder:
             self.run = noise_run(name, preset, count, threads, Path(folder))
         if self.run.task.settings.crops:
@@ -297,7 +296,6 @@ class WholeScript:
         import torch
 
         torch.set_num_threads(options.workers)
-        keep_freed_memory()
         experiment = experiments.EXPERIMENTS[name]
         config = experiment.presets[options.preset]
         if config.crops:
