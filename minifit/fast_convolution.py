@@ -12,6 +12,7 @@ import numpy as np
 
 from minifit.patches import images_innermost, largest
 
+SMALL = 10**6  # OpenBLAS on AVX-512 multiplies without packing the matrices first, up to this many multiplications
 STACK = 2**18  # most numbers in the stacked rows, or in their outputs, at a time
 TRANSFORMED = 2**18  # most numbers in the transforms of a block of images ...
 ROWS = 128  # ... or more, so that matrix products have at least this many rows
@@ -47,17 +48,22 @@ class Stacked:
         return _images_outermost(dx), self.weight_gradient(dy, cache, w)
 
     def weight_gradient(self, dy, cache, w):
-        r, s, c, k = w.shape
-        dw, spans = np.zeros((s, r * c * k), dy.dtype), list(_spans(cache.shape[1], s, self.pad))
-        for rows, stacked in _stacks(cache, r, self.pad, k):
-            dy_rows = np.ascontiguousarray(dy[:, rows].transpose(1, 2, 0, 3))  # (P', Q, N, K)
-            for taps, pixels in spans:
-                windows = _windows(stacked, taps, pixels, self.pad)
-                parts = np.empty((windows.shape[1], windows.shape[2], k), dy.dtype)
-                ones = np.ones(len(parts), dy.dtype)
-                for x_row, dy_row in zip(windows, dy_rows[:, pixels], strict=True):
-                    np.matmul(x_row, dy_row, out=parts)  # Q times (S R C, N) (N, K)
-                    dw[taps] += (ones @ parts.reshape(len(parts), -1)).reshape(-1, r * c * k)
+        # With x as (H, C, W, N), the R C rows that a row of outputs meets under one column of the kernel lie one after
+        # another, each a run of pixels and images. dy has the same pixels and images below one another.
+        (r, s, c, k), (h, wide, _, n) = w.shape, cache.shape
+        x, dy = np.ascontiguousarray(cache.transpose(0, 2, 1, 3)), np.ascontiguousarray(dy.transpose(1, 2, 0, 3))
+        dw, rows = np.zeros((s, r * c, k), dy.dtype), list(_spans(h, r, self.pad))
+        step_w, step_c, step_h = (x.itemsize * n * count for count in (1, wide, wide * c))
+        for tap in range(s):
+            first, last = max(0, self.pad - tap), min(dy.shape[1], wide + self.pad - tap)
+            for pixels in _equal(first, last, max(1, SMALL // (r * c * n * k))):
+                length = (pixels.stop - pixels.start) * n
+                for taps, outputs in rows:
+                    shape = outputs.stop - outputs.start, (taps.stop - taps.start) * c, length
+                    offset = (outputs.start - self.pad + taps.start) * step_h + (pixels.start - self.pad + tap) * step_w
+                    x_rows = np.ndarray(shape, x.dtype, x, offset, (step_h, step_c, x.itemsize))
+                    products = x_rows @ dy[outputs, pixels].reshape(shape[0], length, k)  # (R C, Q' N) (Q' N, K)
+                    dw[tap, taps.start * c : taps.stop * c] += products.sum(axis=0)
         return dw.reshape(s, r, c, k).transpose(1, 0, 2, 3)
 
 
@@ -426,6 +432,13 @@ def _product(matrix, rows):
 def _slices(start, stop, most):
     """Cuts a range into slices of at most so many."""
     return [slice(i, min(i + most, stop)) for i in range(start, stop, most)]
+
+
+def _equal(start, stop, most):
+    """Cuts a range into as few slices, of nearly equal length."""
+    if start >= stop:
+        return []
+    return _slices(start, stop, -(-(stop - start) // -(-(stop - start) // most)))
 
 
 # Reciprocal pairs keep the powers near 1: half the rounding error of the usual 0, 1, -1, 2, -2.
