@@ -384,10 +384,15 @@ class Filtered:
         if self.grid == (1, 1) and self.tile == (h, w):
             return np.ascontiguousarray(_split(rows, c).reshape(h, w, n, c).transpose(2, 0, 1, 3))
         tiles = _split(rows, c).reshape(l1, l2, n, t1, t2, c)
-        whole = np.zeros((n, (t1 - 1) * m1 + l1, (t2 - 1) * m2 + l2, c), rows.dtype)
+        whole = np.empty((n, (t1 - 1) * m1 + l1, (t2 - 1) * m2 + l2, c), rows.dtype)
+        whole[:, t1 * m1 :] = whole[:, :, t2 * m2 :] = 0
         for i in range(l1):
             for j in range(l2):
-                whole[:, i : i + (t1 - 1) * m1 + 1 : m1, j : j + (t2 - 1) * m2 + 1 : m2] += tiles[i, j]
+                inputs = whole[:, i : i + (t1 - 1) * m1 + 1 : m1, j : j + (t2 - 1) * m2 + 1 : m2]
+                if i < m1 and j < m2:  # the first to reach these inputs
+                    inputs[...] = tiles[i, j]
+                else:
+                    inputs += tiles[i, j]
         return whole[:, self.pad : self.pad + h, self.pad : self.pad + w]
 
     def _join(self, tiles, y):

@@ -437,6 +437,7 @@ def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypat
             monkeypatch.setattr(filtering, "TRANSFORMED", numbers)
             monkeypatch.setattr(filtering, "ROWS", rows)
             monkeypatch.setattr(filtering, "BLOCK", numbers)
+            monkeypatch.setattr(filtering, "SMALL", numbers)
             blocks, kept = method.forward(x, w, b)
             close(blocks, y)
             for pieces in (1, 2, 3, 6):
@@ -445,6 +446,14 @@ def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypat
             for found, expected in zip(method.backward(dy, kept, w), (dx, dw), strict=True):
                 close(found, expected)
             close(method.weight_gradient(dy, kept, w), dw)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "most", "ends"),
+    [(0, 22, 20, [11, 22]), (3, 10, 3, [6, 9, 10]), (0, 3, 9, [3]), (2, 4, 1, [3, 4]), (3, 3, 5, []), (4, 3, 5, [])],
+)
+def test_a_range_is_cut_into_as_few_slices_of_nearly_equal_length(start, stop, most, ends):
+    assert filtering._equal(start, stop, most) == [slice(a, b) for a, b in zip([start, *ends], ends, strict=False)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
