@@ -590,3 +590,13 @@ def test_the_slopes_of_softmax_and_eq_2_are_what_scipy_differentiates_them_to(ta
     layer = Softmax(tau)
     dx, _ = layer.backward(dy, layer.forward(logits)[1])
     close((dx * v).sum(), along(lambda a: (dy * layer(a)).sum()), rtol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 9])
+def test_numbers_in_another_byte_order_become_this_machines(n):
+    rng, other = np.random.default_rng(0), np.dtype(np.float32).newbyteorder()
+    w, b, x = (rng.normal(size=shape).astype(other) for shape in ((3, 3, 2, 4), 4, (n, 5, 5, 2)))
+    layer, native = Conv2d(w, b), Conv2d(w.astype(np.float32), b.astype(np.float32))
+    for y in (layer.forward(x)[0], layer.maxout(x, 2), layer(x)):
+        assert y.dtype == np.float32 and y.dtype.isnative
+    close(layer.maxout(x, 2), native.maxout(x.astype(np.float32), 2), rtol=1e-6)
