@@ -118,6 +118,7 @@ def test_an_exported_network_is_a_teacher_channels_last(tmp_path, capsys):
     hint = next(n.output[0] for n in onnx.load(tmp_path / "a.onnx").graph.node if n.op_type == "MaxPool")
     asked, images = FromOnnx(tmp_path / "a.onnx", (8, 8, 2), 3, (hint,)), pictures(4, (8, 8, 2))
     own = FromFile(path, (8, 8, 2), 3)
+    assert not any(w.flags.writeable for w in own.params.values())  # so its filters are transformed once
     np.testing.assert_allclose(asked(images), own(images), rtol=0, atol=1e-5)
     assert asked.layout == "channels last"  # of its input; inside, its maps have channels first
     below = Unit()(images)
