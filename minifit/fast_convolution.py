@@ -212,10 +212,7 @@ class Spectrum:
         return z
 
     def adjoint(self, z):
-        y = self._between(z)
-        for matrix, at, below in self._columns(y, z):
-            np.matmul(matrix.T, below, out=at)
-        return self._rows_adjoint(y)
+        return self.adjoint_by_parts(lambda part: z[part], len(self))
 
     def adjoint_by_parts(self, rows, most):
         """The adjoint of z, of which rows(slice) gives the frequencies of one or more columns at a time."""
@@ -440,7 +437,7 @@ def _slices(start, stop, most):
 
 
 def _equal(start, stop, most):
-    """Cuts a range into as few slices, of nearly equal length."""
+    """Cuts a range into the fewest slices of at most so many, all of nearly equal length."""
     if start >= stop:
         return []
     return _slices(start, stop, -(-(stop - start) // -(-(stop - start) // most)))
