@@ -15,8 +15,9 @@ from math import inf, prod
 import numpy as np
 
 from minifit.backend import array_module
-from minifit.fast_convolution import SMALL, Stacked, fourier, fourier_multiplications, fourier_products, winograd
+from minifit.fast_convolution import fourier, fourier_multiplications, fourier_products, winograd
 from minifit.patches import fold, largest, unfold, view_patches
+from minifit.stacked import SMALL, Stacked
 
 FEW = 8  # with fewer images, the runs of memory in `Stacked` are too short
 MOVED = 40  # cost of a number in the transformed filters, which is written to memory and read once, in multiplications

@@ -1,8 +1,7 @@
-"""Faster methods with the same results: stacked rows for few channels, Winograd's and Fourier's filtering for more.
+"""Faster methods with the same results for many channels: Winograd's and Fourier's filtering.
 
-`convolution` describes a method and chooses one. Winograd's and Fourier's filtering need fewer multiplications than the
-definition. Each is three linear transforms, made here, and both are applied in one way, whose backward pass is its
-exact transpose.
+`convolution` describes a method and chooses one. Both need fewer multiplications than the definition. Each is three
+linear transforms, made here, and both are applied in one way, whose backward pass is its exact transpose.
 """
 
 from dataclasses import dataclass, field
@@ -10,262 +9,12 @@ from weakref import ref
 
 import numpy as np
 
-from minifit.patches import images_innermost, largest
+from minifit.patches import largest
+from minifit.transforms import SPLIT, Inverse, Matrix, Spectrum, empty_rows
 
-SMALL = 10**6  # OpenBLAS on AVX-512 multiplies without packing the matrices first, up to this many multiplications
-STACK = 2**18  # most numbers in the stacked rows, or in their outputs, at a time
 TRANSFORMED = 2**18  # most numbers in the transforms of a block of images ...
 ROWS = 128  # ... or more, so that matrix products have at least this many rows
-SPLIT = 2  # cost of a multiplication in a spectrum's two steps, of small matrices, beside one of a large matrix
 BLOCK = 2**22  # most numbers in the transformed gradient of the filters at a time; limits the memory
-
-
-@dataclass(frozen=True)
-class Stacked:
-    """The definition for few channels and several images. The images lie innermost in memory: x as (H, W, C, N).
-
-    For a few rows of the output at a time, R rows of the map are copied above one another, (P', W, R C, N), with a row
-    of ones below them for the bias. The windows along a row then overlap in memory and need no copy. Each output pixel
-    is a small matrix product, (K, S (R C + 1)) (S (R C + 1), N). Operations on single elements of the output run over
-    long stretches of memory, however few the channels are.
-    """
-
-    pad: int
-    weight = 0.65  # cost of one multiplication beside one of minimal filtering: this method copies less
-
-    def forward(self, x, w, b):
-        x = images_innermost(x)
-        return _images_outermost(_correlate(x, w, self.pad, self.pad, b)), x
-
-    def maxout(self, x, w, b, pieces):
-        return _images_outermost(_correlate(images_innermost(x), w, self.pad, self.pad, b, pieces))
-
-    def backward(self, dy, cache, w):
-        # dx correlates dy, fully padded, with the filters turned by half a circle.
-        r, s, _, _ = w.shape
-        turned = w[::-1, ::-1].transpose(0, 1, 3, 2)
-        dx = _correlate(images_innermost(dy), turned, r - 1 - self.pad, s - 1 - self.pad)
-        return _images_outermost(dx), self.weight_gradient(dy, cache, w)
-
-    def weight_gradient(self, dy, cache, w):
-        # With x as (H, C, W, N), the R C rows that a row of outputs meets under one column of the kernel lie one after
-        # another, each a run of pixels and images. dy has the same pixels and images below one another.
-        (r, s, c, k), (h, wide, _, n) = w.shape, cache.shape
-        x, dy = np.ascontiguousarray(cache.transpose(0, 2, 1, 3)), np.ascontiguousarray(dy.transpose(1, 2, 0, 3))
-        dw, rows = np.zeros((s, r * c, k), dy.dtype), list(_spans(h, r, self.pad))
-        step_w, step_c, step_h = (x.itemsize * n * count for count in (1, wide, wide * c))
-        for tap in range(s):
-            first, last = max(0, self.pad - tap), min(dy.shape[1], wide + self.pad - tap)
-            for pixels in _equal(first, last, max(1, SMALL // (r * c * n * k))):
-                length = (pixels.stop - pixels.start) * n
-                for taps, outputs in rows:
-                    shape = outputs.stop - outputs.start, (taps.stop - taps.start) * c, length
-                    offset = (outputs.start - self.pad + taps.start) * step_h + (pixels.start - self.pad + tap) * step_w
-                    x_rows = np.ndarray(shape, x.dtype, x, offset, (step_h, step_c, x.itemsize))
-                    products = x_rows @ dy[outputs, pixels].reshape(shape[0], length, k)  # (R C, Q' N) (Q' N, K)
-                    dw[tap, taps.start * c : taps.stop * c] += products.sum(axis=0)
-        return dw.reshape(s, r, c, k).transpose(1, 0, 2, 3)
-
-
-def _correlate(x, w, pad_rows, pad_columns, b=None, pieces=1):
-    """x (H, W, C, N), w (R, S, C, K) -> (P, Q, K, N), or the largest of its pieces, (P, Q, K / pieces, N).
-
-    Negative padding leaves out rows or columns at each border.
-    """
-    r, s, c, k = w.shape
-    x = x[max(0, -pad_rows) : x.shape[0] - max(0, -pad_rows), max(0, -pad_columns) : x.shape[1] - max(0, -pad_columns)]
-    (h, wide, _, n), pad_rows, pad_columns = x.shape, max(0, pad_rows), max(0, pad_columns)
-    p, q = h + 2 * pad_rows - r + 1, wide + 2 * pad_columns - s + 1
-    y = np.empty((p, q, k // pieces, n), x.dtype)
-    filters = w.transpose(1, 0, 2, 3).reshape(s, r * c, k)
-    if b is not None:
-        filters = np.concatenate([filters, np.zeros((s, 1, k), w.dtype)], axis=1)
-    spans = []
-    for taps, pixels in _spans(wide, s, pad_columns):
-        part = filters[taps].reshape(-1, k)
-        if b is not None:
-            part = part.copy()
-            part[r * c] = b
-        spans.append((taps, pixels, part.T))
-    for rows, stacked in _stacks(x, r, pad_rows, k, b is not None):
-        z = y[rows] if pieces == 1 else np.empty((len(stacked), q, k, n), x.dtype)
-        if pad_columns >= s:  # some windows meet padding only; backward never pads so wide
-            z[...] = b[:, None]
-        for taps, pixels, part in spans:
-            np.matmul(part, _windows(stacked, taps, pixels, pad_columns), out=z[:, pixels])
-        if pieces > 1:
-            largest(z, pieces, axis=2, out=y[rows])
-    return y
-
-
-def _stacks(x, r, pad, k, biased=False):
-    """x (H, W, C, N) -> (rows, (P', W, R C, N)): stacks R rows of the map, with zeros beyond its border.
-
-    Yields a few rows of the output at a time, so that their stack and their K channels stay in a core's cache.
-    biased: adds a row of ones below, (P', W, R C + 1, N)
-    """
-    h, w, c, n = x.shape
-    high = r * c + biased
-    p, step = h + 2 * pad - r + 1, max(1, STACK // (w * max(high, k) * n))
-    for start in range(0, p, step):
-        stop = min(start + step, p)
-        inside = start >= pad and stop <= h + pad - r + 1
-        stacked = (np.empty if inside else np.zeros)((stop - start, w, high, n), x.dtype)
-        for i in range(r):
-            first = max(start, pad - i)
-            last = max(first, min(stop, h + pad - i))
-            stacked[first - start : last - start, :, i * c : (i + 1) * c] = x[first + i - pad : last + i - pad]
-        if biased:
-            stacked[:, :, r * c] = 1
-        yield slice(start, stop), stacked
-
-
-def _spans(wide, s, pad):
-    """Yields pairs (taps, pixels): the columns of a kernel that meet the map at these of the Q outputs of a row."""
-    q = wide + 2 * pad - s + 1
-    first, last = min(pad, q), max(min(pad, q), wide + pad - s + 1)  # outputs whose windows lie within the map
-    for start, stop in [*((i, i + 1) for i in range(first)), (first, last), *((i, i + 1) for i in range(last, q))]:
-        taps = slice(max(0, pad - start), min(s, wide + pad - start))
-        if start < stop and taps.start < taps.stop:
-            yield taps, slice(start, stop)
-
-
-def _windows(stacked, taps, pixels, pad):
-    """Views stacked rows (P, W, D, N) as the windows under these taps at these outputs: (P, Q', S' D, N)."""
-    p, _, d, n = stacked.shape
-    step_p, step_q, step_d, step_n = stacked.strides
-    shape = p, pixels.stop - pixels.start, (taps.stop - taps.start) * d, n
-    offset = (pixels.start - pad + taps.start) * step_q
-    return np.ndarray(shape, stacked.dtype, stacked, offset, (step_p, step_q, step_d, step_n))
-
-
-def _images_outermost(y):
-    """(P, Q, K, N) -> (N, P, Q, K), without a copy."""
-    return y.transpose(3, 0, 1, 2)
-
-
-@dataclass(frozen=True, eq=False)
-class Matrix:
-    """A transform of the rows of an array by one matrix, y = m x, and its adjoint.   m (M, L)   x (L, n)   y (M, n)
-
-    ones: the last column of m is for the bias, and the adjoint leaves it out
-    """
-
-    m: np.ndarray
-    ones: bool = False
-
-    def __len__(self):
-        return len(self.m)
-
-    @property
-    def cost(self):
-        """Multiplications for one column of x, without the bias."""
-        return len(self.m) * (self.m.shape[1] - self.ones)
-
-    def __call__(self, x):
-        return _product(self.m, x)
-
-    def adjoint(self, y):
-        return _product((self.m[:, :-1] if self.ones else self.m).T, y)
-
-    def adjoint_by_parts(self, rows, most):
-        """The adjoint of y, of which rows(slice) gives at most so many rows at a time."""
-        return sum(self.m[part].T @ rows(part) for part in _slices(0, len(self.m), most))
-
-
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """A discrete Fourier transform of real maps x (H W, n) in two steps, first along their rows, then along columns.
-
-    Of the L2 frequencies along a row one, or two if L2 is even, have real values. The others are conjugate pairs, and
-    one of each pair is enough: its real and its imaginary part.
-    """
-
-    along: np.ndarray  # (L2, W): the real values, then two parts for each pair
-    real: np.ndarray  # (F0, H): what is taken of the transform of a column of real values
-    paired: np.ndarray  # (F1, 2 H): the same of complex values, of which the H real parts come first
-
-    def __len__(self):
-        return self._reals * len(self.real) + self._pairs * len(self.paired)
-
-    @property
-    def _reals(self):
-        return 2 - len(self.along) % 2
-
-    @property
-    def _pairs(self):
-        return (len(self.along) - 1) // 2
-
-    @property
-    def cost(self):
-        """Multiplications for one column of x, times SPLIT."""
-        columns = self._reals * self.real.size + self._pairs * self.paired.size
-        return SPLIT * (self.real.shape[1] * self.along.size + columns)
-
-    def __call__(self, x):
-        y, z = self._between(x), _rows(len(self), x.shape[1], x.dtype)
-        (l2, wide), h = self.along.shape, self.real.shape[1]
-        maps, by_row = x.reshape(h, wide, -1), y.reshape(l2, h, -1).transpose(1, 0, 2)
-        np.matmul(self.along, maps, out=by_row)  # H times (L2, W) (W, n)
-        for matrix, at, below in self._columns(y, z):
-            np.matmul(matrix, at, out=below)
-        return z
-
-    def adjoint(self, z):
-        return self.adjoint_by_parts(lambda part: z[part], len(self))
-
-    def adjoint_by_parts(self, rows, most):
-        """The adjoint of z, of which rows(slice) gives the frequencies of one or more columns at a time."""
-        y, h, reals, start = None, self.real.shape[1], self._reals, 0
-        for matrix, columns in ((self.real, reals), (self.paired, self._pairs)):
-            f, size = matrix.shape
-            for part in _slices(0, columns, max(1, most // f)):
-                z = rows(slice(start + part.start * f, start + part.stop * f))
-                y = self._between(z) if y is None else y
-                first = part.start * h if matrix is self.real else (reals + 2 * part.start) * h
-                at = y[first : first + (part.stop - part.start) * size].reshape(-1, size, z.shape[1])
-                np.matmul(matrix.T, z.reshape(len(at), f, -1), out=at)
-            start += columns * f
-        return self._rows_adjoint(y)
-
-    def _between(self, x):
-        """Room for the maps between the two steps, (L2 H, n)."""
-        return _rows(len(self.along) * self.real.shape[1], x.shape[1], x.dtype)
-
-    def _columns(self, y, z):
-        """Pairs the columns of y (L2 H, n) with their frequencies in z: (matrix, (columns, L, n), (columns, M, n))."""
-        n, first, real = z.shape[1], self._reals * self.real.shape[1], self._reals * len(self.real)
-        for matrix, at, below in ((self.real, y[:first], z[:real]), (self.paired, y[first:], z[real:])):
-            if len(at):
-                yield matrix, at.reshape(-1, matrix.shape[1], n), below.reshape(-1, len(matrix), n)
-
-    def _rows_adjoint(self, y):
-        (l2, wide), h, n = self.along.shape, self.real.shape[1], y.shape[1]
-        x = _rows(h * wide, n, y.dtype)
-        np.matmul(self.along.T, y.reshape(l2, h, n).transpose(1, 0, 2), out=x.reshape(h, wide, n))
-        return x
-
-
-@dataclass(frozen=True, eq=False)
-class Inverse:
-    """The adjoint of a spectrum as a transform. The last row of z is the bias of every pixel.
-
-    A spectrum whose first row is 1 / size everywhere has an adjoint to which size times a number adds that number.
-    """
-
-    spectrum: Spectrum
-    size: int
-
-    @property
-    def cost(self):
-        return self.spectrum.cost
-
-    def __call__(self, z):
-        z[0] += self.size * z[-1]
-        return self.spectrum.adjoint(z[:-1])
-
-    def adjoint(self, y):
-        return self.spectrum(y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,12 +62,18 @@ class Filtered:
         shape, u, blocks = cache
         dx, dw = np.empty(shape, dy.dtype), np.zeros(w.shape, dy.dtype)
         for images, v in blocks:
-            dz = self._products(dy[images])
-            dv = _rows(*v.shape, dy.dtype)
-            np.matmul(dz, u.transpose(0, 2, 1), out=_split(dv, shape[3]))  # F times (T, K) (K, C)
-            dx[images] = self._cut_adjoint(self.b.adjoint(dv), dx[images].shape)
-            dw += self._filters(dz, v, w)
+            dx[images], of_block = self._gradients(dy[images], v, u, w, dx[images].shape)
+            dw += of_block
         return dx, dw
+
+    def _gradients(self, dy, v, u, w, shape):
+        """backward for a block of images."""
+        dz = self._products(dy)
+        dw = self._filters(dz, v, w)
+        dv = empty_rows(*v.shape, dy.dtype)
+        np.matmul(dz, u.transpose(0, 2, 1), out=_split(dv, shape[3]))  # F times (T, K) (K, C)
+        del dz  # the transforms are large
+        return self._cut_adjoint(self.b.adjoint(dv), shape), dw
 
     def weight_gradient(self, dy, cache, w):
         return sum(self._filters(self._products(dy[images]), v, w) for images, v in cache[2])
@@ -341,7 +96,7 @@ class Filtered:
     def _outputs(self, v, u, b):
         """v (F, T C), u (F, C, K), b (K,) -> (m1 m2, T, K)"""
         f, c, k = u.shape
-        z = _rows(f + 1, v.shape[1] // c * k, v.dtype)
+        z = empty_rows(f + 1, v.shape[1] // c * k, v.dtype)
         np.matmul(_split(v, c), u, out=_split(z[:f], k))  # F times (T, C) (C, K)
         _split(z[f:], k)[...] = b
         return _split(self.a(z), k)
@@ -363,7 +118,7 @@ class Filtered:
         """x (N, H, W, C) -> (L1 L2, T C): the inputs of every tile."""
         n, h, w, c = x.shape
         (l1, l2), (m1, m2), (t1, t2) = self.tile, self.step, self.grid
-        rows = _rows(l1 * l2, n * t1 * t2 * c, x.dtype)
+        rows = empty_rows(l1 * l2, n * t1 * t2 * c, x.dtype)
         if self.grid == (1, 1) and self.tile == (h, w):  # one tile, which is the map
             tiles = x.transpose(1, 2, 0, 3)
         else:
@@ -408,39 +163,15 @@ class Filtered:
             whole = np.zeros((n, t1 * m1, t2 * m2, k), dy.dtype)
             whole[:, :p, :q] = dy
             dy = whole
-        rows = _rows(m1 * m2, n * t1 * t2 * k, dy.dtype)
+        rows = empty_rows(m1 * m2, n * t1 * t2 * k, dy.dtype)
         tiles = _split(rows, k).reshape(m1, m2, n, t1, t2, k)
         tiles[...] = dy.reshape(n, t1, m1, t2, m2, k).transpose(2, 4, 0, 1, 3, 5)
         return rows
 
 
-def _rows(count, length, dtype):
-    """Returns an empty (count, length) array with gaps between its rows.
-
-    Rows that start at multiples of a power of two share a few lines of the cache, which halves the speed of a product.
-    """
-    return np.empty((count, length + 16), dtype)[:, :length]
-
-
 def _split(rows, c):
     """(F, T C) -> (F, T, C), without a copy."""
     return rows.reshape(len(rows), rows.shape[1] // c, c)
-
-
-def _product(matrix, rows):
-    return np.matmul(matrix, rows, out=_rows(len(matrix), rows.shape[1], rows.dtype))
-
-
-def _slices(start, stop, most):
-    """Cuts a range into slices of at most so many."""
-    return [slice(i, min(i + most, stop)) for i in range(start, stop, most)]
-
-
-def _equal(start, stop, most):
-    """Cuts a range into the fewest slices of at most so many, all of nearly equal length."""
-    if start >= stop:
-        return []
-    return _slices(start, stop, -(-(stop - start) // -(-(stop - start) // most)))
 
 
 # Reciprocal pairs keep the powers near 1: half the rounding error of the usual 0, 1, -1, 2, -2.

@@ -182,14 +182,14 @@ class Maxout(Layer):
         # it won; the first piece gets what is left.
         if array_module(dy) is not np:
             return kernels.maxout_backward(dy, cache, self.pieces), {}
-        m, k = self.pieces, dy.shape[-1]
         dy = _laid_out_as(cache, dy)
-        dx = np.empty_like(dy, shape=(*dy.shape[:-1], m * k))
-        for piece in range(m - 1, 0, -1):
-            taken = dx[..., piece * k : (piece + 1) * k]
-            np.multiply(dy, cache[piece - 1], out=taken)
-            dy = dy - taken
-        dx[..., :k] = dy
+        dx = np.empty_like(dy, shape=(*dy.shape[:-1], self.pieces * dy.shape[-1]))
+        first, *others = parts(dx, self.pieces)
+        for taken, larger in zip(reversed(others), reversed(cache), strict=True):
+            np.multiply(dy, larger, out=taken)
+            dy = np.subtract(dy, taken, out=first)
+        if not others:
+            first[...] = dy
         return dx, {}
 
 

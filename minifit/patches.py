@@ -72,3 +72,15 @@ def largest(z, pieces, axis=-1, out=None):
     for part in others:
         y = out = array_module(z).maximum(y, part, out=out)
     return y
+
+
+def slices(start, stop, most):
+    """Cuts a range into slices of at most so many."""
+    return [slice(i, min(i + most, stop)) for i in range(start, stop, most)]
+
+
+def equal_slices(start, stop, most):
+    """Cuts a range into the fewest slices of at most so many, all of nearly equal length."""
+    if start >= stop:
+        return []
+    return slices(start, stop, -(-(stop - start) // -(-(stop - start) // most)))

@@ -20,6 +20,8 @@ PAPER = (
     "stages",
     "kernels",
     "patches",
+    "transforms",
+    "stacked",
     "fast_convolution",
     "convolution",
     "layers",

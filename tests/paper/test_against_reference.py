@@ -11,11 +11,13 @@ from scipy.differentiate import derivative
 from scipy.signal import convolve, correlate
 from scipy.special import log_softmax as scipys_log_softmax
 
-from minifit import convolution, layers, losses, optimizers, problems
+from minifit import convolution, layers, losses, optimizers, problems, stacked, transforms
 from minifit import fast_convolution as filtering
 from minifit.composites import Sequential
 from minifit.layers import Conv2d, Dropout, Maxout, MaxPool2d, Softmax
-from minifit.patches import fold, unfold
+from minifit.patches import equal_slices, fold, unfold
+from minifit.stacked import Stacked
+from minifit.transforms import SPLIT
 from reference import ops, train
 from reference import optimizers as reference_optimizers
 
@@ -144,7 +146,7 @@ def test_the_multiplications_of_every_method_are_those_of_its_products(size, pad
     there = size[0] * l2 * size[1] + (reals * of_real + pairs * 3 * l1 * 2) * size[0]  # along rows, then along columns
     back = p * l2 * q + (reals * of_real + pairs * 3 * l1 * 2) * p
     products = reals * of_real + pairs * 3 * l1
-    assert fourier.multiplications(kernel) == filtering.SPLIT * (there * c + back * k) + products * c * k
+    assert fourier.multiplications(kernel) == SPLIT * (there * c + back * k) + products * c * k
 
 
 @pytest.mark.parametrize("kernel", [(3, 3, 2, 5), (5, 4, 3, 2), (1, 1, 1, 1)])
@@ -168,13 +170,13 @@ KERNELS = [
 ]
 
 
-@pytest.mark.parametrize(("n", "definition"), [(1, convolution.Unfolded), (8, filtering.Stacked)])
+@pytest.mark.parametrize(("n", "definition"), [(1, convolution.Unfolded), (8, Stacked)])
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_a_convolution_is_computed_with_the_fewest_multiplications_each_methods_weighed(kernel, n, definition):
     for pad in range(4):
         for extent in range(max(1, kernel[0] - 2 * pad), 17):
             size = extent, extent + 1
-            weight = {convolution.Unfolded: 1.5, filtering.Stacked: 0.65}[definition]
+            weight = {convolution.Unfolded: 1.5, Stacked: 0.65}[definition]
             costs = {definition(pad): weight * convolution.multiplications(size, kernel, pad)}
             if kernel[:2] == (3, 3):
                 tiles = filtering.winograd(size, kernel[:2], pad, np.dtype("f8"))
@@ -278,8 +280,8 @@ def test_a_filtering_is_made_once_for_any_number_of_images():
     ("n", "filters", "method"),
     [
         (7, 62_500, convolution.Unfolded),
-        (8, 2, filtering.Stacked),
-        (8, 62_500, filtering.Stacked),
+        (8, 2, Stacked),
+        (8, 62_500, Stacked),
         (8, 62_501, convolution.Unfolded),
     ],
 )
@@ -427,17 +429,17 @@ def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypat
     rng = np.random.default_rng(0)
     x, w, b = rng.normal(size=(9, *size, 2)), rng.normal(size=(3, 3, 2, 6)), rng.normal(size=6)
     at = size, (3, 3), pad, np.float64
-    for method in (filtering.Stacked(pad), filtering.winograd(*at), filtering.fourier(*at)):
+    for method in (Stacked(pad), filtering.winograd(*at), filtering.fourier(*at)):
         monkeypatch.undo()
         y, kept = method.forward(x, w, b)
         dy = rng.normal(size=y.shape)
         dx, dw = method.backward(dy, kept, w)
         for numbers, rows in ((1, 1), (500, 1), (1, 7), (1500, 20)):
-            monkeypatch.setattr(filtering, "STACK", numbers)
+            monkeypatch.setattr(stacked, "STACK", numbers)
             monkeypatch.setattr(filtering, "TRANSFORMED", numbers)
             monkeypatch.setattr(filtering, "ROWS", rows)
             monkeypatch.setattr(filtering, "BLOCK", numbers)
-            monkeypatch.setattr(filtering, "SMALL", numbers)
+            monkeypatch.setattr(stacked, "SMALL", numbers)
             blocks, kept = method.forward(x, w, b)
             close(blocks, y)
             for pieces in (1, 2, 3, 6):
@@ -453,7 +455,7 @@ def test_a_convolution_in_blocks_is_the_convolution_at_once(size, pad, monkeypat
     [(0, 22, 20, [11, 22]), (3, 10, 3, [6, 9, 10]), (0, 3, 9, [3]), (2, 4, 1, [3, 4]), (3, 3, 5, []), (4, 3, 5, [])],
 )
 def test_a_range_is_cut_into_as_few_slices_of_nearly_equal_length(start, stop, most, ends):
-    assert filtering._equal(start, stop, most) == [slice(a, b) for a, b in zip([start, *ends], ends, strict=False)]
+    assert equal_slices(start, stop, most) == [slice(a, b) for a, b in zip([start, *ends], ends, strict=False)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -525,7 +527,7 @@ def test_single_precision_is_kept_on_the_way(make, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(filtering, "_product", seen(filtering._product))
+    monkeypatch.setattr(transforms, "_product", seen(transforms._product))
     monkeypatch.setattr(of, "_filters", seen(of._filters))
     rng, method = np.random.default_rng(0), make((7, 6), (3, 3), 1, np.float32)
     x, w, b, dy = (rng.random(shape, np.float32) for shape in ((9, 7, 6, 2), (3, 3, 2, 5), 5, (9, 7, 6, 5)))
